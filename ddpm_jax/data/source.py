@@ -1,0 +1,56 @@
+"""What a source of images is, and the one that lies in memory."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """Random access to images and labels; stateless and picklable, so that workers may share it.
+
+    An element is `{"image": uint8 (H, W, C) with C = 1 or 3, "label": np.int32 scalar}`; sizes may differ
+    from one element to the next. `class_names` names the labels `0 .. len(class_names) - 1`; it is empty
+    where the source has no labels, and every label is then 0.
+
+    Two optional attributes spare reading images for their labels: `labels`, int32 (N,), and
+    `labels_within_class_names = True` where the format itself promises `0 <= label < len(class_names)`.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """The element at `index`; IndexError outside `-N .. N - 1`."""
+        ...
+
+
+class ArraySource:
+    """Images and labels held in memory.
+
+    Args:
+        name: what to call it in messages.
+        images: uint8 (N, H, W) or (N, H, W, C), C = 1 or 3, N >= 1.
+        labels: integers (N,) that index `class_names`; None where there are none.
+        class_names: one name for each class; empty without labels.
+    """
+
+    def __init__(
+        self, name: str, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
+    ):
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.images = images[..., None] if images.ndim == 3 else images
+        self.labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The element at `index`."""
+        return {"image": self.images[index], "label": self.labels[index]}

@@ -1,0 +1,63 @@
+"""From a spec on the command line (`digits`, `idx:PATH`, `folder:PATH`, ...) to a source."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from ddpm_jax.data.digits import open_digits
+from ddpm_jax.data.folder import open_folder
+from ddpm_jax.data.idx import holds_idx, open_idx
+from ddpm_jax.data.npz import open_npz
+from ddpm_jax.data.source import Source
+from ddpm_jax.data.tfds import open_tfds
+from ddpm_jax.errors import UserError
+
+OnBadImage = Literal["stop", "skip"]
+
+FORMS = """\
+  digits                        scikit-learn's 8 x 8 digits
+  idx:PATH[:train|:test]        IDX files of MNIST or Fashion-MNIST     idx:data/mnist:test
+  folder:PATH                   images, or a subfolder for each class   folder:photos
+  npz:PATH                      a NumPy archive with images, labels     npz:cifar.npz
+  tfds:NAME[/config][:split]    TensorFlow Datasets                     tfds:cifar10:train
+  PATH                          a folder or an .npz file"""
+
+
+def open_source(spec: str, *, on_bad_image: OnBadImage = "stop") -> Source:
+    """Open a data source by its spec (the forms are in `FORMS`).
+
+    Args:
+        spec: which data; a bare path is taken for what lies there.
+        on_bad_image: of a folder: "stop" at an unreadable image, or "skip" to the next one.
+
+    Raises:
+        UserError: an unknown spec or option, or data that is missing or damaged.
+    """
+    if on_bad_image not in get_args(OnBadImage):
+        raise UserError(f"on_bad_image must be 'stop' or 'skip'; on_bad_image = {on_bad_image!r}.")
+    kind, _, rest = spec.partition(":")
+    if kind == "digits" and not rest:
+        return open_digits()
+    if rest:
+        path = Path(rest).expanduser()
+        if kind == "idx":
+            return open_idx(*_path_and_split(rest))
+        if kind == "folder":
+            return open_folder(path, on_bad_image)
+        if kind == "npz":
+            return open_npz(path)
+        if kind == "tfds":
+            return open_tfds(rest)
+    path = Path(spec).expanduser()
+    if spec and path.is_dir():
+        return open_idx(path) if holds_idx(path) else open_folder(path, on_bad_image)
+    if path.suffix.lower() == ".npz":
+        return open_npz(path)
+    raise UserError(f"the data source {spec!r} is not known, and no folder of that name exists. The forms are\n{FORMS}")
+
+
+def _path_and_split(text: str) -> tuple[Path, str | None]:
+    whole = Path(text).expanduser()
+    head, _, tail = text.rpartition(":")
+    if head and tail in ("train", "test") and not whole.exists():
+        return Path(head).expanduser(), tail
+    return whole, None

@@ -1,0 +1,48 @@
+"""A network as a pure function of plain pytrees, so that jit never sees a module."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+Variables = dict[str, Any]
+"""{"params": nested dict of arrays, "batch_stats": the same for running statistics, empty where a network has none}."""
+
+
+def split(model: nnx.Module, *, training: bool = False) -> tuple[nnx.GraphDef, Variables]:
+    """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch."""
+    view = nnx.view(model, deterministic=not training, use_running_average=not training, raise_if_not_found=False)
+    graphdef, params, batch_stats = nnx.split(view, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    return graphdef, {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+
+
+def apply(
+    graphdef: nnx.GraphDef,
+    variables: Variables,
+    x_t: Float[Array, "b *shape"],
+    t: Int[Array, "b"],
+    labels: Int[Array, "b"] | None = None,
+    *,
+    key: jax.Array | None = None,
+    dtype: Any = None,
+) -> tuple[Float[Array, "b *out"], Any]:
+    """The network's output in the dtype of x_t, and its running statistics after the call.
+
+    key: randomness of dropout, needed only where training uses it. dtype: compute dtype; the parameters and x_t are cast to it,
+    so that parameters kept in float32 see their gradients in float32 (None: no cast).
+    """
+    params = variables["params"]
+    x = x_t
+    if dtype is not None:
+        params, x = jax.tree.map(lambda a: a.astype(dtype), (params, x_t))
+    model = nnx.merge(graphdef, _as_state(params, nnx.Param), _as_state(variables["batch_stats"], nnx.BatchStat))
+    rngs = None if key is None else nnx.Rngs(dropout=key)
+    output = model(x, t, labels, rngs=rngs)
+    batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    return output.astype(jnp.result_type(x_t)), batch_stats
+
+
+def _as_state(tree: Any, kind: type[nnx.Variable]) -> nnx.State:
+    return nnx.State(jax.tree.map(kind, tree))

@@ -1,0 +1,165 @@
+"""`unet`: the network of the DDPM paper (Ho et al. 2020) with the options of improved DDPM and guided diffusion (ADM)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.errors import UserError
+from ddpm_jax.models.layers import (
+    Attention,
+    Downsample,
+    Image,
+    ResBlock,
+    TimeMLP,
+    Upsample,
+    conv,
+    double_nearest,
+    group_norm,
+    halve_mean,
+    zeros,
+)
+
+
+class Level(nnx.Module):
+    """The blocks at one image size, each followed by attention where the size asks for it, then the way to the next size."""
+
+    def __init__(
+        self,
+        blocks: list[ResBlock],
+        attentions: list[Attention],
+        *,
+        downsample: Downsample | ResBlock | None = None,
+        upsample: Upsample | ResBlock | None = None,
+    ):
+        self.blocks = nnx.List(blocks)
+        self.attentions = nnx.List(attentions)
+        self.downsample = downsample
+        self.upsample = upsample
+
+    def stage(self, index: int, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None) -> Image:
+        """Block number `index`, and its attention."""
+        x = self.blocks[index](x, time, rngs)
+        return self.attentions[index](x) if len(self.attentions) else x
+
+
+class Middle(nnx.Module):
+    """Block, attention, block at the smallest size."""
+
+    def __init__(self, block1: ResBlock, attention: Attention, block2: ResBlock):
+        self.block1, self.attention, self.block2 = block1, attention, block2
+
+    def __call__(self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None) -> Image:
+        """(B, H, W, C) in and out."""
+        return self.block2(self.attention(self.block1(x, time, rngs)), time, rngs)
+
+
+class UNet(nnx.Module):
+    """(x_t, t, labels) -> eps: convolutional encoder and decoder joined by skips; see `configs.UNet` for the options."""
+
+    def __init__(self, config: configs.UNet, *, rngs: nnx.Rngs):
+        self.config = config
+        time_dim = 4 * config.dim
+        widths = [config.dim * mult for mult in config.dim_mults]
+        sizes = [config.image_size // 2**level for level in range(len(widths))]
+        last = len(widths) - 1
+
+        def block(in_dim, out_dim, resample=None):
+            return ResBlock(
+                in_dim,
+                out_dim,
+                time_dim,
+                groups=config.norm_groups,
+                dropout=config.dropout,
+                conditioning=config.time_conditioning,
+                resample=resample,
+                rngs=rngs,
+            )
+
+        def attention(dim):
+            heads = config.num_heads if config.head_dim is None else dim // config.head_dim
+            return Attention(dim, num_heads=heads, groups=config.norm_groups, rngs=rngs)
+
+        def attentions(level, count):
+            wanted = sizes[level] in config.attention_resolutions
+            return [attention(widths[level]) for _ in range(count)] if wanted else []
+
+        def downsample(dim):
+            return Downsample(dim, rngs=rngs) if config.resample == "conv" else block(dim, dim, halve_mean)
+
+        def upsample(dim):
+            return Upsample(dim, rngs=rngs) if config.resample == "conv" else block(dim, dim, double_nearest)
+
+        self.conv_in = conv(config.channels, config.dim, 3, rngs=rngs)
+        self.time_mlp = TimeMLP(config.dim, time_dim, rngs=rngs)
+        self.class_embed = (
+            None
+            if config.num_classes is None
+            else nnx.Embed(config.num_classes, time_dim, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
+        )
+
+        dim, skips, down = config.dim, [config.dim], []
+        for level, width in enumerate(widths):
+            blocks = [block(dim if i == 0 else width, width) for i in range(config.num_blocks)]
+            resample = downsample(width) if level < last else None
+            down.append(Level(blocks, attentions(level, config.num_blocks), downsample=resample))
+            skips += [width] * (config.num_blocks + (level < last))
+            dim = width
+        self.down = nnx.List(down)
+
+        self.middle = Middle(block(dim, dim), attention(dim), block(dim, dim))
+
+        up = []
+        for level, width in reversed(list(enumerate(widths))):
+            blocks = [block((dim if i == 0 else width) + skips.pop(), width) for i in range(config.num_blocks + 1)]
+            resample = upsample(width) if level > 0 else None
+            up.append(Level(blocks, attentions(level, config.num_blocks + 1), upsample=resample))
+            dim = width
+        self.up = nnx.List(up)
+
+        out_channels = config.channels * (2 if config.learn_variance else 1)
+        self.norm_out = group_norm(dim, config.norm_groups, rngs=rngs)
+        self.conv_out = conv(dim, out_channels, 3, init=zeros, rngs=rngs)
+
+    def __call__(
+        self,
+        x_t: Image,
+        t: Int[Array, "b"],
+        labels: Int[Array, "b"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b h w out"]:
+        """Predict from x_t (B, H, W, C) at timesteps t (B,), for classes labels (B,); rngs: dropout's, while training.
+
+        Raises:
+            UserError: labels missing for a class-conditional network, or given to another.
+        """
+        if (labels is None) != (self.class_embed is None):
+            need = "needs" if labels is None else "takes no"
+            raise UserError(f"a unet with num_classes = {self.config.num_classes} {need} labels.")
+        time = self.time_mlp(t, x_t.dtype)
+        if self.class_embed is not None:
+            time = time + self.class_embed.embedding[labels]  # nnx.Embed itself casts to the dtype it was made with
+
+        x = self.conv_in(x_t)
+        skips = [x]
+        for level in self.down:
+            for index in range(len(level.blocks)):
+                x = level.stage(index, x, time, rngs)
+                skips.append(x)
+            if level.downsample is not None:
+                x = self._resample(level.downsample, x, time, rngs)
+                skips.append(x)
+        x = self.middle(x, time, rngs)
+        for level in self.up:
+            for index in range(len(level.blocks)):
+                x = level.stage(index, jnp.concatenate([x, skips.pop()], axis=-1), time, rngs)
+            if level.upsample is not None:
+                x = self._resample(level.upsample, x, time, rngs)
+        return self.conv_out(nnx.silu(self.norm_out(x)))
+
+    @staticmethod
+    def _resample(
+        module: Downsample | Upsample | ResBlock, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None
+    ) -> Image:
+        return module(x, time, rngs) if isinstance(module, ResBlock) else module(x)

@@ -1,0 +1,205 @@
+"""Noise schedules: float64 tables on the host, one immutable `Schedule`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ddpm_jax.errors import UserError
+
+Table = np.ndarray
+"""A float64 array indexed by the timestep t."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """How much noise a discrete chain carries at every timestep: x_t = sqrt(A_t) x_0 + sqrt(1 - A_t) eps.
+
+    Every table is float64 and indexed by t. `first` is the smallest t at which a network is trained: 0 for tables of T
+    entries, 1 for tables of T + 1 entries whose entry 0 stands for (almost) clean data. Schedules with equal tables are equal.
+
+    Raises:
+        UserError: a beta lies outside [0, 1], A does not fall, or the table is empty.
+    """
+
+    betas: Table
+    alphas_cumprod: Table
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.betas) <= self.first:
+            raise UserError(f"num_steps must be at least 1; got {len(self.betas) - self.first}.")
+        trained = self.betas[self.first :]
+        wrong = np.flatnonzero(~((trained > 0) & (trained <= 1)))
+        if wrong.size:
+            t = int(wrong[0]) + self.first
+            raise UserError(f"betas must lie in (0, 1]; betas[{t}] = {self.betas[t]:g}. Change beta_start or beta_end.")
+        for table in (self.betas, self.alphas_cumprod):
+            table.setflags(write=False)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Schedule)
+            and self.first == other.first
+            and np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+            and np.array_equal(self.betas, other.betas)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.first, self.alphas_cumprod.tobytes()))
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of timesteps a network is trained at."""
+        return len(self.betas) - self.first
+
+    @cached_property
+    def timesteps(self) -> np.ndarray:
+        """The T valid timesteps, ascending, int32: 0..T-1 or 1..T."""
+        return np.arange(self.first, self.first + self.num_steps, dtype=np.int32)
+
+    @cached_property
+    def alphas(self) -> Table:
+        """1 - beta_t."""
+        return 1.0 - self.betas
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Table:
+        """A_{t-1}; 1 before the first entry."""
+        return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> Table:
+        """alpha_t of x_t = alpha_t x_0 + sigma_t eps."""
+        return np.sqrt(self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> Table:
+        """sigma_t of x_t = alpha_t x_0 + sigma_t eps."""
+        return np.sqrt(1.0 - self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recip_alphas(self) -> Table:
+        """1 / sqrt(1 - beta_t)."""
+        return np.sqrt(_ratio(1.0, self.alphas, at_zero=np.inf))
+
+    @cached_property
+    def sqrt_recip_alphas_cumprod(self) -> Table:
+        """1 / sqrt(A_t): the weight of x_t in x_0."""
+        return np.sqrt(_ratio(1.0, self.alphas_cumprod, at_zero=np.inf))
+
+    @cached_property
+    def sqrt_recipm1_alphas_cumprod(self) -> Table:
+        """sqrt(1 / A_t - 1): the weight of -eps in x_0."""
+        return np.sqrt(_ratio(1.0 - self.alphas_cumprod, self.alphas_cumprod, at_zero=np.inf))
+
+    @cached_property
+    def snr(self) -> Table:
+        """Signal-to-noise ratio A_t / (1 - A_t); infinite where there is no noise."""
+        return _ratio(self.alphas_cumprod, 1.0 - self.alphas_cumprod, at_zero=np.inf)
+
+    @cached_property
+    def posterior_variance(self) -> Table:
+        """Variance of q(x_{t-1} | x_t, x_0): beta_t (1 - A_{t-1}) / (1 - A_t) (DDPM, eq. 7)."""
+        return _ratio(self.betas * (1.0 - self.alphas_cumprod_prev), 1.0 - self.alphas_cumprod, at_zero=0.0)
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Table:
+        """Logarithm of the posterior variance; the zero at the start is replaced by its successor (or by beta)."""
+        variance = self.posterior_variance.copy()
+        zero = variance == 0
+        following = np.append(variance[1:], 0.0)
+        variance[zero] = np.where(following > 0, following, self.betas)[zero]
+        with np.errstate(divide="ignore"):
+            return np.log(variance)
+
+    @cached_property
+    def posterior_mean_coef1(self) -> Table:
+        """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0): sqrt(A_{t-1}) beta_t / (1 - A_t)."""
+        return _ratio(np.sqrt(self.alphas_cumprod_prev) * self.betas, 1.0 - self.alphas_cumprod, at_zero=1.0)
+
+    @cached_property
+    def posterior_mean_coef2(self) -> Table:
+        """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0): sqrt(a_t) (1 - A_{t-1}) / (1 - A_t)."""
+        weight = np.sqrt(self.alphas) * (1.0 - self.alphas_cumprod_prev)
+        return _ratio(weight, 1.0 - self.alphas_cumprod, at_zero=0.0)
+
+
+def _ratio(above: Table | float, below: Table, at_zero: float) -> Table:
+    """above / below, with `at_zero` where below is 0 (the limit there)."""
+    return np.divide(above, below, out=np.full_like(below, at_zero), where=below != 0)
+
+
+def from_betas(betas: Table) -> Schedule:
+    """The schedule over t = 0..T-1 with the given betas, shape (T,), each in (0, 1]."""
+    betas = np.array(betas, dtype=np.float64)
+    return Schedule(betas, np.cumprod(1.0 - betas))
+
+
+def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """betas evenly spaced over [beta_start, beta_end], t = 0..T-1 (Ho et al. 2020, section 4).
+
+    Raises:
+        UserError: num_steps below 1, or a beta outside (0, 1].
+    """
+    return from_betas(np.linspace(beta_start, beta_end, _checked(num_steps)))
+
+
+def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """betas whose square roots are evenly spaced, t = 0..T-1.
+
+    Raises:
+        UserError: num_steps below 1, or a beta outside (0, 1].
+    """
+    if min(beta_start, beta_end) <= 0:
+        raise UserError(f"beta_start and beta_end must lie in (0, 1]; got {beta_start:g} and {beta_end:g}.")
+    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _checked(num_steps)) ** 2)
+
+
+def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """betas along the logistic curve over [-6, 6], scaled into [beta_start, beta_end], t = 0..T-1.
+
+    Raises:
+        UserError: num_steps below 1, or a beta outside (0, 1].
+    """
+    logistic = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, _checked(num_steps))))
+    return from_betas(logistic * (beta_end - beta_start) + beta_start)
+
+
+def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """A_t along cos^2, each beta clipped at max_beta, t = 0..T-1 (Nichol & Dhariwal 2021, eq. 17).
+
+    Raises:
+        UserError: num_steps below 1, s not positive, or max_beta outside (0, 1].
+    """
+    if s <= 0:
+        raise UserError(f"s must be positive; got {s:g}.")
+    time = np.arange(_checked(num_steps) + 1) / num_steps
+    curve = np.cos((time + s) / (1.0 + s) * np.pi / 2) ** 2
+    return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
+
+
+def _checked(num_steps: int) -> int:
+    if num_steps < 1:
+        raise UserError(f"num_steps must be at least 1; got {num_steps}.")
+    return num_steps
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "cosine": cosine,
+    "quadratic": quadratic,
+    "sigmoid": sigmoid,
+}
+
+
+def create(name: str, num_steps: int) -> Schedule:
+    """The named schedule over T = num_steps timesteps, its other options at their defaults.
+
+    Raises:
+        UserError: the name is unknown (lists the names) or num_steps is below 1.
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.")
+    return SCHEDULES[name](num_steps)

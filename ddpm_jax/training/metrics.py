@@ -1,0 +1,78 @@
+"""What a run says of itself while it trains: a progress bar, metrics.jsonl, and TensorBoard."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ddpm_jax.files import write_atomically
+
+
+class Metrics:
+    """Writes a line of numbers every so often: to metrics.jsonl, to TensorBoard and into the progress bar."""
+
+    def __init__(self, folder: Path, *, start: int, total: int, batch_size: int):
+        from tensorboardX import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(folder) if line["step"] <= start]
+        write_atomically(self._path, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
+        self._file = self._path.open("a", buffering=1)
+        # purge_step: what a killed run wrote past its last checkpoint is not shown twice
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self._total = total
+        self._batch_size = batch_size
+        self._since = (start, time.perf_counter())
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+
+    def restart_clock(self, step: int) -> None:
+        """Count the speed from here: called after time was spent on something other than steps."""
+        self._since = (step, time.perf_counter())
+
+    def advance(self) -> None:
+        """One step of the progress bar."""
+        self._bar.update()
+
+    def write(self, step: int, **numbers: float) -> None:
+        """Record numbers at a step, with the speed since the line before."""
+        then, since = self._since
+        steps_per_s = (step - then) / max(time.perf_counter() - since, 1e-9)
+        self._since = (step, time.perf_counter())
+        line: dict[str, Any] = {"step": step, **numbers, "steps_per_s": round(steps_per_s, 3)}
+        line["images_per_s"] = round(steps_per_s * self._batch_size, 1)
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "step":
+                self._board.add_scalar(name, value, step)
+        text = f"loss {numbers['loss']:.4f}  {line['images_per_s']:.0f} images/s"
+        self._bar.set_postfix_str(text)
+        if self._bar.disable:  # not a terminal: a line now and then instead
+            self.say(f"step {step}/{self._total}  {text}  {steps_per_s:.1f} steps/s")
+
+    def say(self, text: str) -> None:
+        """A line of text that does not tear the progress bar."""
+        tqdm.write(text, file=sys.stderr)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, ascending by step; a last line cut short by a crash is left out."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found

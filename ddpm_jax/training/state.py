@@ -1,0 +1,39 @@
+"""The state of training: one immutable pytree of arrays."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from ddpm_jax import models
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that an update changes."""
+
+    step: jax.Array
+    """Number of updates done, an int32 scalar."""
+    params: Any
+    """Trained parameters, nested dict of float32 arrays."""
+    batch_stats: Any
+    """Running statistics of BatchNorm, empty where a network has none."""
+    ema_params: Any
+    """Exponential moving average of params: what samples are drawn with."""
+    opt_state: optax.OptState
+
+    def variables(self, *, ema: bool) -> models.Variables:
+        """What `models.apply` takes: with the averaged parameters, or those being trained."""
+        return {"params": self.ema_params if ema else self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update: the average starts as a copy of the parameters."""
+    _, variables = models.split(model)
+    params = variables["params"]
+    copy = jax.tree.map(jnp.copy, params)  # a donated buffer must not stand in two places
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], copy, optimizer.init(params))

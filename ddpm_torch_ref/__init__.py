@@ -1,0 +1,5 @@
+"""The PyTorch twin of ddpm_jax: the same names, written independently, to check it against."""
+
+from ddpm_torch_ref import models, processes, samplers, schedules, training
+
+__all__ = ["models", "processes", "samplers", "schedules", "training"]

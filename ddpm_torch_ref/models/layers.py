@@ -1,0 +1,177 @@
+"""The layers of the U-Net: time embedding, residual block, attention, resampling."""
+
+from math import log, sqrt
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6
+
+
+def conv(width_in: int, width_out: int, size: int = 3, *, zero: bool = False) -> nn.Conv2d:
+    """A size x size convolution that keeps the map's size: Xavier uniform (or zero) weight, zero bias."""
+    layer = nn.Conv2d(width_in, width_out, size, padding=size // 2)
+    _initialise(layer, zero)
+    return layer
+
+
+def linear(width_in: int, width_out: int, *, zero: bool = False) -> nn.Linear:
+    """A linear map: Xavier uniform (or zero) weight, zero bias."""
+    layer = nn.Linear(width_in, width_out)
+    _initialise(layer, zero)
+    return layer
+
+
+def group_norm(groups: int, width: int) -> nn.GroupNorm:
+    """GroupNorm with the epsilon of all norms here, 1e-6 (PyTorch's own default is 1e-5)."""
+    return nn.GroupNorm(groups, width, eps=NORM_EPS)
+
+
+def sinusoidal_embedding(t: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B,) times -> (B, width): concat(sin(t f), cos(t f)), f_i = 10000^(-i/(width/2 - 1)).
+
+    Ho et al. 2020, appendix B, in the form of their code.
+    """
+    half = width // 2
+    frequencies = np.exp(-log(10000) * np.arange(half) / (half - 1))
+    # In half precision not even t itself would be exact.
+    precise = torch.promote_types(dtype, torch.float32)
+    angles = t[:, None].to(precise) * torch.tensor(frequencies, dtype=precise, device=t.device)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype)
+
+
+class TimeMLP(nn.Module):
+    """(B,) times -> (B, 4 width): the sinusoidal embedding, linear, SiLU, linear."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.linear1 = linear(width, 4 * width)
+        self.linear2 = linear(4 * width, 4 * width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times t, (B,)."""
+        h = sinusoidal_embedding(t, self.width, self.linear1.weight.dtype)
+        return self.linear2(F.silu(self.linear1(h)))
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, plus the input; optionally resampling on the way.
+
+    Args:
+        width_in: channels in.
+        width_out: channels out.
+        emb_width: width of the time embedding.
+        norm_groups: groups of each norm.
+        dropout: probability, in [0, 1).
+        scale_shift: time scales and shifts the second norm's output (Dhariwal & Nichol 2021) instead of being
+            added to its input.
+        resample: "up" (nearest, x2) or "down" (2x2 mean) before the first conv and before the shortcut.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        emb_width: int,
+        *,
+        norm_groups: int,
+        dropout: float,
+        scale_shift: bool,
+        resample: str | None = None,
+    ):
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.norm1 = group_norm(norm_groups, width_in)
+        self.conv1 = conv(width_in, width_out)
+        self.time_proj = linear(emb_width, 2 * width_out if scale_shift else width_out)
+        self.norm2 = group_norm(norm_groups, width_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv(width_out, width_out, zero=True)
+        self.shortcut = conv(width_in, width_out, size=1) if width_in != width_out else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, width_in, H, W), emb (B, emb_width) -> (B, width_out, H', W')."""
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = resample_map(h, self.resample), resample_map(x, self.resample)
+        h = self.conv1(h)
+        e = self.time_proj(F.silu(emb))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + e)
+        h = self.conv2(self.dropout(F.silu(h)))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Attention(nn.Module):
+    """Self-attention between the pixels, added to the input: softmax(q k^T / sqrt(width / heads)) v.
+
+    Vaswani et al. 2017, eq. 1.
+    """
+
+    def __init__(self, width: int, *, heads: int, norm_groups: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(norm_groups, width)
+        self.qkv = linear(width, 3 * width)
+        # Three width -> width maps in one: each keeps its own Xavier bound, sqrt(6 / (width + width)).
+        nn.init.uniform_(self.qkv.weight, -sqrt(3 / width), sqrt(3 / width))
+        self.proj = linear(width, width, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> the same shape."""
+        batch, width, height, breadth = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
+        q, k, v = (
+            part.reshape(batch, -1, self.heads, width // self.heads).transpose(1, 2)  # (B, heads, H W, head width)
+            for part in self.qkv(tokens).chunk(3, dim=2)
+        )
+        weights = (q @ k.transpose(2, 3) / sqrt(width // self.heads)).softmax(dim=3)
+        h = self.proj((weights @ v).transpose(1, 2).reshape(batch, -1, width))
+        return x + h.transpose(1, 2).reshape(batch, width, height, breadth)
+
+
+class Downsample(nn.Module):
+    """Halve the map by a 3x3 convolution of stride 2; emb is not used (a ResBlock may stand in)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+        _initialise(self.conv, zero=False)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H/2, W/2)."""
+        # Ho et al.'s TensorFlow pads "SAME": at an even size and stride 2 that is bottom and right only.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the map, nearest, then a 3x3 convolution; emb is not used (a ResBlock may stand in)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = conv(width, width)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+        return self.conv(resample_map(x, "up"))
+
+
+def resample_map(x: Tensor, direction: str) -> Tensor:
+    """Double the map, nearest ("up"), or halve it by 2x2 means ("down")."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if direction == "up" else F.avg_pool2d(x, 2)
+
+
+def _initialise(layer: nn.Conv2d | nn.Linear, zero: bool) -> None:
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,235 @@
+"""The U-Net of the DDPM paper and its successors."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_torch_ref.models.layers import Attention, Downsample, ResBlock, TimeMLP, Upsample, conv, group_norm
+
+
+class DownLevel(nn.Module):
+    """Blocks at one resolution, each with its attention if any, then a downsampling unless it is the last."""
+
+    def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module], downsample: nn.Module | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """All that later levels need, in order: the output of each block and of the downsampling."""
+        skips = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, emb)
+            if self.attentions:
+                x = self.attentions[i](x)
+            skips.append(x)
+        if self.downsample is not None:
+            skips.append(self.downsample(x, emb))
+        return skips
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    def __init__(self, block1: nn.Module, attention: nn.Module, block2: nn.Module):
+        super().__init__()
+        self.block1 = block1
+        self.attention = attention
+        self.block2 = block2
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, H, W) -> the same shape."""
+        return self.block2(self.attention(self.block1(x, emb)), emb)
+
+
+class UpLevel(nn.Module):
+    """Blocks on [x, skip], each with its attention if any, then an upsampling unless it is the last."""
+
+    def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module], upsample: nn.Module | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.upsample = upsample
+
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """Takes one skip a block from the end of the list."""
+        for i, block in enumerate(self.blocks):
+            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+            if self.attentions:
+                x = self.attentions[i](x)
+        return x if self.upsample is None else self.upsample(x, emb)
+
+
+class UNet(nn.Module):
+    """Ho et al.'s network; by options that of improved DDPM and of guided diffusion (ADM).
+
+    Args:
+        image_size: height and width of the image, in pixels; divisible by 2^(levels - 1).
+        channels: of the image.
+        dim: base width, even.
+        dim_mults: width of each level as a multiple of dim, the highest resolution first.
+        num_blocks: residual blocks a level going down; one more going up.
+        attention_resolutions: sizes of map, in pixels, at which every block is followed by attention.
+        num_heads: attention heads.
+        head_dim: width of a head; when given, heads = width // head_dim.
+        dropout: probability within residual blocks, in [0, 1).
+        num_classes: number of labels; None: unconditional.
+        norm_groups: groups of every GroupNorm.
+        time_conditioning: "add", or "scale_shift" of the second norm.
+        resample: "conv" (Ho et al.), or "residual" blocks that resample (ADM).
+        learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
+
+    Raises:
+        ValueError: an option out of range, or a width that the groups or the heads do not divide.
+
+    Ho et al. 2020, appendix B; Nichol & Dhariwal 2021; Dhariwal & Nichol 2021, "Diffusion Models Beat GANs".
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        channels: int = 3,
+        dim: int = 128,
+        dim_mults: Sequence[int] = (1, 2, 2, 2),
+        num_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        num_heads: int = 1,
+        head_dim: int | None = None,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        norm_groups: int = 32,
+        time_conditioning: str = "add",
+        resample: str = "conv",
+        learn_variance: bool = False,
+    ):
+        super().__init__()
+        _check_counts(channels=channels, num_blocks=num_blocks, num_heads=num_heads, norm_groups=norm_groups)
+        _check_counts(head_dim=head_dim, num_classes=num_classes)
+        _check_sizes(image_size, dim, dim_mults)
+        _check_choice("time_conditioning", time_conditioning, ("add", "scale_shift"))
+        _check_choice("resample", resample, ("conv", "residual"))
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {dropout}.")
+        widths = [dim * mult for mult in dim_mults]
+        divisor = ("num_heads", num_heads) if head_dim is None else ("head_dim", head_dim)
+        _check_widths([dim, *widths], ("norm_groups", norm_groups), divisor)
+        last = len(widths) - 1
+
+        def block(width_in: int, width_out: int, direction: str | None = None) -> ResBlock:
+            return ResBlock(
+                width_in,
+                width_out,
+                4 * dim,
+                norm_groups=norm_groups,
+                dropout=dropout,
+                scale_shift=time_conditioning == "scale_shift",
+                resample=direction,
+            )
+
+        def attention(width: int) -> Attention:
+            heads = num_heads if head_dim is None else width // head_dim
+            return Attention(width, heads=heads, norm_groups=norm_groups)
+
+        def attentions(level: int, count: int) -> list[nn.Module]:
+            wanted = image_size // 2**level in attention_resolutions
+            return [attention(widths[level]) for _ in range(count)] if wanted else []
+
+        self.image_size = image_size
+        self.channels = channels
+        self.num_classes = num_classes
+        self.time_mlp = TimeMLP(dim)
+        self.class_embed = nn.Embedding(num_classes, 4 * dim) if num_classes is not None else None
+
+        self.conv_in = conv(channels, dim)
+        width = dim
+        skip_widths = [dim]
+        self.down = nn.ModuleList()
+        for level, width_out in enumerate(widths):
+            blocks: list[nn.Module] = []
+            for _ in range(num_blocks):
+                blocks.append(block(width, width_out))
+                width = width_out
+                skip_widths.append(width)
+            downsample: nn.Module | None = None
+            if level < last:
+                downsample = block(width, width, "down") if resample == "residual" else Downsample(width)
+                skip_widths.append(width)
+            self.down.append(DownLevel(blocks, attentions(level, num_blocks), downsample))
+
+        self.middle = Middle(block(width, width), attention(width), block(width, width))
+
+        self.up = nn.ModuleList()
+        for level, width_out in reversed(list(enumerate(widths))):
+            blocks = []
+            for _ in range(num_blocks + 1):
+                blocks.append(block(width + skip_widths.pop(), width_out))
+                width = width_out
+            upsample: nn.Module | None = None
+            if level > 0:
+                upsample = block(width, width, "up") if resample == "residual" else Upsample(width)
+            self.up.append(UpLevel(blocks, attentions(level, num_blocks + 1), upsample))
+
+        self.norm_out = group_norm(norm_groups, width)
+        self.conv_out = conv(width, 2 * channels if learn_variance else channels, zero=True)
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Predict from noised images.
+
+        Args:
+            x_t: (B, channels, image_size, image_size).
+            t: (B,) int64 times.
+            labels: (B,) int64 classes, 0..num_classes - 1; given if and only if num_classes is.
+
+        Returns:
+            (B, channels, image_size, image_size), or twice the channels with learn_variance.
+
+        Raises:
+            ValueError: labels missing or unexpected.
+        """
+        emb = self.time_mlp(t)
+        if self.class_embed is not None:
+            if labels is None:
+                raise ValueError(f"labels are required: this network has num_classes = {self.num_classes}.")
+            emb = emb + self.class_embed(labels)
+        elif labels is not None:
+            raise ValueError("labels must be None: this network was made without num_classes.")
+
+        skips = [self.conv_in(x_t)]
+        for level in self.down:
+            skips += level(skips[-1], emb)
+        x = self.middle(skips[-1], emb)
+        for level in self.up:
+            x = level(x, skips, emb)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1; got {count}.")
+
+
+def _check_sizes(image_size: int, dim: int, dim_mults: Sequence[int]) -> None:
+    if dim < 4 or dim % 2:
+        raise ValueError(f"dim must be even and at least 4, for the sines and cosines of t; got {dim}.")
+    if len(dim_mults) == 0 or min(dim_mults) < 1:
+        raise ValueError(f"dim_mults must be one or more numbers of at least 1; got {tuple(dim_mults)}.")
+    factor = 2 ** (len(dim_mults) - 1)
+    if image_size < 1 or image_size % factor:
+        levels = len(dim_mults)
+        raise ValueError(f"image_size must be a multiple of {factor}, for {levels} levels; got {image_size}.")
+
+
+def _check_choice(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument} must be one of {', '.join(allowed)}; got {value!r}.")
+
+
+def _check_widths(widths: list[int], *divisors: tuple[str, int]) -> None:
+    for name, divisor in divisors:
+        if any(width % divisor for width in widths):
+            raise ValueError(f"{name} must divide every width, dim and its multiples {widths}; got {divisor}.")

@@ -1,0 +1,191 @@
+"""Noise schedules: float64 tables on the host, one immutable Schedule.
+
+b_t is beta_t, a_t = 1 - b_t, and A_t, the cumulative product of a, is often written alpha-bar.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Table = NDArray[np.float64]
+
+
+def _table(compute: Callable[[Any], Table]) -> cached_property[Table]:
+    """Compute a table once, on first use, and make it read-only."""
+
+    @wraps(compute)
+    def once(schedule: "Schedule") -> Table:
+        # A table that starts at t = 1 may have A_0 = 1: its quotients at the unused entry 0 are not finite.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            table = compute(schedule)
+        table.flags.writeable = False
+        return table
+
+    return cached_property(once)
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The tables of one discrete diffusion, float64, each indexed by t.
+
+    Args:
+        betas: (T + first,) variances of the forward steps; those at valid t lie in (0, 1).
+        first: first valid t, 0 or 1; entries below it are never read.
+
+    Raises:
+        ValueError: no valid t, or a beta outside (0, 1).
+
+    Ho et al. 2020, "Denoising Diffusion Probabilistic Models", section 2.
+    """
+
+    betas: Table
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        betas = np.array(self.betas, dtype=np.float64)
+        if betas.ndim != 1 or len(betas) <= self.first:
+            raise ValueError(f"betas must be one row of more than {self.first} numbers; its shape is {betas.shape}.")
+        for t in range(self.first, len(betas)):
+            if not 0 < betas[t] < 1:
+                raise ValueError(f"betas must lie in (0, 1); betas[{t}] = {betas[t]}.")
+        betas.flags.writeable = False
+        object.__setattr__(self, "betas", betas)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of valid t."""
+        return len(self.betas) - self.first
+
+    @property
+    def timesteps(self) -> NDArray[np.int64]:
+        """(T,) the valid t, ascending."""
+        return np.arange(self.first, len(self.betas), dtype=np.int64)
+
+    @_table
+    def alphas(self) -> Table:
+        """a_t = 1 - b_t."""
+        return 1 - self.betas
+
+    @_table
+    def alphas_cumprod(self) -> Table:
+        """A_t = a_0 ... a_t."""
+        return np.cumprod(self.alphas, dtype=np.float64)
+
+    @_table
+    def alphas_cumprod_prev(self) -> Table:
+        """A_{t-1}, which is 1 at the first valid t."""
+        before = np.roll(self.alphas_cumprod, 1)
+        before[: self.first + 1] = 1
+        return before
+
+    @_table
+    def sqrt_alphas_cumprod(self) -> Table:
+        """sqrt(A_t), the weight of x_0 in x_t (DDPM eq. 4)."""
+        return np.sqrt(self.alphas_cumprod)
+
+    @_table
+    def sqrt_one_minus_alphas_cumprod(self) -> Table:
+        """sqrt(1 - A_t), the weight of eps in x_t (DDPM eq. 4)."""
+        return np.sqrt(1 - self.alphas_cumprod)
+
+    @_table
+    def sqrt_recip_alphas(self) -> Table:
+        """1 / sqrt(a_t)."""
+        return 1 / np.sqrt(self.alphas)
+
+    @_table
+    def sqrt_recip_alphas_cumprod(self) -> Table:
+        """sqrt(1 / A_t), the weight of x_t in x_0."""
+        return np.sqrt(1 / self.alphas_cumprod)
+
+    @_table
+    def sqrt_recipm1_alphas_cumprod(self) -> Table:
+        """sqrt(1 / A_t - 1), minus the weight of eps in x_0."""
+        return np.sqrt(1 / self.alphas_cumprod - 1)
+
+    @_table
+    def posterior_variance(self) -> Table:
+        """b_t (1 - A_{t-1}) / (1 - A_t), variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 7); 0 at the first t."""
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @_table
+    def posterior_log_variance_clipped(self) -> Table:
+        """Log of the posterior variance; at the first t, where it is 0, that of the second (Ho et al.)."""
+        variance = self.posterior_variance.copy()
+        variance[self.first] = variance[self.first + 1] if self.num_steps > 1 else self.betas[self.first]
+        return np.log(variance)
+
+    @_table
+    def posterior_mean_coef1(self) -> Table:
+        """b_t sqrt(A_{t-1}) / (1 - A_t), the weight of x_0 in the posterior mean (DDPM eq. 7)."""
+        return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @_table
+    def posterior_mean_coef2(self) -> Table:
+        """sqrt(a_t) (1 - A_{t-1}) / (1 - A_t), the weight of x_t in the posterior mean (DDPM eq. 7)."""
+        return np.sqrt(self.alphas) * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @_table
+    def snr(self) -> Table:
+        """A_t / (1 - A_t), the ratio of signal to noise in variance."""
+        return self.alphas_cumprod / (1 - self.alphas_cumprod)
+
+
+def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """b_t evenly spaced from beta_start to beta_end, t = 0..T-1.
+
+    Raises:
+        ValueError: num_steps < 1, or an end outside (0, 1).
+
+    Ho et al. 2020, section 4.
+    """
+    _check(num_steps, beta_start=beta_start, beta_end=beta_end)
+    return Schedule(np.linspace(beta_start, beta_end, num_steps))
+
+
+def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """b_t = min(1 - f((t+1)/T) / f(t/T), max_beta), f(u) = cos^2((u + s)/(1 + s) pi/2), t = 0..T-1.
+
+    Raises:
+        ValueError: num_steps < 1, s < 0, or max_beta outside (0, 1).
+
+    Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17.
+    """
+    _check(num_steps, max_beta=max_beta)
+    if not s >= 0:
+        raise ValueError(f"s must be at least 0; got {s}.")
+    f = np.cos((np.arange(num_steps + 1) / num_steps + s) / (1 + s) * np.pi / 2) ** 2
+    return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta))
+
+
+def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """sqrt(b_t) evenly spaced between the roots of beta_start and beta_end, t = 0..T-1.
+
+    Raises:
+        ValueError: num_steps < 1, or an end outside (0, 1).
+    """
+    _check(num_steps, beta_start=beta_start, beta_end=beta_end)
+    return Schedule(np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2)
+
+
+def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """b_t = beta_start + (beta_end - beta_start) / (1 + exp(-u)), u evenly spaced over [-6, 6], t = 0..T-1.
+
+    Raises:
+        ValueError: num_steps < 1, or an end outside (0, 1).
+    """
+    _check(num_steps, beta_start=beta_start, beta_end=beta_end)
+    logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_steps)))
+    return Schedule(logistic * (beta_end - beta_start) + beta_start)
+
+
+def _check(num_steps: int, **betas: float) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
+    for name, beta in betas.items():
+        if not 0 < beta < 1:
+            raise ValueError(f"{name} must lie in (0, 1); got {beta}.")

@@ -1,0 +1,123 @@
+"""Training: the learning rate, the moving average, the state, and the one step that changes it."""
+
+import copy
+from dataclasses import dataclass
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_torch_ref.processes import GaussianDiffusion
+
+
+def learning_rate(step: int, base: float, warmup_steps: int, decay_steps: int | None = None) -> float:
+    """Rise linearly from 0 to base, then stay there, or fall to 0 along a cosine.
+
+    Args:
+        step: updates done so far, from 0.
+        base: the highest rate, reached at warmup_steps.
+        warmup_steps: length of the rise, at least 0.
+        decay_steps: step at which the rate is 0, counted from the start; None: it stays at base.
+
+    Raises:
+        ValueError: warmup_steps < 0, or decay_steps <= warmup_steps.
+
+    Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts.
+    """
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be at least 0; got {warmup_steps}.")
+    if decay_steps is not None and decay_steps <= warmup_steps:
+        raise ValueError(f"decay_steps must exceed warmup_steps = {warmup_steps}; got {decay_steps}.")
+    if step < warmup_steps:
+        return base * step / warmup_steps
+    if decay_steps is None:
+        return base
+    progress = min((step - warmup_steps) / (decay_steps - warmup_steps), 1.0)
+    return base * (1 + cos(pi * progress)) / 2
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """min(decay, (1 + step)/(10 + step)), step = updates done before: a young average forgets faster."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+@dataclass
+class TrainState:
+    """Everything that a training step changes; step counts the updates done."""
+
+    model: nn.Module
+    ema_model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def create(cls, model: nn.Module, lr: float) -> "TrainState":
+        """Start from a model: its average is a copy of it, its optimiser Adam (0.9, 0.999, 1e-8) at rate lr.
+
+        Kingma & Ba 2015, "Adam", algorithm 1.
+        """
+        ema_model = copy.deepcopy(model).requires_grad_(False).eval()
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8)
+        return cls(model, ema_model, optimizer)
+
+
+def train_step(
+    state: TrainState,
+    process: GaussianDiffusion,
+    x_0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    labels: Tensor | None = None,
+    *,
+    ema: float,
+    grad_clip: float | None = None,
+    lr: float | None = None,
+) -> dict[str, float]:
+    """One update of the state, in place (DDPM algorithm 1, with everything drawn by the caller).
+
+    Args:
+        state: changed in place.
+        process: gives the loss.
+        x_0: (B, C, H, W) images.
+        noise: (B, C, H, W) standard normal.
+        t: (B,) times.
+        labels: (B,) classes, for a network that wants them.
+        ema: decay of the moving average, in [0, 1]; ema_decay makes it smaller in early steps.
+        grad_clip: largest global norm of the gradient; None leaves it.
+        lr: learning rate of this step; None keeps the optimiser's.
+
+    Returns:
+        loss, the mean over the batch, and grad_norm, before clipping.
+    """
+    if lr is not None:
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+    state.model.train()
+    state.optimizer.zero_grad()
+    loss = process.loss_per_example(lambda x_t, t: state.model(x_t, t, labels), x_0, noise, t).mean()
+    loss.backward()
+    grad_norm = _clip_gradients(state.model, grad_clip)
+    state.optimizer.step()
+    _update_ema(state, ema_decay(state.step, ema))
+    state.step += 1
+    return {"loss": loss.item(), "grad_norm": grad_norm}
+
+
+def _clip_gradients(model: nn.Module, max_norm: float | None) -> float:
+    """Scale all gradients by min(1, max_norm / norm); their norm before that."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    if max_norm is not None and norm > max_norm:
+        # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm: not the same number.
+        for gradient in gradients:
+            gradient.mul_(max_norm / norm)
+    return norm.item()
+
+
+@torch.no_grad()
+def _update_ema(state: TrainState, decay: float) -> None:
+    """Average the parameters, copy the buffers."""
+    for average, parameter in zip(state.ema_model.parameters(), state.model.parameters(), strict=True):
+        average.copy_(decay * average + (1 - decay) * parameter)
+    for copied, buffer in zip(state.ema_model.buffers(), state.model.buffers(), strict=True):
+        copied.copy_(buffer)

@@ -1,0 +1,146 @@
+"""Single steps between all kinds of times, and whole walks through a network with the same noise on both sides."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_jax import models, processes, samplers, schedules
+from ddpm_jax.compilation import jit
+from ddpm_torch_ref import processes as twin_processes
+from ddpm_torch_ref import samplers as twin_samplers
+from ddpm_torch_ref import schedules as twin_schedules
+from parity_tests.tolerances import assert_close
+from parity_tests.twins import SMALL, indices, normal, to_nchw, to_nhwc
+
+STEPS = [
+    ("ancestral", {"variance": "beta"}),
+    ("ancestral", {"variance": "posterior"}),
+    ("ddim", {"eta": 0.0}),
+    ("ddim", {"eta": 0.3}),
+    ("ddim", {"eta": 1.0}),
+]
+STEP_NAMES = [f"{name}-{next(iter(options.values()))}" for name, options in STEPS]
+TWIN_STEPS = {"ancestral": twin_samplers.ancestral_step, "ddim": twin_samplers.ddim_step}
+# neighbours and jumps; from the last time, to the first, to the clean end (-1)
+WALKS = [(999, 998), (999, 979), (999, 0), (999, -1), (500, 499), (500, 3), (20, 0), (2, 1), (1, 0), (1, -1), (0, -1)]
+
+
+def make(schedule, num_steps=1000, **options):
+    ours = processes.GaussianDiffusion(getattr(schedules, schedule)(num_steps), **options)
+    return ours, twin_processes.GaussianDiffusion(getattr(twin_schedules, schedule)(num_steps), **options)
+
+
+def assert_same_step(dtype, schedule, name, options, t, s, num_steps=1000, batch=2):
+    process, twin = make(schedule, num_steps)
+    x_t, eps, noise = (normal(dtype, batch, 4, 4, 3, seed=seed) for seed in range(3))
+    hat = process.estimate(jnp.asarray(x_t), jnp.asarray(eps), jnp.full(batch, t, jnp.int32))
+    here, there = (process.level(np.array([time]), jnp.asarray(x_t)) for time in (t, s))
+    ours = samplers.create(name, **options)(jnp.asarray(x_t), hat, here, there, jnp.asarray(noise))
+    reference = TWIN_STEPS[name](twin.schedule, to_nchw(x_t), to_nchw(eps), t, s, to_nchw(noise), **options)
+    assert_close("step", ours, to_nhwc(reference), f"{name} {options} {schedule} {t} -> {s}")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(("name", "options"), STEPS, ids=STEP_NAMES)
+def test_one_step(dtype, name, options, schedule):
+    for t, s in WALKS:
+        assert_same_step(dtype, schedule, name, options, t, s)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_step(data):
+    schedule = data.draw(st.sampled_from(["linear", "cosine", "quadratic", "sigmoid"]))
+    num_steps = data.draw(st.integers(1, 1000))
+    t = data.draw(st.integers(0, num_steps - 1))
+    s = data.draw(st.integers(-1, t - 1))
+    ddim = st.tuples(st.just("ddim"), st.fixed_dictionaries({"eta": st.floats(0, 1)}))
+    variance = st.fixed_dictionaries({"variance": st.sampled_from(["beta", "posterior"])})
+    name, options = data.draw(st.one_of(ddim, st.tuples(st.just("ancestral"), variance)))
+    batch = data.draw(st.integers(1, 3))
+    assert_same_step("float64", schedule, name, options, t, s, num_steps, batch)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 50, 250, 999, 1000])
+def test_grids_of_times(num_steps):
+    process, twin = make("linear")
+    np.testing.assert_array_equal(process.times(num_steps), twin_samplers.times(twin.schedule, num_steps))
+
+
+@pytest.mark.parametrize(
+    ("step", "schedule", "prediction", "clip"),
+    [
+        (("ancestral", {"variance": "beta"}), "linear", "eps", 1.0),
+        (("ancestral", {"variance": "posterior"}), "linear", "v", None),
+        (("ddim", {"eta": 0.0}), "linear", "eps", None),
+        (("ddim", {"eta": 0.3}), "cosine", "v", 1.0),
+        (("ddim", {"eta": 1.0}), "cosine", "x0", None),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else str(value),
+)
+def test_a_walk_of_50_steps_through_a_network(pair, dtype, step, schedule, prediction, clip):
+    (name, options), num_steps, shape = step, 50, (2, 8, 8, 3)
+    process, twin_process = make(schedule, prediction=prediction)
+    model, twin = pair("unet", dtype, **SMALL, num_classes=3)
+    graphdef, variables = models.split(model)
+    labels, tlabels = indices([2, 0])
+    x_T, noises = normal(dtype, *shape, seed=1), normal(dtype, num_steps, *shape, seed=2)
+
+    @jit
+    def walk(variables, x_T, noises):
+        return samplers.run(
+            process,
+            lambda x_t, t: models.apply(graphdef, variables, x_t, t, labels)[0],
+            x_T,
+            lambda i: noises[i],
+            step=samplers.create(name, **options),
+            times=process.times(num_steps),
+            clip=clip,
+            num_frames=num_steps + 1,
+        )
+
+    samples, frames = walk(variables, jnp.asarray(x_T), jnp.asarray(noises))
+    tsamples, states = twin_samplers.sample(
+        twin_process,
+        lambda x_t, t: twin(x_t, t, tlabels),
+        to_nchw(x_T),
+        twin_samplers.times(twin_process.schedule, num_steps),
+        partial(TWIN_STEPS[name], **options),
+        to_nchw(noises),
+        clip,
+    )
+    assert len(frames) == len(states) == num_steps + 1
+    for i, (ours, reference) in enumerate(zip(frames, states, strict=True)):
+        assert_close("trajectory", ours, to_nhwc(reference), f"{name} {options} {schedule} {prediction} frame {i}")
+    assert_close("trajectory", samples, to_nhwc(tsamples), "samples")
+    if clip:
+        assert float(tsamples.abs().max()) <= clip * (1 + 1e-6)
+        assert sum(float(state.abs().max()) > clip for state in states) > 5  # or clipping was not put to the test
+
+
+def test_the_last_step_takes_no_noise(dtype):
+    """Noise that is not finite in the last place must not reach the samples, on either side."""
+    process, twin = make("linear", 4)
+    x_T, noises = normal(dtype, 1, 2, 2, 3), normal(dtype, 4, 1, 2, 2, 3, seed=1)
+    noises[-1] = np.nan
+    ours, _ = samplers.run(
+        process,
+        lambda x_t, t: x_t / 2,
+        jnp.asarray(x_T),
+        lambda i: jnp.asarray(noises)[i],
+        step=samplers.ancestral_step,
+        times=process.times(),
+    )
+    times = twin_samplers.times(twin.schedule, 4)
+    reference, _ = twin_samplers.sample(
+        twin, lambda x_t, t: x_t / 2, to_nchw(x_T), times, twin_samplers.ancestral_step, to_nchw(noises)
+    )
+    assert torch.isfinite(reference).all()
+    assert_close("trajectory", ours, to_nhwc(reference), "last noise")
+    assert jax.numpy.isfinite(ours).all()

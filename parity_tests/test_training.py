@@ -1,0 +1,132 @@
+"""Twenty updates from the same start, on the same batches, times and noise: everything that an update changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_jax import models, processes, schedules, weights
+from ddpm_jax.compilation import jit
+from ddpm_jax.presets import TrainConfig
+from ddpm_jax.training import state as states
+from ddpm_jax.training import step as steps
+from ddpm_torch_ref import processes as twin_processes
+from ddpm_torch_ref import schedules as twin_schedules
+from ddpm_torch_ref import training as twin_training
+from parity_tests.tolerances import assert_close
+from parity_tests.twins import SMALL, indices, normal, to_nchw
+
+UPDATES = 20
+NEVER, ALWAYS = 1e6, 0.5  # limits on the gradients' norm that no gradient here reaches, and that all of them exceed
+
+RUNS = {
+    "not clipped": (TrainConfig(steps=UPDATES, lr=1e-3, grad_clip=None, ema_decay=0.5), "eps", "mse"),
+    "never clipped": (
+        TrainConfig(steps=UPDATES, lr=2e-3, warmup_steps=4, grad_clip=NEVER, ema_decay=0.9999),
+        "v",
+        "huber",
+    ),
+    "always clipped": (
+        TrainConfig(steps=UPDATES, lr=1e-3, warmup_steps=5, lr_decay="cosine", grad_clip=ALWAYS, ema_decay=0.5),
+        "eps",
+        "mse",
+    ),
+}
+
+
+def twin_rate(config, step):
+    decay_steps = config.steps if config.lr_decay == "cosine" else None
+    return twin_training.learning_rate(step, config.lr, config.warmup_steps, decay_steps)
+
+
+def by_name(model, tree, source):
+    """{name: (ours, the twin's)} of a tree of parameters, their average or Adam's moments."""
+    ours = weights.to_torch(model, tree)
+    assert ours.keys() == source.keys()
+    return {name: (ours[name], source[name]) for name in ours}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_twenty_updates(pair, dtype, run):
+    config, prediction, loss = RUNS[run]
+    model, twin = pair("unet", dtype, **SMALL, num_classes=3)
+    process = processes.GaussianDiffusion(schedules.cosine(1000), prediction, loss)
+    twin_process = twin_processes.GaussianDiffusion(twin_schedules.cosine(1000), prediction, loss)
+    graphdef, _ = models.split(model, training=True)
+    state = states.create_state(model, steps.make_optimizer(config))
+    twin_state = twin_training.TrainState.create(twin, config.lr)
+    update = jit(steps.update, static_argnames=("graphdef", "process", "config"))
+
+    rng = np.random.default_rng(0)
+    norms = []
+    for k in range(UPDATES):
+        x_0, noise = normal(dtype, 4, 8, 8, 3, seed=2 * k), normal(dtype, 4, 8, 8, 3, seed=2 * k + 1)
+        (t, tt), (labels, tlabels) = indices(rng.integers(0, 1000, 4)), indices(rng.integers(0, 3, 4))
+        x, z = jnp.asarray(x_0), jnp.asarray(noise)
+        state, metrics = update(state, x, z, t, labels, None, graphdef=graphdef, process=process, config=config)
+        twin_metrics = twin_training.train_step(
+            twin_state,
+            twin_process,
+            to_nchw(x_0),
+            to_nchw(noise),
+            tt,
+            tlabels,
+            ema=config.ema_decay,
+            grad_clip=config.grad_clip,
+            lr=twin_rate(config, k),
+        )
+        for name in ("loss", "grad_norm"):
+            assert_close("training", metrics[name], np.asarray(twin_metrics[name], dtype), f"{run}: {name} {k}")
+        norms.append(twin_metrics["grad_norm"])
+        trees = {"params": (state.params, twin), "average": (state.ema_params, twin_state.ema_model)}
+        for what, (tree, module) in trees.items():
+            for name, (ours, reference) in by_name(model, tree, dict(module.named_parameters())).items():
+                assert_close("training", ours, reference, f"{run}: {what} {name} {k}")
+
+    assert int(state.step) == twin_state.step == UPDATES
+    for ours_name, twin_name in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
+        moments = {name: twin_state.optimizer.state[p][twin_name] for name, p in twin.named_parameters()}
+        tree = optax.tree.get(state.opt_state, ours_name)
+        for name, (ours, reference) in by_name(model, tree, moments).items():
+            assert_close("training", ours, reference, f"{run}: {ours_name} {name}")
+    if config.grad_clip is not None:
+        assert min(norms) > ALWAYS if config.grad_clip == ALWAYS else max(norms) < NEVER
+    moved = by_name(model, state.params, dict(twin_state.ema_model.named_parameters()))
+    assert all((average != trained).any() for trained, average in moved.values())
+
+
+def test_everything_stays_in_the_dtype_of_the_parameters(pair, dtype):
+    config = TrainConfig(steps=2, warmup_steps=1, lr_decay="cosine")
+    model, _ = pair("unet", dtype, **SMALL)
+    graphdef, _ = models.split(model, training=True)
+    state = states.create_state(model, steps.make_optimizer(config))
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), dtype)
+    t = jax.ShapeDtypeStruct((2,), "int32")
+    process = processes.GaussianDiffusion(schedules.linear(10))
+    static = {"graphdef": graphdef, "process": process, "config": config}
+    after, metrics = jax.eval_shape(lambda *args: steps.update(*args, None, None, **static), state, x, x, t)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves((after, metrics))} == {dtype, "int32"}
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_learning_rate(data):
+    total = data.draw(st.integers(1, 300))
+    decay = data.draw(st.sampled_from(["constant", "cosine"]))
+    warmup = data.draw(st.integers(0, total - 1 if decay == "cosine" else 2 * total))
+    config = TrainConfig(steps=total, lr=3e-4, warmup_steps=warmup, lr_decay=decay)
+    rate = steps.learning_rate(config)
+    ours = np.array([float(rate(jnp.asarray(step, jnp.float64))) for step in range(0, total + 3, 1 + total // 20)])
+    reference = np.array([twin_rate(config, step) for step in range(0, total + 3, 1 + total // 20)])
+    assert_close("schedule", ours, reference, f"learning rate, {decay}")
+
+
+def test_decay_of_the_average(dtype):
+    for decay in (0.0, 0.5, 0.995, 0.9999):
+        counts = np.unique(np.geomspace(1, 1e6, 40).astype(int)) - 1
+        ours = jnp.stack([steps.ema_decay(jnp.asarray(step, dtype), decay) for step in counts])
+        reference = np.array([twin_training.ema_decay(int(step), decay) for step in counts], dtype)
+        assert_close("schedule", ours, reference, "decay of the average")

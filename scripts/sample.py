@@ -1,0 +1,8 @@
+"""`ddpm sample` for those who prefer a script: python scripts/sample.py … takes the same arguments."""
+
+import sys
+
+from ddpm_jax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["sample", *sys.argv[1:]]))
