@@ -1,11 +1,12 @@
 """What a source of images is, and the one that lies in memory."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to images and labels; stateless and picklable, so that workers may share it.
 

@@ -36,7 +36,7 @@ class Checkpoints:
         """Write the state in the background; waits only for the write before. A step that is already there stays as it is."""
         step = int(state.step)
         if self.latest_step != step:
-            self._orbax.save_async(step, state)
+            self._orbax.save_async(step, state, force=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
         """The newest state, or that of `step`; like: a state of the same shapes, arrays or jax.ShapeDtypeStruct.

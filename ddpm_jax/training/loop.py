@@ -45,9 +45,10 @@ def train(config: Preset, folder: Path, *, resume: bool = False, overwrite: bool
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
     source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image)
+    model: Any = config.model
     batch_options: dict[str, Any] = {
-        "image_size": config.model.image_size,
-        "channels": config.model.channels,
+        "image_size": model.image_size,
+        "channels": model.channels,
         "batch_size": config.train.batch_size,
         "seed": config.train.seed,
         "flip": config.data.flip,
@@ -104,7 +105,7 @@ def _run_steps(
             flight.land()
             checkpoints.save(state)  # once the images are mended, the run goes on from here
             raise
-        if run.config.model.num_classes is None:
+        if not run.class_names:
             batch = {"image": batch["image"]}
         state, numbers = train_step(state, batch, key, graphdef=graphdef, process=process, config=config)
         step += 1

@@ -52,7 +52,7 @@ class Run:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of its images."""
-        model = self.config.model
+        model: Any = self.config.model
         return model.image_size, model.image_size, model.channels
 
     @property
@@ -147,14 +147,19 @@ def start_run(config: Preset, source: Source, folder: Path, *, resume: bool, ove
                 f"{folder} exists. Pass --resume to go on with it, --overwrite to start anew, or another --out."
             )
         shutil.rmtree(folder)
+    create_folder(run)
+    return run
+
+
+def create_folder(run: Run) -> None:
+    """Make a run's folder, and write its config.json."""
     tree = {
         "format": FORMAT,
-        "class_names": class_names,
-        "environment": environment(config.train.dtype),
-        "config": json.loads(presets.to_json(config)),
+        "class_names": run.class_names,
+        "environment": environment(run.config.train.dtype),
+        "config": json.loads(presets.to_json(run.config)),
     }
-    write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(tree, indent=2) + "\n"))
-    return run
+    write_atomically(run.folder / CONFIG, lambda path: path.write_text(json.dumps(tree, indent=2) + "\n"))
 
 
 def environment(dtype: str) -> dict[str, Any]:
@@ -167,19 +172,19 @@ def environment(dtype: str) -> dict[str, Any]:
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "compute_dtype": dtype,
         "param_dtype": "float32",
-        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
     }
 
 
 def _fit_to_data(config: Preset, source: Source) -> tuple[Preset, tuple[str, ...]]:
     """The config with the number of classes filled in from the data, and the classes' names."""
-    model = config.model
-    conditional = config.data.labels and (bool(source.class_names) or model.num_classes is not None)
-    if not conditional:
-        if model.num_classes is not None:
-            raise UserError(f"model.num_classes = {model.num_classes} needs labels; remove it, or --data.no-labels.")
+    model: Any = config.model
+    asked_for = getattr(model, "num_classes", None)
+    if not hasattr(model, "num_classes") or not (config.data.labels and (source.class_names or asked_for)):
+        if asked_for:
+            raise UserError(f"model.num_classes = {asked_for} needs labels; remove it, or --data.no-labels.")
         return config, ()
-    num_classes = model.num_classes or len(source.class_names)
+    num_classes = asked_for or len(source.class_names)
     check_labels(source, num_classes)
     names = source.class_names + tuple(str(i) for i in range(len(source.class_names), num_classes))
     return replace(config, model=replace(model, num_classes=num_classes)), names

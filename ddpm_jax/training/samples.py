@@ -57,9 +57,11 @@ def draw(
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
     """
-    options = {"eta": config.eta} if config.sampler == "ddim" else {"variance": config.variance}
+    options = {"variance": config.variance} if config.sampler == "ancestral" else {"eta": config.eta}
     step = samplers.create(config.sampler, **options)
-    num_steps = len(run.process.times(config.steps)) - 1
+    strided = config.sampler == "strided"
+    times = samplers.strided_times(run.process, config.steps) if strided else run.process.times(config.steps)
+    num_steps = len(times) - 1
     num_frames = min(FRAMES, num_steps + 1) if animate else 0
     size = min(num, batch_size)
     key = jax.random.key(seed)
@@ -74,9 +76,10 @@ def draw(
             (size, *run.image_shape),
             None if batch_labels is None else jax.numpy.asarray(batch_labels),
             step=step,
-            num_steps=config.steps,
+            times=times,
             clip=config.clip,
             num_frames=num_frames,
+            frames_before_noise=strided,
             dtype=None if run.config.train.dtype == "float32" else run.config.train.dtype,
         )
         images.append(to_images(x_0)[: num - start])

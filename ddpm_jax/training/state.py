@@ -16,8 +16,8 @@ from ddpm_jax import models
 class TrainState:
     """Everything that an update changes."""
 
-    step: jax.Array
-    """Number of updates done, an int32 scalar."""
+    step: Any
+    """Number of updates done, an int32 scalar (any leaf where jax maps over the tree)."""
     params: Any
     """Trained parameters, nested dict of float32 arrays."""
     batch_stats: Any

@@ -17,8 +17,12 @@ from ddpm_jax.training.state import TrainState
 def learning_rate(config: TrainConfig) -> optax.Schedule:
     """Number of updates done -> learning rate: linear warm-up from 0, then constant, or a cosine down to 0 at the last step."""
     if config.lr_decay == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup_steps, max(config.steps, 1))
-    return optax.linear_schedule(0.0, config.lr, config.warmup_steps) if config.warmup_steps else lambda _: config.lr
+        rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup_steps, max(config.steps, 1))
+    elif config.warmup_steps:
+        rate = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    else:
+        rate = optax.constant_schedule(config.lr)
+    return lambda count: rate(jnp.asarray(count, float))  # a quotient of int32s is float32 even where float64 is in use
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -29,6 +33,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
     """The average's decay after `step` updates: warms up as (1 + step) / (10 + step), at most `decay`."""
+    step = jnp.asarray(step, float)  # a quotient of int32s would be float32 even where float64 is in use
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 

@@ -1,0 +1,61 @@
+"""Compiled programs are kept between tests, and one small run is trained for all who look at runs."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+
+TINY = """
+    --model.dim 4 --model.norm-groups 2 --model.dim-mults 1 --model.dropout 0.1 --process.num-steps 20 --data.flip
+    --train.steps 12 --train.batch-size 8 --train.lr 0.01 --train.warmup-steps 0 --train.lr-decay constant
+    --train.log-every 2 --train.sample-every 0 --train.checkpoint-every 4 --sample.steps 4 --sample.num 10
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiling takes most of the tests' time: XLA's results are kept beside pytest's own cache, for commands too."""
+    if getattr(config, "cache", None) is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    options = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Options that make a preset train in a second."""
+    return TINY.split()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps on the digits with checkpoints at 4, 8 and 12, made by the command; not to be changed."""
+    from ddpm_jax.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["train", "digits", *TINY.split(), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def killed_run(finished_run: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """killed_run(step): a copy of the finished run as a crash would leave it whose newest checkpoint is that of `step`."""
+
+    def copy(step: int) -> Path:
+        folder = tmp_path / f"killed_at_{step}"
+        shutil.copytree(finished_run, folder)
+        for checkpoint in (folder / "checkpoints").iterdir():
+            if checkpoint.name.isdecimal() and int(checkpoint.name) > step:
+                shutil.rmtree(checkpoint)
+        for name in ("samples.png", "samples.npz", "denoising.gif", "loss.png"):
+            (folder / name).unlink()
+        return folder
+
+    return copy

@@ -1,0 +1,87 @@
+"""ddpm_jax.training.metrics: metrics.jsonl and the TensorBoard file, also after a crash."""
+
+import json
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from ddpm_jax.training.metrics import Metrics, read_metrics
+
+
+def write(folder, steps, *, start=0, **options):
+    with Metrics(folder, start=start, total=100, batch_size=8) as metrics:
+        for step in steps:
+            metrics.write(step, **{"loss": 1 / step, "grad_norm": 2.0 * step, "lr": 0.25, **options})
+
+
+def events(folder):
+    """What the TensorBoard files hold, in the order of writing: {tag: [(step, value), ...]}, and the steps purged."""
+    scalars, purged = {}, []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])  # TFRecord: length, its checksum, the bytes, their checksum
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            if event.session_log.status == event.session_log.START:
+                purged.append(event.step)
+            for value in event.summary.value:
+                scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return scalars, purged
+
+
+def test_lines(tmp_path):
+    write(tmp_path, [2, 4])
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert list(first) == ["step", "loss", "grad_norm", "lr", "steps_per_s", "images_per_s"]
+    assert (first["step"], first["loss"], first["grad_norm"], first["lr"]) == (2, 0.5, 4.0, 0.25)
+    assert second["step"] == 4 and read_metrics(tmp_path) == [first, second]
+    assert second["images_per_s"] == pytest.approx(8 * second["steps_per_s"], rel=0.01)
+
+
+def test_lines_are_there_at_once(tmp_path):
+    """A run can be followed, or killed, while it trains."""
+    with Metrics(tmp_path, start=0, total=10, batch_size=8) as metrics:
+        metrics.write(1, loss=1.0)
+        assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
+def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):
+    write(tmp_path, [2, 4, 6, 8])
+    write(tmp_path, [6], start=4, lr=0.5)
+    assert [(line["step"], line["lr"]) for line in read_metrics(tmp_path)] == [(2, 0.25), (4, 0.25), (6, 0.5)]
+
+
+@pytest.mark.parametrize("cut", ['{"step": 6, "lo', '{"step": 6, "loss": 0.1', "\x00\x00", "\n"])
+def test_a_last_line_cut_short_is_left_out(tmp_path, cut):
+    write(tmp_path, [2, 4])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(cut)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
+    write(tmp_path, [6], start=4)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4, 6]
+
+
+def test_no_file_no_lines(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_tensorboard_has_every_number(tmp_path):
+    write(tmp_path, [2, 4])
+    scalars, purged = events(tmp_path)
+    assert set(scalars) == {"loss", "grad_norm", "lr", "steps_per_s", "images_per_s"}
+    assert scalars["loss"] == [(2, 0.5), (4, 0.25)] and scalars["grad_norm"] == [(2, 4.0), (4, 8.0)]
+    assert purged == []
+
+
+def test_tensorboard_is_told_what_a_resumed_run_does_again(tmp_path):
+    """From step 5 on nothing of before counts: TensorBoard drops it when it sees the mark."""
+    write(tmp_path, [2, 4, 6])
+    write(tmp_path, [6], start=4)
+    assert events(tmp_path)[1] == [5]
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path, capsys):
+    write(tmp_path, [50])
+    error = capsys.readouterr().err
+    assert "step 50/100  loss 0.0200" in error and "images/s" in error and "steps/s" in error

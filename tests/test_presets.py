@@ -1,0 +1,130 @@
+"""ddpm_jax.presets: every preset builds, JSON brings it back, and what is wrong is refused."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+from flax import nnx
+
+from ddpm_jax import models, presets, schedules
+from ddpm_jax.errors import UserError
+from ddpm_jax.presets import PRESETS, Preset, SampleConfig, TrainConfig
+from ddpm_jax.processes import GaussianDiffusion
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name):
+    """Equality of frozen dataclasses compares every field, tuples against tuples."""
+    config = PRESETS[name]
+    text = presets.to_json(config)
+    assert presets.from_json(text) == config and presets.to_json(presets.from_json(text)) == text
+    assert set(json.loads(text)) == {"data", "model", "process", "train", "sample"}
+    assert hash(presets.from_json(text)) == hash(config)  # jit's static arguments need it
+
+
+def test_json_keeps_what_is_not_the_default():
+    config = Preset(
+        model=dataclasses.replace(Preset().model, dim_mults=(1, 3), attention_resolutions=(), num_classes=7),
+        train=TrainConfig(grad_clip=None, steps=3),
+        sample=SampleConfig(steps=None, clip=None),
+    )
+    assert presets.from_json(presets.to_json(config)) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name):
+    """Shapes alone, no arithmetic: the network answers its own images with its own number of channels."""
+    config = PRESETS[name]
+    model, side = config.model, config.model.image_size
+    graphdef, variables = models.split(nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0))))
+    x_t = jax.ShapeDtypeStruct((2, side, side, model.channels), "float32")
+    t = jax.ShapeDtypeStruct((2,), "int32")
+    output, _ = jax.eval_shape(lambda *args: models.apply(graphdef, *args), variables, x_t, t)
+    assert output.shape == x_t.shape
+    process = GaussianDiffusion(
+        schedules.create(config.process.schedule, config.process.num_steps),
+        config.process.prediction,
+        config.process.loss,
+    )
+    assert len(process.times(config.sample.steps)) == config.sample.steps + 1
+
+
+def test_unknown_preset_lists_the_names():
+    with pytest.raises(UserError, match=r"one of digits, images.*'digit'"):
+        presets.preset("digit")
+
+
+def edited(change):
+    """The JSON of a preset after `change(tree)`."""
+    tree = json.loads(presets.to_json(PRESETS["digits"]))
+    change(tree)
+    return json.dumps(tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", "config.json cannot be read"),
+        ("{", "config.json cannot be read"),
+        ("[]", "config.json cannot be read"),
+        ("3", "config.json cannot be read"),
+        (edited(lambda tree: tree["train"].update(learning_rate=1)), "learning_rate"),
+        (edited(lambda tree: tree.update(colour="red")), "colour"),
+        (edited(lambda tree: tree.pop("model")), "model"),
+        (edited(lambda tree: tree.update(train=5)), "cannot be read"),
+        (edited(lambda tree: tree["train"].update(steps="many")), "cannot be read"),
+        (edited(lambda tree: tree["train"].update(steps=0)), r"train\.steps"),
+        (edited(lambda tree: tree["sample"].update(steps=1001)), r"sample\.steps"),
+    ],
+)
+def test_from_json_refuses(text, names):
+    with pytest.raises(UserError, match=names):
+        presets.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (TrainConfig, {"steps": 0}, r"train\.steps must be at least 1; got 0"),
+        (TrainConfig, {"batch_size": -1}, r"train\.batch_size"),
+        (TrainConfig, {"log_every": 0}, r"train\.log_every"),
+        (TrainConfig, {"keep_checkpoints": 0}, r"train\.keep_checkpoints"),
+        (TrainConfig, {"warmup_steps": -1}, r"train\.warmup_steps must not be negative"),
+        (TrainConfig, {"seed": -1}, r"train\.seed"),
+        (TrainConfig, {"lr": 0.0}, r"train\.lr must be positive"),
+        (TrainConfig, {"lr": float("nan")}, r"train\.lr"),
+        (TrainConfig, {"ema_decay": 1.0}, r"train\.ema_decay must lie in \[0, 1\)"),
+        (TrainConfig, {"ema_decay": float("nan")}, r"train\.ema_decay"),
+        (TrainConfig, {"lr": float("inf")}, r"train\.lr"),
+        (TrainConfig, {"grad_clip": 0.0}, r"train\.grad_clip must be positive, or None"),
+        (TrainConfig, {"grad_clip": float("nan")}, r"train\.grad_clip"),
+        (TrainConfig, {"lr_decay": "cosine", "warmup_steps": 10, "steps": 10}, r"warmup_steps must be below"),
+        (SampleConfig, {"num": 0}, r"sample\.num"),
+        (SampleConfig, {"steps": 0}, r"sample\.steps"),
+        (SampleConfig, {"eta": 1.5}, r"sample\.eta must lie in \[0, 1\]; got 1\.5"),
+        (SampleConfig, {"clip": 0.0}, r"sample\.clip"),
+        (SampleConfig, {"clip": float("nan")}, r"sample\.clip"),
+    ],
+)
+def test_numbers_out_of_range_are_named(kind, options, message):
+    with pytest.raises(UserError, match=message):
+        kind(**options)
+
+
+def test_differences():
+    old = PRESETS["digits"]
+    assert presets.differences(old, presets.from_json(presets.to_json(old))) == {}
+    new = dataclasses.replace(
+        old, train=dataclasses.replace(old.train, lr=1.0), model=dataclasses.replace(old.model, dim_mults=(1,))
+    )
+    expected = {"model.dim_mults": ((1, 2), (1,)), "train.lr": (old.train.lr, 1.0)}
+    assert presets.differences(old, new) == expected
+
+
+def test_presets_are_free_of_jax():
+    """The command line is made from them, and its help must not wait for jax."""
+    code = "import sys, ddpm_jax.presets; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
