@@ -6,7 +6,6 @@ from typing import Any
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "checkpoints",
     "data",
     "errors",
     "evaluation",
@@ -17,6 +16,7 @@ _SUBMODULES = (
     "samplers",
     "schedules",
     "training",
+    "verify",
     "weights",
 )
 __all__ = [*_SUBMODULES, "__version__"]

@@ -2,24 +2,26 @@
 
 import dataclasses
 import logging
+import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 import ddpm_jax
+from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import PRESETS, Preset, SampleConfig, preset
+from ddpm_jax.presets import PRESETS, SYSTEMS, Preset, SampleConfig, preset
 
 Flat = tyro.conf.arg(name="")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainArgs:
     """Train a preset's network and leave checkpoints, metrics and pictures in a run folder."""
 
@@ -58,6 +60,38 @@ class EvaluateArgs:
     """Samples drawn at a time."""
 
 
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Weights from one form to another: a run folder, .safetensors, .npz, .pt; a checkpoint of an original network comes out under
+    this project's names."""
+
+    model: Annotated[configs.ModelConfig, tyro.conf.AvoidSubcommands]
+    weights: Literal["ema", "params", "state"] = "ema"
+    """Of a run: the averaged parameters, those being trained, or everything that training needs."""
+
+
+@dataclass(frozen=True)
+class VerifyArgs:
+    """Hold networks to their PyTorch twins stage by stage; exit status 1 when a tolerance is broken."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Networks; all of them unless given."""
+    all: bool = False
+    """All networks, in float64 and in float32."""
+    weights: Path | None = None
+    """Weights of the one network that is named: .pt, .pth, .safetensors or .npz, of an original or of this project."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """What both sides compute in."""
+    device: Literal["cpu", "gpu", "tpu"] = "cpu"
+    """Where JAX computes; PyTorch stays on the CPU."""
+    layers: bool = False
+    """Print every quantity instead of the worst of each stage."""
+    seed: int = 0
+    """Start of the random draws."""
+    out: Path = Path("verify")
+    """Where report.json and report.html go."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -88,21 +122,28 @@ def _dispatch(arguments: list[str]) -> int:
         return command(rest[0], rest[1:])
     if rest and rest[0] in ("-h", "--help"):
         return command(None, rest)
+    if subject.startswith("["):
+        return command(None, rest)
     raise UserError(f"ddpm {name} needs a {subject} first: ddpm {name} {subject} [options]. See ddpm {name} --help.")
 
 
 def _train(name: str | None, rest: list[str]) -> int:
     if name is None:
         print(f"Presets: {', '.join(PRESETS)}. Their options, with the defaults of {next(iter(PRESETS))}:\n")
-    default = TrainArgs(preset(name or next(iter(PRESETS))), tyro.MISSING)
-    args = _parse(TrainArgs, f"ddpm train {name or 'PRESET'}", rest, default)
+    chosen = preset(name or next(iter(PRESETS)))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Args(TrainArgs):
+        config: Annotated[Preset, Flat, tyro.conf.AvoidSubcommands] = chosen  # the options of its own network alone
+
+    args = _parse(Args, f"ddpm train {name or 'PRESET'}", rest, description=TrainArgs.__doc__)
 
     from ddpm_jax.training import train
 
     begun = time.perf_counter()
     outcome = train(args.config, args.out, resume=args.resume, overwrite=args.overwrite)
     if outcome.interrupted:
-        again = " ".join(part for part in rest if part not in ("--overwrite", "--resume"))
+        again = shlex.join(part for part in rest if part not in ("--overwrite", "--resume"))
         print(f"interrupted; step {outcome.step} is saved. Go on with:\n  ddpm train {name} {again} --resume")
         return 130
     print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {args.out}:")
@@ -112,7 +153,7 @@ def _train(name: str | None, rest: list[str]) -> int:
 
 def _sample(name: str | None, rest: list[str]) -> int:
     run, config = _run_and_config(name)
-    args = _parse(SampleArgs, f"ddpm sample {name or 'RUN'}", rest, SampleArgs(config))
+    args = _parse(SampleArgs, f"ddpm sample {name or 'RUN'}", rest, default=SampleArgs(config))
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
@@ -146,7 +187,7 @@ def _sample(name: str | None, rest: list[str]) -> int:
 def _evaluate(name: str | None, rest: list[str]) -> int:
     run, config = _run_and_config(name)
     default = EvaluateArgs(dataclasses.replace(config, num=500))
-    args = _parse(EvaluateArgs, f"ddpm evaluate {name or 'RUN'}", rest, default)
+    args = _parse(EvaluateArgs, f"ddpm evaluate {name or 'RUN'}", rest, default=default)
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
@@ -160,6 +201,55 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
     return 0
 
 
+def _convert(source: str | None, rest: list[str]) -> int:
+    network = None
+    if "--network" in rest and rest.index("--network") + 1 < len(rest):
+        at = rest.index("--network")
+        network = rest[at + 1]
+        rest = rest[:at] + rest[at + 2 :]
+    default = ConvertArgs(configs.create(network or "unet", {}))
+    if source is None:
+        print("ddpm convert IN OUT [--network NAME] [options]\n\nNetworks: " + ", ".join(configs.NETWORKS) + "\n")
+        _parse(ConvertArgs, "ddpm convert IN OUT", rest, default=default)
+    if not rest or rest[0].startswith("-"):
+        raise UserError("ddpm convert needs an OUT after IN: ddpm convert IN OUT [--network NAME] [options].")
+    args = _parse(ConvertArgs, f"ddpm convert {source} {rest[0]}", rest[1:], default=default)
+
+    from ddpm_jax.conversion import convert
+
+    for path in convert(Path(str(source)), Path(rest[0]), args.model if network else None, args.weights):
+        print(path)
+    return 0
+
+
+def _verify(name: str | None, rest: list[str]) -> int:
+    args = _parse(VerifyArgs, "ddpm verify", ([name] if name else []) + rest)
+    names = args.names or tuple(SYSTEMS)
+    for known in names:
+        if known not in SYSTEMS:
+            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {known!r}.")
+    if args.weights is not None and len(args.names) != 1:
+        raise UserError(f"--weights needs the name of the one network they belong to; got {len(args.names)} names.")
+
+    from ddpm_jax import verify
+
+    state_dict = None
+    if args.weights is not None:
+        from ddpm_jax.conversion import fitted
+        from ddpm_jax.weights import read_tensors
+
+        state_dict = fitted(configs.create(names[0], {}), read_tensors(args.weights))
+    reports = []
+    for dtype in ("float64", "float32") if args.all else (args.dtype,):
+        for known in names:
+            options = {"dtype": dtype, "device": args.device, "seed": args.seed, "state_dict": state_dict}
+            reports.append(verify.verify(known, **options))
+            print(reports[-1].table(every_row=args.layers) + "\n", flush=True)
+    for path in verify.write(reports, args.out):
+        print(path)
+    return 0 if all(report.ok for report in reports) else 1
+
+
 def _run_and_config(name: str | None) -> tuple[Any, SampleConfig]:
     if name is None:  # --help: no run to take the defaults from
         return None, SampleConfig()
@@ -169,22 +259,23 @@ def _run_and_config(name: str | None) -> tuple[Any, SampleConfig]:
     return run, run.config.sample
 
 
-def _parse(kind: type[Any], prog: str, rest: list[str], default: Any) -> Any:
-    return tyro.cli(kind, prog=prog, args=rest, default=default, description=kind.__doc__)
+def _parse(kind: type[Any], prog: str, rest: list[str], **options: Any) -> Any:
+    return tyro.cli(kind, prog=prog, args=rest, **{"description": kind.__doc__, **options})
 
 
 COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "train": (_train, "PRESET", "train a network; leaves a run folder"),
     "sample": (_sample, "RUN", "draw samples from a run folder"),
     "evaluate": (_evaluate, "RUN", "measure the samples of a run folder"),
+    "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
+    "verify": (_verify, "[NAME ...]", "hold networks to their PyTorch twins, layer by layer"),
 }
 
 
 def _help() -> str:
     commands = "\n".join(f"  ddpm {name + ' ' + subject:<18} {what}" for name, (_, subject, what) in COMMANDS.items())
     presets = "\n".join(
-        f"  {name:<10} {config.data.source or 'your images'}, "
-        f"{config.model.image_size}x{config.model.image_size}x{config.model.channels}, {config.train.steps:,} steps"
+        f"  {name:<10} {config.data.source or 'your images'}, {configs.name_of(config.model)}, {config.train.steps:,} steps"
         for name, config in PRESETS.items()
     )
     return (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ class DataConfig:
 class ProcessConfig:
     """How noise is added, and what is learned of it."""
 
-    schedule: Literal["linear", "cosine", "quadratic", "sigmoid"] = "linear"
+    schedule: Literal["linear", "cosine", "quadratic", "sigmoid", "linear_inclusive", "cosine_unclipped"] = "linear"
     """Noise schedule."""
     num_steps: int = 1000
     """T, the number of timesteps."""
@@ -81,11 +82,11 @@ class TrainConfig:
         for name in ("warmup_steps", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must not be negative; got {getattr(self, name)}.")
-        if self.lr <= 0:
-            raise UserError(f"train.lr must be positive; got {self.lr:g}.")
+        if not 0 < self.lr < math.inf:  # false for NaN too
+            raise UserError(f"train.lr must be positive and finite; got {self.lr:g}.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1); got {self.ema_decay:g}.")
-        if self.grad_clip is not None and self.grad_clip <= 0:
+        if self.grad_clip is not None and not self.grad_clip > 0:
             raise UserError(f"train.grad_clip must be positive, or None; got {self.grad_clip:g}.")
         if self.lr_decay == "cosine" and self.warmup_steps >= self.steps:
             raise UserError(
@@ -101,12 +102,12 @@ class SampleConfig:
         UserError: a number outside its range.
     """
 
-    sampler: Literal["ancestral", "ddim"] = "ancestral"
-    """The reverse chain (DDPM), or DDIM."""
+    sampler: Literal["ancestral", "ddim", "strided"] = "ancestral"
+    """The reverse chain (DDPM), DDIM, or the update of system 1."""
     steps: int | None = None
     """Denoising steps, at most the schedule's; None: all of them."""
     eta: float = 0.0
-    """DDIM's noise: 0 deterministic, 1 as the reverse chain."""
+    """Share of fresh noise for ddim and strided: 0 deterministic, 1 as the reverse chain."""
     variance: Literal["beta", "posterior"] = "beta"
     """Ancestral sampling's variance: the upper or the lower bound (DDPM, section 3.2)."""
     clip: float | None = 1.0
@@ -121,7 +122,7 @@ class SampleConfig:
             raise UserError(f"sample.steps must be at least 1; got {self.steps}.")
         if not 0 <= self.eta <= 1:
             raise UserError(f"sample.eta must lie in [0, 1]; got {self.eta:g}.")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not self.clip > 0:
             raise UserError(f"sample.clip must be positive, or None; got {self.clip:g}.")
 
 
@@ -130,7 +131,7 @@ class Preset:
     """Everything that describes a run; two runs of the same preset on the same machine are the same."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: configs.UNet = field(default_factory=configs.UNet)
+    model: configs.ModelConfig = field(default_factory=configs.UNet)
     process: ProcessConfig = field(default_factory=ProcessConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -151,7 +152,7 @@ PRESETS: dict[str, Preset] = {
                                norm_groups=8),
         process = ProcessConfig(schedule="cosine", prediction="v"),
         train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
-                              sample_every=400, checkpoint_every=400),
+                              log_every=20, sample_every=400, checkpoint_every=400),
         sample  = SampleConfig(sampler="ddim", steps=50, num=100),
     ),
     # your own pictures: ddpm train images --data.source PATH; 32x32 in colour, a GPU's evening
@@ -163,6 +164,24 @@ PRESETS: dict[str, Preset] = {
         sample  = SampleConfig(sampler="ddim", steps=100),
     ),
 }
+# fmt: on
+
+
+# fmt: off
+SYSTEMS: dict[str, tuple[ProcessConfig, SampleConfig]] = {
+    "unet":                     (ProcessConfig("linear", 1000),              SampleConfig("ancestral")),
+    "convnext_unet":            (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, eta=0.1, clip=None)),
+    "convnext_unet_224":        (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, eta=0.1, clip=None)),
+    "tiny_unet":                (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
+    "double_conv_unet":         (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
+    "annotated_unet":           (ProcessConfig("linear", 200, loss="huber"), SampleConfig("ancestral", variance="posterior",
+                                                                                          clip=None)),
+    "mlp":                      (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
+    "conv_net":                 (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
+    "strided_unet":             (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
+    "strided_unet_conditional": (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
+}
+"""How each network is trained and sampled by its author."""
 # fmt: on
 
 
@@ -178,8 +197,10 @@ def preset(name: str) -> Preset:
 
 
 def to_json(config: Preset) -> str:
-    """The config as JSON text that `from_json` reads back."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    """The config as JSON text that `from_json` reads back; the model's options begin with the network's name."""
+    tree = dataclasses.asdict(config)
+    tree["model"] = {"network": configs.name_of(config.model), **tree["model"]}
+    return json.dumps(tree, indent=2) + "\n"
 
 
 def from_json(text: str) -> Preset:
@@ -190,8 +211,9 @@ def from_json(text: str) -> Preset:
     """
     try:
         tree = json.loads(text)
-        kinds = {part.name: type(getattr(Preset(), part.name)) for part in dataclasses.fields(Preset)}
-        return Preset(**{name: kind(**_tuples(tree.pop(name))) for name, kind in kinds.items()}, **tree)
+        model = configs.create(tree["model"].pop("network"), _tuples(tree.pop("model")))
+        kinds = {"data": DataConfig, "process": ProcessConfig, "train": TrainConfig, "sample": SampleConfig}
+        return Preset(model=model, **{name: kind(**_tuples(tree.pop(name))) for name, kind in kinds.items()}, **tree)
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -207,6 +229,8 @@ def differences(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
     found = {}
     for part in dataclasses.fields(Preset):
         before, after = (dataclasses.asdict(getattr(config, part.name)) for config in (old, new))
+        if part.name == "model":
+            before["network"], after["network"] = (configs.name_of(config.model) for config in (old, new))
         for name in before | after:
             pair = before.get(name), after.get(name)
             if pair[0] != pair[1]:

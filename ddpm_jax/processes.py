@@ -38,7 +38,8 @@ class GaussianDiffusion:
     """Data mixed with Gaussian noise along a discrete schedule (Ho et al. 2020).
 
     prediction: what the network is trained to output: the noise `eps`, the data `x0`, or the velocity `v` = alpha eps - sigma x_0
-    (Salimans & Ho 2022). loss: mean square, mean absolute, or Huber (delta 1) error of that output.
+    (Salimans & Ho 2022). loss: mean square, mean absolute, or Huber (delta 1) error of that output, times the P2 weight
+    (p2_k + snr)^-p2_gamma (Choi et al. 2022, eq. 8), which is 1 for the default p2_gamma of 0.
 
     Raises:
         UserError: an unknown prediction or loss.
@@ -47,6 +48,8 @@ class GaussianDiffusion:
     schedule: Schedule
     prediction: Prediction = "eps"
     loss: Loss = "mse"
+    p2_gamma: float = 0.0
+    p2_k: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -112,7 +115,7 @@ class GaussianDiffusion:
     ) -> tuple[Float[Array, "b *shape"], Float[Array, "..."]]:
         """Mean of q(x_{t-1} | x_t, x_0) and the variance given to the reverse step (DDPM, eq. 6-7 and section 3.2).
 
-        variance: `posterior` is that of q itself (best for data that is a single point), `beta` is beta_t (best for unit Gaussian data).
+        variance: `posterior` is that of q itself (best for data that is one point), `beta` is beta_t (best for Gaussian data).
         """
         schedule = self.schedule
         chosen = schedule.posterior_variance if variance == "posterior" else schedule.betas
@@ -135,7 +138,7 @@ class GaussianDiffusion:
         noise: Float[Array, "b *shape"],
         t: Int[Array, "b"],
     ) -> Float[Array, "b"]:
-        """The error of predict(x_t, t) against its target, averaged over each example; for mse and eps this is L_simple (DDPM, eq. 14)."""
+        """The error of predict(x_t, t) against its target, averaged over each example; mse of eps is L_simple (DDPM, eq. 14)."""
         error = predict(self.add_noise(x_0, noise, t), t) - self.target(x_0, noise, t)
         if self.loss == "mse":
             loss = error**2
@@ -144,7 +147,10 @@ class GaussianDiffusion:
         else:
             size = jnp.abs(error)
             loss = jnp.where(size < 1.0, 0.5 * error**2, size - 0.5)
-        return loss.mean(axis=tuple(range(1, loss.ndim)))
+        loss = loss.mean(axis=tuple(range(1, loss.ndim)))
+        if self.p2_gamma == 0:
+            return loss
+        return loss * jnp.asarray((self.p2_k + self.schedule.snr) ** -self.p2_gamma, loss.dtype)[t]
 
     def times(self, num_steps: int | None = None) -> np.ndarray:
         """The descending grid a sampler walks: num_steps + 1 evenly spaced int32 times, from the last timestep to the clean end.

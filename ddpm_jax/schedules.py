@@ -173,11 +173,38 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
     Raises:
         UserError: num_steps below 1, s not positive, or max_beta outside (0, 1].
     """
+    curve = _squared_cosine(num_steps, s)
+    return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
+
+
+def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """betas evenly spaced with both ends included, t = 1..T: T + 1 entries, and A_0 = 1 - beta_start rather than 1.
+
+    The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were trained so.
+
+    Raises:
+        UserError: num_steps below 1, or a beta outside (0, 1].
+    """
+    betas = np.linspace(beta_start, beta_end, _checked(num_steps) + 1)
+    return Schedule(betas, np.exp(np.cumsum(np.log1p(-betas))), first=1)
+
+
+def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
+    """A_t along cos^2 with no beta clipped, t = 1..T: T + 1 entries, A_0 = 1 and A_T = 0 to rounding (system 1).
+
+    Raises:
+        UserError: num_steps below 1, or s not positive.
+    """
+    curve = _squared_cosine(num_steps, s)
+    alphas_cumprod = curve / curve[0]
+    return Schedule(1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), alphas_cumprod, first=1)
+
+
+def _squared_cosine(num_steps: int, s: float) -> Table:
     if s <= 0:
         raise UserError(f"s must be positive; got {s:g}.")
     time = np.arange(_checked(num_steps) + 1) / num_steps
-    curve = np.cos((time + s) / (1.0 + s) * np.pi / 2) ** 2
-    return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
+    return np.cos((time + s) / (1.0 + s) * np.pi / 2) ** 2
 
 
 def _checked(num_steps: int) -> int:
@@ -191,6 +218,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": cosine,
     "quadratic": quadratic,
     "sigmoid": sigmoid,
+    "linear_inclusive": linear_inclusive,
+    "cosine_unclipped": cosine_unclipped,
 }
 
 

@@ -35,18 +35,27 @@ class GaussianDiffusion:
         prediction: "eps" (Ho et al. 2020), "x0", or "v" = sqrt(A_t) eps - sqrt(1 - A_t) x_0 (Salimans &
             Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models").
         loss: "mse", "l1", or "huber" (smooth L1, quadratic below a difference of 1).
+        p2_gamma: g of the loss's weight (p2_k + A_t/(1 - A_t))^-g, at least 0; 0 weighs all t alike (Choi et al. 2022,
+            "Perception Prioritized Training of Diffusion Models", eq. 8).
+        p2_k: see p2_gamma; above 0.
 
     Raises:
-        ValueError: an unknown prediction or loss.
+        ValueError: an unknown prediction or loss, or a number out of range.
     """
 
     schedule: Schedule
     prediction: str = "eps"
     loss: str = "mse"
+    p2_gamma: float = 0.0
+    p2_k: float = 1.0
 
     def __post_init__(self) -> None:
         _choose("prediction", self.prediction, PREDICTIONS)
         _choose("loss", self.loss, tuple(LOSSES))
+        if not self.p2_gamma >= 0:
+            raise ValueError(f"p2_gamma must be at least 0; got {self.p2_gamma}.")
+        if not self.p2_k > 0:
+            raise ValueError(f"p2_k must be above 0; got {self.p2_k}.")
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t, a draw of q(x_t | x_0) (DDPM eq. 4)."""
@@ -96,10 +105,11 @@ class GaussianDiffusion:
         return mean, _at(table, t, x_t)
 
     def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """(B,) loss of predict(x_t, t) against the target, a mean over all but the batch (DDPM eq. 14)."""
+        """(B,) loss of predict(x_t, t) against the target, a mean over all but the batch, weighted (DDPM eq. 14)."""
         output = predict(self.add_noise(x_0, noise, t), t)
         loss = LOSSES[self.loss](output, self.target(x_0, noise, t), reduction="none")
-        return loss.flatten(1).mean(1)
+        weight = _at((self.p2_k + self.schedule.snr) ** -self.p2_gamma, t, x_0)
+        return (weight * loss).flatten(1).mean(1)
 
     def _alpha(self, t: Tensor, like: Tensor) -> Tensor:
         return _at(self.schedule.sqrt_alphas_cumprod, t, like)

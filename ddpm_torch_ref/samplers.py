@@ -42,7 +42,7 @@ def ancestral_step(
         step_variance = beta * (1 - abar_s) / (1 - abar_t)
     else:
         raise ValueError(f"variance must be one of beta, posterior; got {variance!r}.")
-    mean = (x_t - beta / sqrt(1 - abar_t) * eps) / sqrt(1 - beta)
+    mean = (x_t - beta / sqrt(1 - abar_t) * eps) * sqrt(abar_s / abar_t)
     return mean + sqrt(step_variance) * noise
 
 
@@ -71,16 +71,55 @@ def ddim_step(schedule: Schedule, x_t: Tensor, eps: Tensor, t: int, s: int, nois
     return sqrt(abar_s) * x_0 + sqrt(1 - abar_s - sigma**2) * eps + sigma * noise
 
 
+def strided_step(
+    schedule: Schedule, x_t: Tensor, eps: Tensor, t: int, s: int, noise: Tensor, eta: float = 0.1
+) -> Tensor:
+    """x_t -> x_s as in system 1: the ancestral mean, with the posterior variance in place of beta; not the published DDIM.
+
+    Args:
+        schedule: the tables of A_t.
+        x_t: (B, C, H, W) images at time t.
+        eps: (B, C, H, W) estimate of their noise.
+        t: a valid time.
+        s: the next one of the grid. A later one leaves x_t as it is: the last of `strided_times` is such.
+        noise: (B, C, H, W) standard normal; zeros for the mean alone.
+        eta: share of fresh noise, at least 0.
+
+    Raises:
+        ValueError: eta < 0.
+    """
+    if not eta >= 0:
+        raise ValueError(f"eta must be at least 0; got {eta}.")
+    abar_t, abar_s = _abar(schedule, t), _abar(schedule, s)
+    beta = (1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)
+    beta = min(max(beta, 0.0), 0.999)
+    mean = (x_t - beta / sqrt(1 - abar_t) * eps) / sqrt(1 - beta)
+    return mean + eta * sqrt(beta) * noise
+
+
 def times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
     """(num_steps + 1,) times, evenly spread and descending from the last t to the clean end, first - 1.
 
     Raises:
         ValueError: num_steps outside 1..T.
     """
-    if not 1 <= num_steps <= schedule.num_steps:
-        raise ValueError(f"num_steps must lie in 1..{schedule.num_steps}, the schedule's T; got {num_steps}.")
+    _check_num_steps(schedule, num_steps)
     last = schedule.first + schedule.num_steps - 1
     return np.round(np.linspace(last, schedule.first - 1, num_steps + 1)).astype(np.int64)
+
+
+def strided_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
+    """(num_steps + 1,) times of system 1: num_steps descending ones, T // num_steps apart, down to the first valid t.
+
+    Then the original's index -1 wraps to the end of its list first, first + k, first + 2k, … (all below first + T): the grid
+    ends with that late time, to which `strided_step` does not move.
+
+    Raises:
+        ValueError: num_steps outside 1..T.
+    """
+    _check_num_steps(schedule, num_steps)
+    tau = schedule.timesteps[:: schedule.num_steps // num_steps]
+    return np.append(tau[:num_steps][::-1], tau[-1])
 
 
 @torch.no_grad()
@@ -92,6 +131,8 @@ def sample(
     step: Step,
     noises: Sequence[Tensor] | Tensor,
     clip: float | None = None,
+    *,
+    means: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run a step down a grid of times, from pure noise to images.
 
@@ -99,10 +140,11 @@ def sample(
         process: turns the network's output into the pair (x_0, eps).
         predict: the network, (x_t, t) -> output, t of shape (B,).
         x_T: (B, C, H, W) standard normal.
-        times: n + 1 descending times, the last of them the clean end.
-        step: ancestral_step, ddim_step, or either with its options bound.
+        times: n + 1 times, as `times` or `strided_times` gives them.
+        step: ancestral_step, ddim_step, strided_step, or one of them with its options bound.
         noises: noises[i], of x_T's shape, is the noise of step i; the last step takes none.
         clip: clip x_0 to [-clip, clip] at every step and recompute eps from it; None leaves both.
+        means: list the mean of each step in place of its state: these are the frames of system 1.
 
     Returns:
         The images, and the list of all n + 1 states from x_T to them.
@@ -116,12 +158,18 @@ def sample(
         x_0, eps = process.estimate(x_t, predict(x_t, t_batch), t_batch)
         if clip is not None:
             eps = process.implied_noise(x_t, x_0.clamp(-clip, clip), t_batch)
-        noise = noises[i] if i < num_steps - 1 else torch.zeros_like(x_t)
-        x_t = step(process.schedule, x_t, eps, t, s, noise)
-        states.append(x_t)
+        zeros = torch.zeros_like(x_t)
+        x_s = step(process.schedule, x_t, eps, t, s, noises[i] if i < num_steps - 1 else zeros)
+        states.append(step(process.schedule, x_t, eps, t, s, zeros) if means else x_s)
+        x_t = x_s
     return x_t, states
 
 
 def _abar(schedule: Schedule, t: int) -> float:
-    """A_t; 1 at the clean end, one before the first valid t."""
-    return 1.0 if t == schedule.first - 1 else float(schedule.alphas_cumprod[t])
+    """A_t; 1 before a table that starts at t = 0."""
+    return 1.0 if t < 0 else float(schedule.alphas_cumprod[t])
+
+
+def _check_num_steps(schedule: Schedule, num_steps: int) -> None:
+    if not 1 <= num_steps <= schedule.num_steps:
+        raise ValueError(f"num_steps must lie in 1..{schedule.num_steps}, the schedule's T; got {num_steps}.")

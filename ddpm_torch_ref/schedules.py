@@ -19,7 +19,7 @@ def _table(compute: Callable[[Any], Table]) -> cached_property[Table]:
 
     @wraps(compute)
     def once(schedule: "Schedule") -> Table:
-        # A table that starts at t = 1 may have A_0 = 1: its quotients at the unused entry 0 are not finite.
+        # A table that starts at t = 1 may have A_0 = 1: its quotients at entry 0 are not finite, and never used.
         with np.errstate(divide="ignore", invalid="ignore"):
             table = compute(schedule)
         table.flags.writeable = False
@@ -32,26 +32,33 @@ def _table(compute: Callable[[Any], Table]) -> cached_property[Table]:
 class Schedule:
     """The tables of one discrete diffusion, float64, each indexed by t.
 
+    The chain's clean end is t = first - 1: A = 1 before a table from t = 0, entry 0 of one from t = 1.
+
     Args:
         betas: (T + first,) variances of the forward steps; those at valid t lie in (0, 1).
-        first: first valid t, 0 or 1; entries below it are never read.
+        first: first valid t, 0 or 1.
+        _products: (T + first,) A_t, for a schedule made of them whose last b_t rounds to 1; None: the products of 1 - b_t.
 
     Raises:
-        ValueError: no valid t, or a beta outside (0, 1).
+        ValueError: no valid t, or a beta or a product out of range.
 
     Ho et al. 2020, "Denoising Diffusion Probabilistic Models", section 2.
     """
 
     betas: Table
     first: int = 0
+    _products: Table | None = None
 
     def __post_init__(self) -> None:
         betas = np.array(self.betas, dtype=np.float64)
         if betas.ndim != 1 or len(betas) <= self.first:
             raise ValueError(f"betas must be one row of more than {self.first} numbers; its shape is {betas.shape}.")
-        for t in range(self.first, len(betas)):
-            if not 0 < betas[t] < 1:
-                raise ValueError(f"betas must lie in (0, 1); betas[{t}] = {betas[t]}.")
+        if self._products is None:
+            _check_range("betas", betas, self.first)
+        elif len(self._products) != len(betas):
+            raise ValueError(f"products must be as many as betas, {len(betas)}; got {len(self._products)}.")
+        else:
+            _check_range("products", self._products, self.first)
         betas.flags.writeable = False
         object.__setattr__(self, "betas", betas)
 
@@ -68,18 +75,22 @@ class Schedule:
     @_table
     def alphas(self) -> Table:
         """a_t = 1 - b_t."""
+        if self._products is not None:
+            return self.alphas_cumprod / self.alphas_cumprod_prev
         return 1 - self.betas
 
     @_table
     def alphas_cumprod(self) -> Table:
         """A_t = a_0 ... a_t."""
+        if self._products is not None:
+            return np.array(self._products, dtype=np.float64)
         return np.cumprod(self.alphas, dtype=np.float64)
 
     @_table
     def alphas_cumprod_prev(self) -> Table:
-        """A_{t-1}, which is 1 at the first valid t."""
+        """A_{t-1}, which is 1 at t = 0."""
         before = np.roll(self.alphas_cumprod, 1)
-        before[: self.first + 1] = 1
+        before[0] = 1
         return before
 
     @_table
@@ -109,14 +120,15 @@ class Schedule:
 
     @_table
     def posterior_variance(self) -> Table:
-        """b_t (1 - A_{t-1}) / (1 - A_t), variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 7); 0 at the first t."""
+        """b_t (1 - A_{t-1}) / (1 - A_t), variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 7)."""
         return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
 
     @_table
     def posterior_log_variance_clipped(self) -> Table:
-        """Log of the posterior variance; at the first t, where it is 0, that of the second (Ho et al.)."""
+        """Log of the posterior variance; where the first valid t has none, that of the second (Ho et al.)."""
         variance = self.posterior_variance.copy()
-        variance[self.first] = variance[self.first + 1] if self.num_steps > 1 else self.betas[self.first]
+        if variance[self.first] == 0:
+            variance[self.first] = variance[self.first + 1] if self.num_steps > 1 else self.betas[self.first]
         return np.log(variance)
 
     @_table
@@ -147,6 +159,19 @@ def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> 
     return Schedule(np.linspace(beta_start, beta_end, num_steps))
 
 
+def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """b_t = beta_start + (beta_end - beta_start) t/T, t = 1..T, and A_t a product that begins with a_0 (system 5).
+
+    So the clean end of the chain, A_0 = 1 - beta_start, is not quite clean.
+
+    Raises:
+        ValueError: num_steps < 1, or an end outside (0, 1).
+    """
+    _check(num_steps, beta_start=beta_start, beta_end=beta_end)
+    betas = (beta_end - beta_start) * np.arange(num_steps + 1) / num_steps + beta_start
+    return Schedule(betas, first=1, _products=np.exp(np.cumsum(np.log(1 - betas))))
+
+
 def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
     """b_t = min(1 - f((t+1)/T) / f(t/T), max_beta), f(u) = cos^2((u + s)/(1 + s) pi/2), t = 0..T-1.
 
@@ -160,6 +185,23 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
         raise ValueError(f"s must be at least 0; got {s}.")
     f = np.cos((np.arange(num_steps + 1) / num_steps + s) / (1 + s) * np.pi / 2) ** 2
     return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta))
+
+
+def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
+    """A_t = f(t/T) / f(0), f(u) = cos^2((u + s)/(1 + s) pi/2), t = 1..T; A_0 = 1 (system 1).
+
+    Raises:
+        ValueError: num_steps < 1, or s < 0.
+
+    Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17, without their limit on b_t.
+    """
+    _check(num_steps)
+    if not s >= 0:
+        raise ValueError(f"s must be at least 0; got {s}.")
+    f = np.cos((np.arange(num_steps + 1) / num_steps + s) / (1 + s) * np.pi / 2) ** 2
+    products = f / f[0]
+    betas = np.concatenate([[0], 1 - products[1:] / products[:-1]])
+    return Schedule(betas, first=1, _products=products)
 
 
 def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -189,3 +231,9 @@ def _check(num_steps: int, **betas: float) -> None:
     for name, beta in betas.items():
         if not 0 < beta < 1:
             raise ValueError(f"{name} must lie in (0, 1); got {beta}.")
+
+
+def _check_range(name: str, table: Table, first: int) -> None:
+    for t in range(first, len(table)):
+        if not 0 < table[t] < 1:
+            raise ValueError(f"{name} must lie in (0, 1); {name}[{t}] = {table[t]}.")

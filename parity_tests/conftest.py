@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 import jax
 import pytest
 import torch
-
-from parity_tests.tolerances import TOLERANCES, WORST
-from parity_tests.twins import make_pair
+from tolerances import TOLERANCES, WORST
+from twins import make_pair
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import assert_close
+from twins import indices, normal, to_nchw, to_nhwc
 
 from ddpm_jax import processes, schedules
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import schedules as twin_schedules
-from parity_tests.tolerances import assert_close
-from parity_tests.twins import indices, normal, to_nchw, to_nhwc
 
 PREDICTIONS = get_args(processes.Prediction)
 LOSSES = get_args(processes.Loss)

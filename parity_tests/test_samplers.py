@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import assert_close
+from twins import SMALL, indices, normal, to_nchw, to_nhwc
 
 from ddpm_jax import models, processes, samplers, schedules
 from ddpm_jax.compilation import jit
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import samplers as twin_samplers
 from ddpm_torch_ref import schedules as twin_schedules
-from parity_tests.tolerances import assert_close
-from parity_tests.twins import SMALL, indices, normal, to_nchw, to_nhwc
 
 STEPS = [
     ("ancestral", {"variance": "beta"}),

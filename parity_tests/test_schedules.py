@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import TOLERANCES, assert_close
 
 from ddpm_jax import schedules
 from ddpm_torch_ref import schedules as twin_schedules
-from parity_tests.tolerances import TOLERANCES, assert_close
 
 NAMES = ("linear", "cosine", "quadratic", "sigmoid")
 TABLES = (

@@ -91,7 +91,38 @@ def test_one_step_and_a_table_that_starts_at_one():
     assert schedule.num_steps == 2 and schedule.timesteps.tolist() == [1, 2]
     assert schedule.alphas_cumprod_prev[1:] == pytest.approx([1, 0.9])
     assert schedule.posterior_variance[1:] == pytest.approx([0, 0.2 * 0.1 / 0.28])
+    assert schedule.posterior_log_variance_clipped[1] == schedule.posterior_log_variance_clipped[2]
     assert samplers.times(schedule, 2).tolist() == [2, 1, 0]
+
+
+def test_linear_inclusive_starts_from_an_end_that_is_not_quite_clean():
+    schedule = schedules.linear_inclusive(4, 0.1, 0.5)
+    assert schedule.num_steps == 4 and schedule.timesteps.tolist() == [1, 2, 3, 4]
+    assert schedule.betas == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert schedule.alphas == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
+    assert schedule.alphas_cumprod == pytest.approx([0.9, 0.72, 0.504, 0.3024, 0.1512])
+    assert schedule.alphas_cumprod_prev == pytest.approx([1, 0.9, 0.72, 0.504, 0.3024])
+    assert schedule.posterior_variance[1] == pytest.approx(0.2 * 0.1 / 0.28)
+    assert schedule.posterior_log_variance_clipped[1] == pytest.approx(log(0.2 * 0.1 / 0.28))
+    x_t, eps = normal(1, 1, 2, 2), normal(1, 1, 2, 2, seed=1)
+    x_0 = (x_t - sqrt(0.28) * eps) / sqrt(0.72)
+    step = samplers.ddim_step(schedule, x_t, eps, 1, 0, torch.zeros_like(x_t))
+    assert max_relative(step, sqrt(0.9) * x_0 + sqrt(0.1) * eps) < 1e-14
+
+
+def test_cosine_unclipped_reaches_pure_noise():
+    schedule = schedules.cosine_unclipped(500)
+    assert schedule.num_steps == 500 and schedule.first == 1
+    assert schedule.alphas_cumprod[0] == 1 and schedule.posterior_variance[1] == 0
+    f = [cos((t / 500 + 0.008) / 1.008 * pi / 2) ** 2 for t in range(501)]
+    assert schedule.alphas_cumprod[1:500] == pytest.approx([f_t / f[0] for f_t in f[1:500]], rel=1e-12)
+    assert schedule.betas[1:500] == pytest.approx([1 - f[t] / f[t - 1] for t in range(1, 500)], rel=1e-9)
+    assert 0 < schedule.alphas_cumprod[500] < 1e-30
+    assert all(np.isfinite(getattr(schedule, table)[1:]).all() for table in ("sqrt_recip_alphas", "snr"))
+    with pytest.raises(ValueError, match=r"s must be at least 0; got -1"):
+        schedules.cosine_unclipped(10, s=-1)
+    with pytest.raises(ValueError, match=r"products must lie in \(0, 1\); products\[2\] = 1.5"):
+        schedules.Schedule(np.array([0, 0.1, 0.1]), first=1, _products=np.array([1, 0.9, 1.5]))
 
 
 # Processes
@@ -109,11 +140,12 @@ def test_the_target_is_converted_back_to_the_pair(prediction):
     assert max_relative(estimate.eps, noise) < 1e-12
 
 
+@pytest.mark.parametrize("make", [schedules.cosine, schedules.linear_inclusive])
 @pytest.mark.parametrize("variance", ["beta", "posterior"])
-def test_the_posterior_is_the_ancestral_step(variance):
-    process = processes.GaussianDiffusion(schedules.cosine(20))
+def test_the_posterior_is_the_ancestral_step(variance, make):
+    process = processes.GaussianDiffusion(make(20))
     x_0, eps = normal(1, 1, 3, 3), normal(1, 1, 3, 3, seed=1)
-    for t in range(20):
+    for t in process.schedule.timesteps.tolist():
         times = torch.tensor([t])
         x_t = process.add_noise(x_0, eps, times)
         mean, spread = process.posterior(x_0, x_t, times, variance)
@@ -122,15 +154,26 @@ def test_the_posterior_is_the_ancestral_step(variance):
             assert max_relative(mean + spread.sqrt() * noise, step) < 1e-10
 
 
-@pytest.mark.parametrize(
-    ("loss", "wanted"), [("mse", (0.25, 9.0)), ("l1", (0.5, 3.0)), ("huber", (0.125, 2.5))]
-)
+@pytest.mark.parametrize(("loss", "wanted"), [("mse", (0.25, 9.0)), ("l1", (0.5, 3.0)), ("huber", (0.125, 2.5))])
 def test_losses(loss, wanted):
     process = processes.GaussianDiffusion(schedules.linear(10), loss=loss)
     noise, t = normal(2, 1, 4, 4), torch.tensor([3, 7])
     off = torch.tensor([0.5, -3.0], dtype=torch.float64).reshape(2, 1, 1, 1)
     got = process.loss_per_example(lambda x_t, t: noise + off, normal(2, 1, 4, 4, seed=1), noise, t)
     assert got.tolist() == pytest.approx(wanted, rel=1e-13)
+
+
+def test_the_p2_weight():
+    plain, weighted = (
+        processes.GaussianDiffusion(schedules.linear(10, 0.1, 0.5), p2_gamma=gamma, p2_k=2.0) for gamma in (0, 1.5)
+    )
+    x_0, noise, t = normal(2, 1, 4, 4), normal(2, 1, 4, 4, seed=1), torch.tensor([0, 9])
+    loss, got = (process.loss_per_example(lambda x_t, t: x_t, x_0, noise, t) for process in (plain, weighted))
+    abar = plain.schedule.alphas_cumprod[[0, 9]]
+    assert (got / loss).tolist() == pytest.approx((2 + abar / (1 - abar)) ** -1.5, rel=1e-12)
+    for option in ({"p2_gamma": -1}, {"p2_k": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} must be"):
+            processes.GaussianDiffusion(schedules.linear(10), **option)
 
 
 # Samplers
@@ -200,6 +243,25 @@ def test_times():
     assert samplers.times(schedule, 4).tolist() == [999, 749, 499, 249, -1]
     assert samplers.times(schedule, 1).tolist() == [999, -1]
     assert all((np.diff(samplers.times(schedule, n)) < 0).all() for n in range(1, 1001, 7))
+
+
+def test_strided_times_and_steps():
+    schedule = schedules.cosine_unclipped(10)
+    assert samplers.strided_times(schedule, 3).tolist() == [7, 4, 1, 10]
+    assert samplers.strided_times(schedule, 10).tolist() == [*range(10, 0, -1), 10]
+    assert samplers.strided_times(schedule, 1).tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"num_steps must lie in 1..10"):
+        samplers.strided_times(schedule, 11)
+
+    x_t, eps, noise = normal(1, 1, 2, 2), normal(1, 1, 2, 2, seed=1), normal(1, 1, 2, 2, seed=2)
+    assert torch.equal(samplers.strided_step(schedule, x_t, eps, 1, 10, noise, eta=1.0), x_t)
+    abar_t, abar_s = schedule.alphas_cumprod[[7, 4]]
+    variance = (1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)
+    mean = (x_t - variance * eps / sqrt(1 - abar_t)) / sqrt(1 - variance)
+    step = samplers.strided_step(schedule, x_t, eps, 7, 4, noise, eta=0.3)
+    assert max_relative(step, mean + 0.3 * sqrt(variance) * noise) < 1e-14
+    with pytest.raises(ValueError, match="eta must be at least 0"):
+        samplers.strided_step(schedule, x_t, eps, 7, 4, noise, eta=-0.1)
 
 
 # Training
@@ -386,9 +448,7 @@ def test_unet_options(resample, time_conditioning):
 
 
 def test_residual_block_with_scale_shift_and_resampling_by_hand():
-    block = models.layers.ResBlock(
-        4, 4, 6, norm_groups=2, dropout=0.0, scale_shift=True, resample="down"
-    ).double()
+    block = models.layers.ResBlock(4, 4, 6, norm_groups=2, dropout=0.0, scale_shift=True, resample="down").double()
     randomised(block)
     x, emb = normal(2, 4, 6, 6), normal(2, 6, seed=1)
 
@@ -417,9 +477,7 @@ def test_attention_heads_by_hand():
     x = normal(1, 8, 2, 3)
     with torch.no_grad():
         tokens = attention.norm(x).reshape(8, 6).T
-        q, k, v = (
-            tokens @ attention.qkv.weight[i : i + 8].T + attention.qkv.bias[i : i + 8] for i in (0, 8, 16)
-        )
+        q, k, v = (tokens @ attention.qkv.weight[i : i + 8].T + attention.qkv.bias[i : i + 8] for i in (0, 8, 16))
         heads = []
         for part in (slice(0, 4), slice(4, 8)):
             scores = torch.exp(q[:, part] @ k[:, part].T / 2)
@@ -435,8 +493,7 @@ def test_the_unet_trains():
     x_0, noise = normal(8, 3, 8, 8).float() * 0.1, normal(8, 3, 8, 8, seed=1).float()
     t, labels = torch.arange(8) * 12, torch.arange(8) % 2
     losses = [
-        training.train_step(state, process, x_0, noise, t, labels, ema=0.9, grad_clip=1.0)["loss"]
-        for _ in range(20)
+        training.train_step(state, process, x_0, noise, t, labels, ema=0.9, grad_clip=1.0)["loss"] for _ in range(20)
     ]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -461,13 +518,11 @@ def test_the_unet_trains():
             r"eta must lie in \[0, 1\]; got 2.0",
         ),
         (
-            lambda: samplers.ancestral_step(
-                schedules.linear(2), normal(1), normal(1), 1, 0, normal(1), "small"
-            ),
+            lambda: samplers.ancestral_step(schedules.linear(2), normal(1), normal(1), 1, 0, normal(1), "small"),
             r"variance must be one of beta, posterior; got 'small'",
         ),
         (lambda: training.learning_rate(0, 1.0, 5, 5), r"decay_steps must exceed warmup_steps = 5; got 5"),
-        (lambda: models.create("u_net"), r"name must be one of unet; got 'u_net'"),
+        (lambda: models.create("u_net"), r"name must be one of annotated_unet, .*, unet; got 'u_net'"),
         (lambda: models.create("unet", dims=3), r"unet has no option dims; its options are image_size"),
         (lambda: models.create("unet", image_size=30), r"image_size must be a multiple of 8.*got 30"),
         (lambda: models.create("unet", dim=48), r"norm_groups must divide every width.*48.*got 32"),

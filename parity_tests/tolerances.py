@@ -19,7 +19,7 @@ TOLERANCES: dict[tuple[str, str], float] = {
     ("trajectory", "float64"): 1e-10,
     ("trajectory", "float32"): 1e-4,
     # Adam divides by the root of its second moment: where a gradient is all rounding, so is the update
-    ("training", "float64"): 1e-8,
+    ("training", "float64"): 1e-10,
     ("training", "float32"): 1e-3,
 }
 """(quantity, dtype) -> largest allowed `relative_error`."""

@@ -1,20 +1,35 @@
 """Networks by name: `create("unet", rngs=nnx.Rngs(0), dim=64)`; every one is called as model(x_t, t, labels)."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from flax import nnx
 
 from ddpm_jax import model_configs as configs
-from ddpm_jax.errors import UserError
+from ddpm_jax.models.annotated_unet import AnnotatedUNet
+from ddpm_jax.models.convnext_unet import ConvNeXtUNet
+from ddpm_jax.models.double_conv_unet import DoubleConvUNet
 from ddpm_jax.models.functional import Variables, apply, split
+from ddpm_jax.models.mlp import MLP
+from ddpm_jax.models.strided_unet import ConvNet, StridedUNet
+from ddpm_jax.models.tiny_unet import TinyUNet
 from ddpm_jax.models.unet import UNet
 
 __all__ = ["MODELS", "UNet", "Variables", "apply", "build", "configs", "create", "num_params", "split"]
 
-MODELS: dict[str, tuple[type[Any], Callable[..., nnx.Module]]] = {"unet": (configs.UNet, UNet)}
-"""name -> (its options, its module)."""
+MODELS: dict[type, Callable[..., nnx.Module]] = {
+    configs.AnnotatedUNet: AnnotatedUNet,
+    configs.ConvNet: ConvNet,
+    configs.ConvNeXtUNet: ConvNeXtUNet,
+    configs.ConvNeXtUNet224: ConvNeXtUNet,
+    configs.DoubleConvUNet: DoubleConvUNet,
+    configs.MLP: MLP,
+    configs.StridedUNet: StridedUNet,
+    configs.StridedUNetConditional: StridedUNet,
+    configs.TinyUNet: TinyUNet,
+    configs.UNet: UNet,
+}
+"""options -> the module that is built of them; the names are in `model_configs.NETWORKS`."""
 
 
 def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
@@ -23,20 +38,12 @@ def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
     Raises:
         UserError: an unknown name or option (lists what exists), or options that do not fit together.
     """
-    if name not in MODELS:
-        raise UserError(f"the network must be one of {', '.join(MODELS)}; got {name!r}.")
-    config = MODELS[name][0]
-    known = [field.name for field in fields(config)]
-    for option in options:
-        if option not in known:
-            raise UserError(f"{name} has no option {option!r}; it has {', '.join(known)}.")
-    return build(config(**options), rngs=rngs)
+    return build(configs.create(name, options), rngs=rngs)
 
 
 def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
     """The network that a config of `model_configs` describes."""
-    (module,) = (module for kind, module in MODELS.values() if kind is type(config))
-    return module(config, rngs=rngs)
+    return MODELS[type(config)](config, rngs=rngs)
 
 
 def num_params(model: nnx.Module) -> int:

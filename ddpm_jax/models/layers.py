@@ -11,6 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 Image = Float[Array, "b h w c"]
+Resized = Float[Array, "b h_out w_out c_out"]
+"""An image of another size or width than the one that came in."""
 
 xavier = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nnx.initializers.zeros_init()
@@ -62,12 +64,12 @@ class TimeMLP(nnx.Module):
         return self.linear2(nnx.silu(self.linear1(timestep_embedding(t, self.dim, dtype))))
 
 
-def halve_mean(x: Image) -> Image:
+def halve_mean(x: Image) -> Float[Array, "b h//2 w//2 c"]:
     """2x2 average pooling."""
     return nnx.avg_pool(x, (2, 2), strides=(2, 2))
 
 
-def double_nearest(x: Image) -> Image:
+def double_nearest(x: Image) -> Float[Array, "b 2*h 2*w c"]:
     """Every pixel becomes 2x2 pixels."""
     return repeat(x, "b h w c -> b (h 2) (w 2) c")
 
@@ -87,7 +89,7 @@ class ResBlock(nnx.Module):
         groups: int,
         dropout: float,
         conditioning: Literal["add", "scale_shift"],
-        resample: Callable[[Image], Image] | None = None,
+        resample: Callable[[Image], Resized] | None = None,
         rngs: nnx.Rngs,
     ):
         self.scale_shift = conditioning == "scale_shift"
@@ -100,7 +102,7 @@ class ResBlock(nnx.Module):
         self.conv2 = conv(out_dim, out_dim, 3, init=zeros, rngs=rngs)
         self.shortcut = conv(in_dim, out_dim, 1, rngs=rngs) if in_dim != out_dim else None
 
-    def __call__(self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None) -> Image:
+    def __call__(self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None) -> Resized:
         """x (B, H, W, in_dim), time (B, time_dim) -> (B, H, W, out_dim), resampled; rngs: dropout's."""
         h = nnx.silu(self.norm1(x))
         if self.resample is not None:
@@ -117,15 +119,14 @@ class ResBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention over the pixels of a normalised image, added to the image."""
+    """Self-attention over the pixels of a normalised image, added to the image.
 
-    def __init__(self, dim: int, *, num_heads: int, groups: int, rngs: nnx.Rngs):
+    norm, qkv (to three times num_heads head widths) and proj (back) are the layers it is made of, maps of channels all.
+    """
+
+    def __init__(self, norm: nnx.Module, qkv: nnx.Module, proj: nnx.Module, *, num_heads: int):
         self.num_heads = num_heads
-        self.norm = group_norm(dim, groups, rngs=rngs)
-        # three dim -> dim maps in one: fan_avg is 2 dim here, so scale 2 gives each the bound it would have alone
-        qkv_init = nnx.initializers.variance_scaling(2.0, "fan_avg", "uniform")
-        self.qkv = nnx.Linear(dim, 3 * dim, kernel_init=qkv_init, rngs=rngs)
-        self.proj = nnx.Linear(dim, dim, kernel_init=zeros, rngs=rngs)
+        self.norm, self.qkv, self.proj = norm, qkv, proj
 
     def __call__(self, x: Image) -> Image:
         """(B, H, W, C) in and out."""
@@ -145,7 +146,7 @@ class Downsample(nnx.Module):
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.conv = conv(dim, dim, 3, stride=2, padding=(0, 1), rngs=rngs)
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Float[Array, "b h//2 w//2 c"]:
         """(B, H, W, C) -> (B, H / 2, W / 2, C)."""
         return self.conv(x)
 
@@ -156,6 +157,6 @@ class Upsample(nnx.Module):
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.conv = conv(dim, dim, 3, rngs=rngs)
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Float[Array, "b 2*h 2*w c"]:
         """(B, H, W, C) -> (B, 2 H, 2 W, C)."""
         return self.conv(double_nearest(x))

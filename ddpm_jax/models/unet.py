@@ -11,6 +11,7 @@ from ddpm_jax.models.layers import (
     Downsample,
     Image,
     ResBlock,
+    Resized,
     TimeMLP,
     Upsample,
     conv,
@@ -37,7 +38,7 @@ class Level(nnx.Module):
         self.downsample = downsample
         self.upsample = upsample
 
-    def stage(self, index: int, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None) -> Image:
+    def stage(self, index: int, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None) -> Resized:
         """Block number `index`, and its attention."""
         x = self.blocks[index](x, time, rngs)
         return self.attentions[index](x) if len(self.attentions) else x
@@ -78,7 +79,14 @@ class UNet(nnx.Module):
 
         def attention(dim):
             heads = config.num_heads if config.head_dim is None else dim // config.head_dim
-            return Attention(dim, num_heads=heads, groups=config.norm_groups, rngs=rngs)
+            # three dim -> dim maps in one: fan_avg is 2 dim here, so scale 2 gives each the bound it would have alone
+            qkv_init = nnx.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+            return Attention(
+                group_norm(dim, config.norm_groups, rngs=rngs),
+                nnx.Linear(dim, 3 * dim, kernel_init=qkv_init, rngs=rngs),
+                nnx.Linear(dim, dim, kernel_init=zeros, rngs=rngs),
+                num_heads=heads,
+            )
 
         def attentions(level, count):
             wanted = sizes[level] in config.attention_resolutions
@@ -161,5 +169,5 @@ class UNet(nnx.Module):
     @staticmethod
     def _resample(
         module: Downsample | Upsample | ResBlock, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None
-    ) -> Image:
+    ) -> Resized:
         return module(x, time, rngs) if isinstance(module, ResBlock) else module(x)

@@ -4,25 +4,27 @@ The twins give every layer the same attribute path, so no table of names is need
 called on either side and how their axes are ordered.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.models import torch_style
 
 Tree = dict[Any, Any]
-"""Nested dict of arrays, as `models.split` gives them: parameters, their average, or Adam's moments."""
+"""Nested dict of arrays as in `models.Variables`: {"params": ..., "batch_stats": ...}, or one of the two alone."""
+
+COLLECTIONS: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 
 class Entry(NamedTuple):
     """One array of a network: where it stands in either framework, and its axes there."""
 
     path: tuple[Any, ...]
-    """Path in the nested dict of parameters."""
+    """Path in the nested dict, the collection first."""
     key: str
     """Name in the twin's state dict."""
     axes: tuple[int, ...]
@@ -30,38 +32,69 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     """Shape of the PyTorch tensor."""
 
+    def to_torch(self, array: Any) -> np.ndarray:
+        """The JAX array with its axes in PyTorch's order."""
+        return np.array(np.asarray(array).transpose(self.axes), order="C")
 
-_SCALE_AND_BIAS: dict[str, tuple[str, tuple[int, ...]]] = {"scale": ("weight", (0,)), "bias": ("bias", (0,))}
+    def from_torch(self, tensor: Any) -> np.ndarray:
+        """The PyTorch tensor (or NumPy array) with its axes in JAX's order."""
+        detach = getattr(tensor, "detach", None)
+        array = np.asarray(tensor if detach is None else detach().cpu().numpy())
+        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+
+
+_VECTOR = (0,)
+_NORM: dict[str, tuple[str, tuple[int, ...]]] = {"scale": ("weight", _VECTOR), "bias": ("bias", _VECTOR)}
 RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
-    nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},
-    nnx.Conv: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", (0,))},
+    nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", _VECTOR)},
+    nnx.Conv: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", _VECTOR)},
+    # built with transpose_kernel=True, whose kernel is (H, W, out, in) and is not flipped
+    nnx.ConvTranspose: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", _VECTOR)},
     nnx.Embed: {"embedding": ("weight", (0, 1))},
-    nnx.GroupNorm: _SCALE_AND_BIAS,
+    nnx.GroupNorm: _NORM,
+    nnx.LayerNorm: _NORM,
+    torch_style.MapNorm: {"scale": ("weight", (2, 0, 1)), "bias": ("bias", (2, 0, 1))},
+    torch_style.BatchNorm: {**_NORM, "mean": ("running_mean", _VECTOR), "var": ("running_var", _VECTOR)},
 }
-"""layer type -> {JAX name: (PyTorch name, order of the JAX axes in PyTorch)}."""
+"""layer type -> {JAX name: (PyTorch name, order of the JAX axes in PyTorch)}; a network's own layers add theirs."""
+
+IGNORED = ("num_batches_tracked",)
+"""Last parts of PyTorch names that count calls and carry no weight."""
 
 
-def layout(model: nnx.Module) -> list[Entry]:
-    """Every parameter of a network, in both frameworks' terms.
+def layout(model: nnx.Module, names: Mapping[str, str] | None = None) -> list[Entry]:
+    """Every parameter and running statistic of a network, in both frameworks' terms.
+
+    names: {module path here: module path in PyTorch} where they differ; a module's submodules follow it.
 
     Raises:
         UserError: a layer that holds parameters has a type without a rule.
     """
     entries = []
     for path, module in nnx.iter_modules(model):
-        rule = RULES.get(type(module))
+        rule = RULES.get(type(module), {})
         for name, value in vars(module).items():
-            if not isinstance(value, nnx.Param) or value.get_raw_value() is None:
+            collection = next((c for c, kind in COLLECTIONS.items() if isinstance(value, kind)), None)
+            if collection is None or value.get_value() is None:
                 continue
-            if rule is None or name not in rule:
+            if name not in rule:
                 where = ".".join(map(str, path)) or "the network itself"
                 raise UserError(
-                    f"no rule to map {name!r} of {type(module).__name__} at {where}; see weights.bridge.RULES."
+                    f"there is no rule to map {name!r} of the {type(module).__name__} at {where}; add one to weights.bridge.RULES."
                 )
             torch_name, axes = rule[name]
             shape = tuple(value.shape[axis] for axis in axes)
-            entries.append(Entry((*path, name), ".".join(map(str, (*path, torch_name))), axes, shape))
+            key = f"{renamed('.'.join(map(str, path)), names or {})}.{torch_name}".lstrip(".")
+            entries.append(Entry((collection, *path, name), key, axes, shape))
     return entries
+
+
+def renamed(path: str, names: Mapping[str, str]) -> str:
+    """A module path with its longest prefix in `names` replaced."""
+    for prefix in sorted(names, key=len, reverse=True):
+        if path == prefix or path.startswith(f"{prefix}."):
+            return (names[prefix] + path[len(prefix) :]).lstrip(".")
+    return path
 
 
 def from_torch(entries: list[Entry], state_dict: Mapping[str, Any]) -> Tree:
@@ -71,22 +104,23 @@ def from_torch(entries: list[Entry], state_dict: Mapping[str, Any]) -> Tree:
         UserError: tensors are missing, left over, or misshapen; all of them are listed.
     """
     expected = {entry.key: entry.shape for entry in entries}
-    problems = [f"missing: {key} {shape}" for key, shape in expected.items() if key not in state_dict]
-    problems += [f"not of this network: {key}" for key in state_dict if key not in expected]
+    given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in IGNORED}
+    problems = [f"missing: {key} {shape}" for key, shape in expected.items() if key not in given]
+    problems += [f"not of this network: {key}" for key in given if key not in expected]
     problems += [
         f"misshapen: {key} is {tuple(tensor.shape)}, must be {expected[key]}"
-        for key, tensor in state_dict.items()
+        for key, tensor in given.items()
         if key in expected and tuple(tensor.shape) != expected[key]
     ]
     if problems:
         raise UserError("the state dict does not fit the network:\n  " + "\n  ".join(problems))
-    tree: Tree = {}
+    tree: Tree = {collection: {} for collection in COLLECTIONS}
     for entry in entries:
         *parents, name = entry.path
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = jnp.asarray(_to_numpy(state_dict[entry.key]).transpose(np.argsort(entry.axes)))
+        node[name] = jnp.asarray(entry.from_torch(given[entry.key]))
     return tree
 
 
@@ -96,30 +130,33 @@ def load_torch(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     Raises:
         UserError: tensors are missing, left over, or misshapen; all of them are listed.
     """
-    nnx.update(model, jax.tree.map(nnx.Param, from_torch(layout(model), state_dict)))
+    tree = from_torch(layout(model), state_dict)
+    for collection in COLLECTIONS:
+        nnx.update(model, nnx.State(tree[collection]))
 
 
-def to_torch(source: nnx.Module, tree: Tree | None = None) -> dict[str, Any]:
-    """The state dict of the PyTorch twin, as CPU tensors. Needs torch (the extra `torch`).
+def to_numpy(model: nnx.Module, tree: Tree | None = None) -> dict[str, np.ndarray]:
+    """The state dict of the PyTorch twin, as NumPy arrays.
 
-    tree: arrays to write instead of the network's own parameters, of the same structure: their average, or a moment of Adam.
+    tree: arrays to write instead of the network's own, of the same structure; a collection that it lacks is left out, so that
+    {"params": moments} gives a moment of Adam by parameter.
     """
+    if tree is None:
+        tree = {name: nnx.to_pure_dict(nnx.state(model, kind)) for name, kind in COLLECTIONS.items()}
+    return {entry.key: entry.to_torch(at(tree, entry.path)) for entry in layout(model) if entry.path[0] in tree}
+
+
+def to_torch(model: nnx.Module, tree: Tree | None = None) -> dict[str, Any]:
+    """`to_numpy` as CPU tensors, with the counters that PyTorch's BatchNorm expects (0). Needs torch (the extra `torch`)."""
     import torch
 
-    if tree is None:
-        tree = nnx.to_pure_dict(nnx.state(source, nnx.Param))
-    return {
-        entry.key: torch.from_numpy(np.array(_at(tree, entry.path)).transpose(entry.axes).copy())
-        for entry in layout(source)
-    }
+    tensors = {key: torch.from_numpy(array) for key, array in to_numpy(model, tree).items()}
+    means = [key for key in tensors if key.endswith(".running_mean")]
+    return tensors | {key.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for key in means}
 
 
-def _at(tree: Tree, path: tuple[Any, ...]) -> Any:
+def at(tree: Tree, path: tuple[Any, ...]) -> Any:
+    """The array at a path of a nested dict."""
     for name in path:
         tree = tree[name]
     return tree
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-    detach: Callable[[], Any] | None = getattr(tensor, "detach", None)
-    return np.asarray(tensor if detach is None else detach().cpu().numpy())

@@ -5,11 +5,29 @@ from typing import Any
 
 from torch import nn
 
+from ddpm_torch_ref.models.annotated_unet import AnnotatedUNet
+from ddpm_torch_ref.models.conv_net import ConvNet
+from ddpm_torch_ref.models.convnext_unet import ConvNeXtUNet, ConvNeXtUNet224
+from ddpm_torch_ref.models.double_conv_unet import DoubleConvUNet
+from ddpm_torch_ref.models.mlp import MLP
+from ddpm_torch_ref.models.strided_unet import StridedUNet, StridedUNetConditional
+from ddpm_torch_ref.models.tiny_unet import TinyUNet
 from ddpm_torch_ref.models.unet import UNet
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet}
+MODELS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "convnext_unet": ConvNeXtUNet,
+    "convnext_unet_224": ConvNeXtUNet224,
+    "tiny_unet": TinyUNet,
+    "double_conv_unet": DoubleConvUNet,
+    "annotated_unet": AnnotatedUNet,
+    "mlp": MLP,
+    "conv_net": ConvNet,
+    "strided_unet": StridedUNet,
+    "strided_unet_conditional": StridedUNetConditional,
+}
 
-__all__ = ["MODELS", "UNet", "create"]
+__all__ = ["MODELS", "create"]
 
 
 def create(name: str, **options: Any) -> nn.Module:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_torch_ref.models.checks import check_choice, check_counts
 from ddpm_torch_ref.models.layers import Attention, Downsample, ResBlock, TimeMLP, Upsample, conv, group_norm
 
 
@@ -107,11 +108,11 @@ class UNet(nn.Module):
         learn_variance: bool = False,
     ):
         super().__init__()
-        _check_counts(channels=channels, num_blocks=num_blocks, num_heads=num_heads, norm_groups=norm_groups)
-        _check_counts(head_dim=head_dim, num_classes=num_classes)
+        check_counts(channels=channels, num_blocks=num_blocks, num_heads=num_heads, norm_groups=norm_groups)
+        check_counts(head_dim=head_dim, num_classes=num_classes)
         _check_sizes(image_size, dim, dim_mults)
-        _check_choice("time_conditioning", time_conditioning, ("add", "scale_shift"))
-        _check_choice("resample", resample, ("conv", "residual"))
+        check_choice("time_conditioning", time_conditioning, ("add", "scale_shift"))
+        check_choice("resample", resample, ("conv", "residual"))
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}.")
         widths = [dim * mult for mult in dim_mults]
@@ -207,12 +208,6 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1; got {count}.")
-
-
 def _check_sizes(image_size: int, dim: int, dim_mults: Sequence[int]) -> None:
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be even and at least 4, for the sines and cosines of t; got {dim}.")
@@ -222,11 +217,6 @@ def _check_sizes(image_size: int, dim: int, dim_mults: Sequence[int]) -> None:
     if image_size < 1 or image_size % factor:
         levels = len(dim_mults)
         raise ValueError(f"image_size must be a multiple of {factor}, for {levels} levels; got {image_size}.")
-
-
-def _check_choice(argument: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument} must be one of {', '.join(allowed)}; got {value!r}.")
 
 
 def _check_widths(widths: list[int], *divisors: tuple[str, int]) -> None:

@@ -1,0 +1,93 @@
+"""`double_conv_unet`: system 2's larger network, the classical U-Net with BatchNorm."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.models.tables import look_up, timestep_table
+from ddpm_jax.models.tiny_unet import TimeProj
+from ddpm_jax.models.torch_style import BatchNorm, conv, conv_transpose
+
+
+class DoubleConv(nnx.Module):
+    """3x3 convolution, BatchNorm, ReLU; twice."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
+        self.conv1 = conv(in_dim, out_dim, 3, rngs=rngs)
+        self.norm1 = BatchNorm(out_dim, rngs=rngs)
+        self.conv2 = conv(out_dim, out_dim, 3, rngs=rngs)
+        self.norm2 = BatchNorm(out_dim, rngs=rngs)
+
+    def __call__(self, x: Image) -> Resized:
+        """(B, H, W, in) -> (B, H, W, out)."""
+        x = nnx.relu(self.norm1(self.conv1(x)))
+        return nnx.relu(self.norm2(self.conv2(x)))
+
+
+class Down(nnx.Module):
+    """The time added to what comes in, halved where asked for, then a double convolution."""
+
+    def __init__(self, in_dim: int, out_dim: int, time_dim: int, *, pool: bool, rngs: nnx.Rngs):
+        self.pool = pool
+        self.time_proj = TimeProj(time_dim, in_dim, rngs=rngs)
+        self.block = DoubleConv(in_dim, out_dim, rngs=rngs)
+
+    def __call__(self, x: Image, time: Float[Array, "b d"]) -> Resized:
+        """(B, H, W, in) -> (B, H / 2, W / 2, out), or the same size without pooling."""
+        x = x + self.time_proj(time)
+        return self.block(nnx.max_pool(x, (2, 2), strides=(2, 2)) if self.pool else x)
+
+
+class Up(nnx.Module):
+    """The time added to what comes in, doubled, joined with the skip, then a double convolution."""
+
+    def __init__(self, in_dim: int, time_dim: int, *, rngs: nnx.Rngs):
+        self.time_proj = TimeProj(time_dim, in_dim, rngs=rngs)
+        self.upsample = conv_transpose(in_dim, in_dim // 2, 2, stride=2, rngs=rngs)
+        self.block = DoubleConv(in_dim, in_dim // 2, rngs=rngs)
+
+    def __call__(self, x: Image, skip: Float[Array, "b h2 w2 c2"], time: Float[Array, "b d"]) -> Resized:
+        """(B, H, W, in) and (B, ~2 H, ~2 W, in / 2) -> (B, ~2 H, ~2 W, in / 2)."""
+        x = self.upsample(x + self.time_proj(time))
+        missing = [skip.shape[axis] - x.shape[axis] for axis in (1, 2)]
+        sides = [(m // 2, m - m // 2) for m in missing]  # of an odd size, the pixel that the pooling lost
+        return self.block(jnp.concatenate([jnp.pad(x, ((0, 0), *sides, (0, 0))), skip], axis=-1))
+
+
+class DoubleConvUNet(nnx.Module):
+    """(x_t, t) -> eps; see `model_configs.DoubleConvUNet`."""
+
+    def __init__(self, config: configs.DoubleConvUNet, *, rngs: nnx.Rngs):
+        self.config = config
+        widths = [config.dim * 2**level for level in range(5)]
+        self.down = nnx.List(
+            [
+                Down(wide, wider, config.time_dim, pool=level > 0, rngs=rngs)
+                for level, (wide, wider) in enumerate(zip([config.channels, *widths[:-1]], widths, strict=True))
+            ]
+        )
+        self.up = nnx.List([Up(width, config.time_dim, rngs=rngs) for width in reversed(widths[1:])])
+        self.conv_out = conv(config.dim, config.channels, 1, rngs=rngs)
+
+    def __call__(
+        self,
+        x_t: Image,
+        t: Int[Array, "b"],
+        labels: None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Predict from x_t (B, H, W, C) at t (B,) in 0..num_steps - 1. It knows no classes."""
+        time = look_up(
+            timestep_table(self.config.num_steps, self.config.time_dim, self.config.timestep_table), t, x_t.dtype
+        )
+        x, skips = x_t, []
+        for level in self.down:
+            x = level(x, time)
+            skips.append(x)
+        skips.pop()
+        for stage in self.up:
+            x = stage(x, skips.pop(), time)
+        return self.conv_out(x)

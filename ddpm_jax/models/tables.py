@@ -1,0 +1,37 @@
+"""Fixed timestep tables of the systems that look their time embedding up: float64 on the host, a row for each t."""
+
+import functools
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+@functools.cache
+def convnext_table(num_steps: int, dim: int) -> np.ndarray:
+    """Rows t = 0..T of system 1: sin (even columns) and cos (odd) of (t + 1) / 10000^(k / dim) with k = 2, 2, 4, 4, ..., dim."""
+    k = 2 * (np.arange(dim) // 2 + 1)
+    angles = np.arange(1, num_steps + 2)[:, None] * 1e-4 ** (k / dim)
+    return np.where(np.arange(dim) % 2 == 0, np.sin(angles), np.cos(angles))
+
+
+@functools.cache
+def timestep_table(num_steps: int, dim: int, form: Literal["original", "sinusoidal"]) -> np.ndarray:
+    """Rows t = 0..T-1 of system 2.
+
+    `sinusoidal` is the textbook's: sin in even columns, cos in odd, of t / 10000^(2 (column // 2) / dim). `original` is what
+    the published weights were trained with: with R[i, j] = i / 10000^(2j / dim), even rows r hold sin(R[r]), and odd rows
+    cos(sin(R[(1 - r) mod T])).
+    """
+    rows, columns = np.arange(num_steps), np.arange(dim)
+    if form == "sinusoidal":
+        angles = rows[:, None] / 10000 ** (2 * (columns // 2) / dim)
+        return np.where(columns % 2 == 0, np.sin(angles), np.cos(angles))
+    sines = np.sin(rows[:, None] / 10000 ** (2 * columns / dim))
+    return np.where(rows[:, None] % 2 == 0, sines, np.cos(sines[(1 - rows) % num_steps]))
+
+
+def look_up(table: np.ndarray, t: Int[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b d"]:
+    """The rows of t, cast once to the dtype."""
+    return jnp.asarray(table, dtype)[t]

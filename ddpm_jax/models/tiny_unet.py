@@ -1,0 +1,101 @@
+"""`tiny_unet`: system 2's small network, with LayerNorm over whole maps."""
+
+import itertools
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.models.tables import look_up, timestep_table
+from ddpm_jax.models.torch_style import MapNorm, conv, conv_transpose, linear
+
+
+class TimeProj(nnx.Module):
+    """Table row -> a number for each channel: linear, SiLU, linear."""
+
+    def __init__(self, time_dim: int, dim: int, *, rngs: nnx.Rngs):
+        self.linear1 = linear(time_dim, dim, rngs=rngs)
+        self.linear2 = linear(dim, dim, rngs=rngs)
+
+    def __call__(self, time: Float[Array, "b d"]) -> Float[Array, "b 1 1 c"]:
+        """(B, d) -> (B, 1, 1, C)."""
+        return self.linear2(nnx.silu(self.linear1(time)))[:, None, None, :]
+
+
+class Unit(nnx.Module):
+    """LayerNorm over the whole map, 3x3 convolution, SiLU."""
+
+    def __init__(self, size: int, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
+        self.norm = MapNorm(size, size, in_dim, rngs=rngs)
+        self.conv = conv(in_dim, out_dim, 3, rngs=rngs)
+
+    def __call__(self, x: Image) -> Resized:
+        """(B, H, W, in) -> (B, H, W, out)."""
+        return nnx.silu(self.conv(self.norm(x)))
+
+
+class Stage(nnx.Module):
+    """The time, added to the input, then three units."""
+
+    def __init__(self, size: int, widths: tuple[int, int, int, int], time_dim: int, *, rngs: nnx.Rngs):
+        self.time_proj = TimeProj(time_dim, widths[0], rngs=rngs)
+        self.units = nnx.List([Unit(size, a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
+
+    def __call__(self, x: Image, time: Float[Array, "b d"]) -> Resized:
+        """(B, H, W, in) -> (B, H, W, out)."""
+        x = x + self.time_proj(time)
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+
+class TinyUNet(nnx.Module):
+    """(x_t, t) -> eps; see `model_configs.TinyUNet`."""
+
+    def __init__(self, config: configs.TinyUNet, *, rngs: nnx.Rngs):
+        self.config = config
+        size, dim = config.image_size, config.dim
+
+        def stage(level: int, *widths: int) -> Stage:
+            a, b, c, d = widths
+            return Stage(size // 2**level, (a, b, c, d), config.time_dim, rngs=rngs)
+
+        widths = [dim, 2 * dim, 4 * dim]
+        self.down = nnx.List(
+            [stage(i, a, w, w, w) for i, (a, w) in enumerate(zip([config.channels, *widths[:-1]], widths, strict=True))]
+        )
+        self.downsamples = nnx.List([conv(w, w, 4, stride=2, padding=1, rngs=rngs) for w in widths])
+        self.middle = stage(3, 4 * dim, 2 * dim, 2 * dim, 4 * dim)
+        self.upsamples = nnx.List([conv_transpose(w, w, 4, stride=2, padding=1, rngs=rngs) for w in reversed(widths)])
+        self.up = nnx.List(
+            [
+                stage(2, 8 * dim, 4 * dim, 2 * dim, 2 * dim),
+                stage(1, 4 * dim, 2 * dim, dim, dim),
+                stage(0, 2 * dim, dim, dim, dim),
+            ]
+        )
+        self.conv_out = conv(dim, config.channels, 3, rngs=rngs)
+
+    def __call__(
+        self,
+        x_t: Image,
+        t: Int[Array, "b"],
+        labels: None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Predict from x_t (B, H, W, C) at t (B,) in 0..num_steps - 1. It knows no classes."""
+        time = look_up(
+            timestep_table(self.config.num_steps, self.config.time_dim, self.config.timestep_table), t, x_t.dtype
+        )
+        x, skips = x_t, []
+        for stage, downsample in zip(self.down, self.downsamples, strict=True):
+            x = stage(x, time)
+            skips.append(x)
+            x = downsample(x)
+        x = self.middle(x, time)
+        for stage, upsample in zip(self.up, self.upsamples, strict=True):
+            x = stage(jnp.concatenate([skips.pop(), upsample(x)], axis=-1), time)
+        return self.conv_out(x)

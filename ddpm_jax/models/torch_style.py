@@ -1,0 +1,123 @@
+"""Layers with PyTorch's defaults, for the networks that were first written there: initialisation, epsilons, statistics."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b, b) with b = 1 / sqrt(fan_in)
+
+
+def _bias(fan_in: int) -> nnx.Initializer:
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, **_: object) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def linear(in_dim: int, out_dim: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with bias."""
+    return nnx.Linear(in_dim, out_dim, kernel_init=_uniform, bias_init=_bias(in_dim), rngs=rngs)
+
+
+def conv(
+    in_dim: int,
+    out_dim: int,
+    size: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    bias: bool = True,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square convolution; padding: pixels on every side, size // 2 unless given."""
+    pad = size // 2 if padding is None else padding
+    return nnx.Conv(
+        in_dim,
+        out_dim,
+        (size, size),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups,
+        use_bias=bias,
+        kernel_init=_uniform,
+        bias_init=_bias(in_dim // groups * size**2),
+        rngs=rngs,
+    )
+
+
+def conv_transpose(
+    in_dim: int,
+    out_dim: int,
+    size: int,
+    *,
+    stride: int,
+    padding: int = 0,
+    output_padding: int = 0,
+    bias: bool = True,
+    rngs: nnx.Rngs,
+) -> nnx.ConvTranspose:
+    """A square transposed convolution: (in - 1) stride - 2 padding + size + output_padding pixels out."""
+    before = size - 1 - padding
+    sides = (before, before + output_padding)
+    return nnx.ConvTranspose(
+        in_dim,
+        out_dim,
+        (size, size),
+        strides=stride,
+        padding=(sides, sides),
+        use_bias=bias,
+        transpose_kernel=True,
+        kernel_init=_uniform,
+        bias_init=_bias(
+            out_dim * size**2
+        ),  # PyTorch takes the second axis of its (in, out, H, W) kernel for the fan-in
+        rngs=rngs,
+    )
+
+
+def group_norm(dim: int, groups: int = 1, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """GroupNorm with epsilon 1e-5."""
+    return nnx.GroupNorm(dim, groups, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """BatchNorm whose running variance is that of the population (n - 1), while it normalises by that of the batch (n)."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        super().__init__(dim, momentum=0.9, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:  # type: ignore[override]
+        """(B, H, W, C) in and out; outside evaluation the running statistics move a tenth of the way to the batch's."""
+        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+            count = x.size // x.shape[-1]
+            for running, seen in ((self.mean, mean), (self.var, var * count / (count - 1))):
+                running[...] = (self.momentum * running[...] + (1 - self.momentum) * seen).astype(running.dtype)
+        assert self.scale is not None and self.bias is not None
+        y = (exact - mean) * jax.lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+        return y.astype(x.dtype)
+
+
+class MapNorm(nnx.Module):
+    """Normalisation over a whole (H, W, C) map, with a scale and a bias for every element."""
+
+    def __init__(self, height: int, width: int, channels: int, *, rngs: nnx.Rngs):
+        shape = (height, width, channels)
+        self.scale = nnx.Param(jnp.ones(shape))
+        self.bias = nnx.Param(jnp.zeros(shape))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """(B, H, W, C) in and out."""
+        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = exact.mean((1, 2, 3), keepdims=True)
+        var = exact.var((1, 2, 3), keepdims=True)
+        return ((exact - mean) * jax.lax.rsqrt(var + 1e-5)).astype(x.dtype) * self.scale[...] + self.bias[...]

@@ -1,0 +1,280 @@
+"""The staged report of a registered network: everything between its schedule and a trajectory, against the PyTorch twin."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax import models, samplers, schedules
+from ddpm_jax.errors import UserError
+from ddpm_jax.presets import SYSTEMS, SampleConfig, TrainConfig
+from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.training import create_state, make_optimizer, update
+from ddpm_jax.verify.comparison import compare, once, row
+from ddpm_jax.verify.report import Report, Row
+from ddpm_jax.weights.bridge import layout, load_torch, to_torch
+
+TABLES = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "posterior_variance",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+)
+BATCH = 3
+"""Examples in a batch: enough for statistics, and few enough to be quick."""
+WALK = 8
+"""Steps of the trajectory."""
+
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {
+        "image_size": 16,
+        "dim": 32,
+        "dim_mults": (1, 2),
+        "num_blocks": 1,
+        "attention_resolutions": (8,),
+        "norm_groups": 8,
+    },
+    "convnext_unet": {"image_size": 16},
+    "convnext_unet_224": {"image_size": 32},
+    "double_conv_unet": {"dim": 16},
+    "annotated_unet": {"dim": 16, "image_size": 16},
+}
+"""Options that make a network quick to verify without changing its kind; a network that is not here is verified as it is."""
+
+
+class Verification:
+    """One network on both sides, with the same weights, inputs and draws; `run` goes through the stages."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        state_dict: Mapping[str, Any] | None = None,
+        dtype: str = "float64",
+        device: str = "cpu",
+        seed: int = 0,
+    ):
+        torch, self.twins = _twins()
+        if name not in SYSTEMS:
+            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {name!r}.")
+        if options is None:
+            options = SMALL.get(name, {}) if state_dict is None else {}
+        self.name, self.dtype, self.device, self.torch = name, dtype, device, torch
+        self.rng = np.random.default_rng(seed)
+        self.twin = self.twins.models.create(name, **options)
+        if state_dict is None:
+            self._randomise()
+        else:
+            tensors = {key: torch.as_tensor(np.asarray(value)) for key, value in state_dict.items()}
+            self.twin.load_state_dict(tensors, strict=True)
+        self.model = nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **options))
+        self.config: Any = configs.create(name, options)
+        process, self.sampling = SYSTEMS[name]
+        # a network that looks a table up knows how many steps there are
+        num_steps = getattr(self.config, "num_steps", process.num_steps)
+        schedule, twin_schedule = (
+            module.__dict__[process.schedule](num_steps) for module in (schedules, self.twins.schedules)
+        )
+        self.process = GaussianDiffusion(schedule, process.prediction, process.loss)
+        self.twin_process = self.twins.processes.GaussianDiffusion(twin_schedule, process.prediction, process.loss)
+        shape = (self.config.data_dim,) if name == "mlp" else (self.config.channels, *[self.config.image_size] * 2)
+        self.x_0, self.noise = (self.rng.standard_normal((BATCH, *shape)) for _ in range(2))
+        first, last = schedule.timesteps[[0, -1]]
+        self.t = np.array([first, (first + last) // 2, last])
+        self.labels = (
+            None if not getattr(self.config, "num_classes", None) else np.arange(BATCH) % self.config.num_classes
+        )
+
+    def run(self) -> Report:
+        """All stages: schedule, noising, the network in evaluation and training mode, loss, optimiser, sampler, trajectory."""
+        x_0, noise = self._jax_images(self.x_0), self._jax_images(self.noise)
+        inputs = (self._images(self.process.add_noise(x_0, noise, jnp.asarray(self.t))), self.t, self.labels)
+        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        report = compare(self.model, self.twin, inputs, **options)
+        report.title = f"{self.name}, {self.dtype} on {self.device}"
+        network = [dataclasses.replace(found, stage=STAGES[found.stage]) for found in report.rows]
+        if any(entry.path[0] == "batch_stats" for entry in layout(self.model)):
+            trained = compare(self.model, self.twin, inputs, training=True, **options)
+            network += [dataclasses.replace(found, stage=f"{STAGES[found.stage]}*") for found in trained.rows]
+            report.environment["*"] = "training mode"
+        with jax.enable_x64(True), jax.default_device(jax.devices(self.device)[0]):
+            model = self._jax_model()
+            report.rows = [
+                *self._schedule(),
+                *self._noising(),
+                *network,
+                *self._training(model),
+                *self._sampler_steps(),
+                *self._trajectory(model),
+            ]
+        return report
+
+    def _schedule(self) -> Iterator[Row]:
+        for table in TABLES:
+            ours, theirs = (
+                getattr(process.schedule, table).astype(self.dtype) for process in (self.process, self.twin_process)
+            )
+            yield row("schedule", table, ours, theirs, **self._where())
+
+    def _noising(self) -> Iterator[Row]:
+        t, twin_t = jnp.asarray(self.t), self.torch.as_tensor(self.t)
+        ours = self.process.add_noise(self._jax_images(self.x_0), self._jax_images(self.noise), t)
+        theirs = self.twin_process.add_noise(self._tensor(self.x_0), self._tensor(self.noise), twin_t)
+        yield row("process", "x_t", ours, theirs, stage="noising", images=True, **self._where())
+
+    def _training(self, model: nnx.Module) -> Iterator[Row]:
+        """Loss, then one step of Adam and of the average, from the same start on the same draws."""
+        config = TrainConfig(lr=1e-3, grad_clip=1.0, ema_decay=0.99)
+        graphdef, _ = models.split(model, training=True)
+        state = create_state(model, make_optimizer(config))
+
+        def step(state, x_0, noise, t, labels):
+            return update(state, x_0, noise, t, labels, None, graphdef=graphdef, process=self.process, config=config)
+
+        labels = None if self.labels is None else jnp.asarray(self.labels)
+        draws = self._jax_images(self.x_0), self._jax_images(self.noise), jnp.asarray(self.t)
+        state, metrics = jax.jit(step, compiler_options=once())(state, *draws, labels)
+
+        twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype))
+        twin_state = self.twins.training.TrainState.create(twin, lr=1e-3)
+        twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
+        twin_metrics = self.twins.training.train_step(
+            twin_state,
+            self.twin_process,
+            self._tensor(self.x_0),
+            self._tensor(self.noise),
+            self.torch.as_tensor(self.t),
+            twin_labels,
+            ema=0.99,
+            grad_clip=1.0,
+        )
+        for name in ("loss", "grad_norm"):
+            yield row("loss", name, metrics[name], twin_metrics[name], **self._where())
+        for stage, tree, theirs in (
+            ("optimiser", state.params, twin_state.model),
+            ("average", state.ema_params, twin_state.ema_model),
+        ):
+            tensors = dict(theirs.named_parameters())
+            for key, ours in to_torch(model, {"params": tree}).items():
+                yield row("training", key, ours.numpy(), tensors[key].detach().numpy(), stage=stage, **self._where())
+
+    def _sampler_steps(self) -> Iterator[Row]:
+        x_t, eps, noise = (self.rng.standard_normal(self.x_0.shape) for _ in range(3))
+        times = self._times(self.sampling.steps)
+        step, twin_step = self._steps()
+        for index in sorted({0, len(times) // 2, len(times) - 2}):
+            t, s = int(times[index]), int(times[index + 1])
+            ours = self._jax_images(x_t)
+            levels = [self.process.level(np.array([time]), ours) for time in (t, s)]
+            hat = self.process.estimate(ours, self._jax_images(eps), jnp.full(BATCH, t))
+            ours = step(ours, hat, *levels, self._jax_images(noise))
+            tensors = map(self._tensor, (x_t, eps, noise))
+            x, e, z = tensors
+            theirs = twin_step(self.twin_process.schedule, x, e, t, s, z)
+            yield row("step", f"t = {t} -> {s}", ours, theirs, stage="sampler step", images=True, **self._where())
+
+    def _trajectory(self, model: nnx.Module) -> Iterator[Row]:
+        noises = self.rng.standard_normal((WALK, *self.x_0.shape))
+        graphdef, variables = models.split(model)
+        step, twin_step = self._steps()
+        times = self._times(WALK)
+        labels = None if self.labels is None else jnp.asarray(self.labels)
+        drawn = jnp.stack([self._jax_images(noise) for noise in noises])
+
+        def walk(variables, x_T):
+            def predict(x_t, t):
+                return models.apply(graphdef, variables, x_t, t, labels)[0]
+
+            options = {"step": step, "times": times, "num_frames": len(times)}
+            return samplers.run(self.process, predict, x_T, lambda i: drawn[i], **options)[1]
+
+        frames = jax.jit(walk, compiler_options=once())(variables, self._jax_images(self.noise))
+        twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype)).eval()
+        twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
+        _, states = self.twins.samplers.sample(
+            self.twin_process,
+            lambda x_t, t: twin(x_t, t, twin_labels),
+            self._tensor(self.noise),
+            times,
+            twin_step,
+            [self._tensor(noise) for noise in noises],
+        )
+        for index, (ours, theirs) in enumerate(zip(frames, states, strict=True)):
+            yield row(
+                "trajectory", f"after {index} steps", ours, theirs, stage="trajectory", images=True, **self._where()
+            )
+
+    def _steps(self) -> tuple[Any, Any]:
+        options = step_options(self.sampling)
+        twin_step = getattr(self.twins.samplers, f"{self.sampling.sampler}_step")
+        return samplers.create(self.sampling.sampler, **options), lambda *args: twin_step(*args, **options)
+
+    def _times(self, num_steps: int | None) -> np.ndarray:
+        strided = self.sampling.sampler == "strided"
+        return samplers.strided_times(self.process, num_steps) if strided else self.process.times(num_steps)
+
+    def _jax_model(self) -> nnx.Module:
+        model = nnx.clone(self.model)
+        load_torch(model, copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype)).state_dict())
+        return model
+
+    def _randomise(self) -> None:
+        """Every parameter drawn anew, none of them zero, so that layers which start at zero take part as well."""
+        with self.torch.no_grad():
+            for key, parameter in self.twin.named_parameters():
+                draw = self.rng.standard_normal(tuple(parameter.shape))
+                if "norm" in key:
+                    draw = 0.2 * draw + key.endswith("weight")
+                else:
+                    draw /= np.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 5
+                parameter.copy_(self.torch.as_tensor(draw))
+
+    def _where(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "device": self.device}
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        return self.torch.as_tensor(array.astype(self.dtype))
+
+    def _jax_images(self, array: np.ndarray) -> jax.Array:
+        return jnp.asarray((np.moveaxis(array, 1, -1) if array.ndim == 4 else array).astype(self.dtype))
+
+    def _images(self, array: jax.Array) -> np.ndarray:
+        return np.moveaxis(np.asarray(array), -1, 1) if array.ndim == 4 else np.asarray(array)
+
+
+STAGES = {"layer": "layers", "output": "output", "statistics": "statistics", "gradient": "gradients"}
+
+
+def verify(name: str, **options: Any) -> Report:
+    """The staged report of a registered network: `Verification(name, **options).run()`.
+
+    options: of the network, a dict (None: small ones); state_dict: the twin's weights (None: fresh ones); dtype; device; seed.
+
+    Raises:
+        UserError: an unknown network, weights that do not fit or are not finite, PyTorch missing.
+    """
+    return Verification(name, **options).run()
+
+
+def step_options(sampling: SampleConfig) -> dict[str, Any]:
+    """The options of the sampler's step that a config holds."""
+    return {"variance": sampling.variance} if sampling.sampler == "ancestral" else {"eta": sampling.eta}
+
+
+def _twins() -> tuple[Any, Any]:
+    try:
+        import torch
+
+        import ddpm_torch_ref
+    except ImportError as error:
+        raise UserError('verifying needs PyTorch: pip install "ddpm-jax[torch]"') from error
+    return torch, ddpm_torch_ref

@@ -1,0 +1,120 @@
+"""Files of named tensors: safetensors, npz and PyTorch's pt, read without ever unpickling code."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.files import write_atomically
+
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file by name, as NumPy arrays.
+
+    A pt file may hold a state dict, or one under "state_dict" or "model".
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind, holds anything but plain tensors, or NaN or infinity (named).
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, or is no file.")
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_pt, ".pth": _read_pt}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: weights must be one of {', '.join(SUFFIXES)}.")
+    tensors = readers[path.suffix](path)
+    if not tensors:
+        raise UserError(f"{path} holds no tensors.")
+    bad = [key for key, array in tensors.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    if bad:
+        raise UserError(f"{path}: weights must be finite; these hold NaN or infinity: {', '.join(bad)}.")
+    return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    """Write tensors by name, in the format of the suffix.
+
+    Raises:
+        UserError: the suffix is none of SUFFIXES, or the file cannot be written.
+    """
+    arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save_file
+
+        return write_atomically(path, lambda temporary: save_file(arrays, str(temporary)))
+    if path.suffix == ".npz":
+        return write_atomically(path, lambda temporary: np.savez(temporary, allow_pickle=False, **arrays))
+    if path.suffix in (".pt", ".pth"):
+        torch = _torch(path)
+        state = {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
+        return write_atomically(path, lambda temporary: torch.save(state, temporary))
+    raise UserError(f"{path}: weights must be one of {', '.join(SUFFIXES)}.")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if isinstance(archive, np.ndarray):
+                raise UserError(f"{path} holds one array without a name, where an archive of arrays is needed.")
+            return {key: archive[key] for key in archive.files}
+    except UserError:
+        raise
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+    ) as error:
+        raise UserError(f"{path} is not a readable npz file of plain arrays: {error}.") from error
+
+
+def _read_pt(path: Path) -> dict[str, np.ndarray]:
+    torch = _torch(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it holds more than plain tensors, and loading it would run code that came with it "
+            f"({str(error).splitlines()[0]}). Save model.state_dict() instead of the model."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds a {type(state).__name__}, where a state dict is needed.")
+    strangers = [f"{key} ({type(value).__name__})" for key, value in state.items() if not hasattr(value, "detach")]
+    if strangers:
+        raise UserError(
+            f"{path} holds other things than tensors: {', '.join(strangers[:10])}. Save model.state_dict()."
+        )
+    return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f'{path}: PyTorch files need PyTorch: pip install "ddpm-jax[torch]"; safetensors do not.'
+        ) from error
+    return torch
