@@ -22,7 +22,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, Any]:
     """On CPU, convolutions are kept from XLA's YNNPACK path, which is about half as fast on these networks as the older one.
 
     The option is experimental: a jaxlib that does not know it gets none.
@@ -35,3 +35,8 @@ def compiler_options() -> dict[str, str]:
     except (jax.errors.JaxRuntimeError, ValueError):
         return {}
     return options
+
+
+def once() -> dict[str, Any]:
+    """Compiler options for a program that runs once, on CPU: what would take long is to optimise it."""
+    return compiler_options() | ({"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {})

@@ -11,7 +11,7 @@ import pytest
 TINY = """
     --model.dim 4 --model.norm-groups 2 --model.dim-mults 1 --model.dropout 0.1 --process.num-steps 20 --data.flip
     --train.steps 12 --train.batch-size 8 --train.lr 0.01 --train.warmup-steps 0 --train.lr-decay constant
-    --train.log-every 2 --train.sample-every 0 --train.checkpoint-every 4 --sample.steps 4 --sample.num 10
+    --train.log-every 2 --train.sample-every 8 --train.checkpoint-every 4 --sample.steps 4 --sample.num 10
 """
 
 

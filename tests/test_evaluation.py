@@ -57,7 +57,7 @@ def test_the_report_of_a_run(finished_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     config = SampleConfig(sampler="ddim", steps=4, num=20)
-    agreement, path = evaluate_run(open_run(folder), config, seed=3)
+    agreement, path = evaluate_run(open_run(folder), config, seed=3, batch_size=10)
     assert path == folder / "evaluation.json"
     report = json.loads(path.read_text())
     assert report["class_agreement"] == agreement.samples

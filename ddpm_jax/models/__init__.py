@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from ddpm_jax import model_configs as configs
+from ddpm_jax.compilation import once
 from ddpm_jax.models.annotated_unet import AnnotatedUNet
 from ddpm_jax.models.convnext_unet import ConvNeXtUNet
 from ddpm_jax.models.double_conv_unet import DoubleConvUNet
@@ -42,8 +44,17 @@ def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
 
 
 def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The network that a config of `model_configs` describes."""
-    return MODELS[type(config)](config, rngs=rngs)
+    """The network that a config of `model_configs` describes, its parameters drawn by one compiled program."""
+    module, key = MODELS[type(config)], rngs.params()
+
+    def draw(key: jax.Array) -> nnx.State:
+        return nnx.state(module(config, rngs=nnx.Rngs(params=key)))
+
+    if isinstance(key, jax.core.Tracer):  # within somebody else's program: eval_shape's, for one
+        return module(config, rngs=nnx.Rngs(params=key))
+    model = nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0)))
+    nnx.update(model, jax.jit(draw, compiler_options=once())(key))
+    return model
 
 
 def num_params(model: nnx.Module) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax.compilation import compiler_options
+from ddpm_jax.compilation import once
 from ddpm_jax.errors import UserError
 from ddpm_jax.verify.capture import Captured, align, recorded_nnx, recorded_torch
 from ddpm_jax.verify.report import Report, Row
@@ -237,11 +237,6 @@ def _run_jax(
         by_parameter = {"params": grads[0]}
         side["gradient"] |= {e.key: e.to_torch(at(by_parameter, e.path)) for e in entries if e.path[0] == "params"}
     return side
-
-
-def once() -> dict[str, Any]:
-    """Compiler options for a program that runs once: what would take long is to optimise it."""
-    return compiler_options() | ({"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {})
 
 
 def _match_layers(ours: Captured, theirs: Captured, names: Mapping[str, str]) -> tuple[Captured, list[str]]:

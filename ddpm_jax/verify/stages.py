@@ -12,11 +12,12 @@ from flax import nnx
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax import models, samplers, schedules
+from ddpm_jax.compilation import once
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer, update
-from ddpm_jax.verify.comparison import compare, once, row
+from ddpm_jax.verify.comparison import compare, row
 from ddpm_jax.verify.report import Report, Row
 from ddpm_jax.weights.bridge import layout, load_torch, to_torch
 
