@@ -64,7 +64,12 @@ def fitted(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     keys = {entry.key for entry in entries}
     if name in ORIGINALS and len(keys & set(arrays)) < len(keys) / 2:
         arrays = from_original(name, arrays)
-    from_torch(entries, arrays)
+    try:
+        from_torch(entries, arrays)
+    except UserError as error:
+        raise UserError(
+            f"{error}\nIf it is a {name} of other widths, give its options, as in --model.channels 1."
+        ) from error
     return dict(arrays)
 
 

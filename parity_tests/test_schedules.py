@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import TOLERANCES, assert_close
+from tolerances import assert_close, tolerance
 
 from ddpm_jax import schedules
 from ddpm_torch_ref import schedules as twin_schedules
@@ -36,7 +36,7 @@ def assert_same_tables(ours, reference):
         table, wanted = getattr(ours, name), getattr(reference, name)
         assert_close("schedule", table, wanted, name)
         # entry by entry too: a table spans orders of magnitude, and its small entries matter as much
-        np.testing.assert_allclose(table, wanted, rtol=TOLERANCES["schedule", "float64"], atol=0, err_msg=name)
+        np.testing.assert_allclose(table, wanted, rtol=tolerance("schedule", "float64"), atol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 250, 1000, 4000])

@@ -290,7 +290,7 @@ def test_scripts(tiny, tmp_path):
 
 
 def test_another_interruption_is_no_traceback(ddpm, monkeypatch):
-    """Ctrl-C before training has begun, while images are listed for one."""
+    """Ctrl-C at any other moment: outside the steps nothing waits for it."""
 
     def interrupted(*_):
         raise KeyboardInterrupt

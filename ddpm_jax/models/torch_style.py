@@ -1,6 +1,7 @@
 """Layers with PyTorch's defaults, for the networks that were first written there: initialisation, epsilons, statistics."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ _uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b
 def _bias(fan_in: int) -> nnx.Initializer:
     bound = 1 / math.sqrt(fan_in)
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, **_: object) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: object) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

@@ -105,15 +105,18 @@ def from_torch(entries: list[Entry], state_dict: Mapping[str, Any]) -> Tree:
     """
     expected = {entry.key: entry.shape for entry in entries}
     given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in IGNORED}
-    problems = [f"missing: {key} {shape}" for key, shape in expected.items() if key not in given]
-    problems += [f"not of this network: {key}" for key in given if key not in expected]
-    problems += [
+    missing = [f"missing: {key} {shape}" for key, shape in expected.items() if key not in given]
+    strange = [f"not of this network: {key} {tuple(given[key].shape)}" for key in given if key not in expected]
+    misshapen = [
         f"misshapen: {key} is {tuple(tensor.shape)}, must be {expected[key]}"
         for key, tensor in given.items()
         if key in expected and tuple(tensor.shape) != expected[key]
     ]
-    if problems:
-        raise UserError("the state dict does not fit the network:\n  " + "\n  ".join(problems))
+    if missing or strange or misshapen:
+        raise UserError(
+            f"the state dict does not fit the network ({len(missing)} tensors missing, {len(strange)} too many, "
+            f"{len(misshapen)} misshapen):\n  " + "\n  ".join(listed(missing) + listed(strange) + listed(misshapen))
+        )
     tree: Tree = {collection: {} for collection in COLLECTIONS}
     for entry in entries:
         *parents, name = entry.path
@@ -122,6 +125,11 @@ def from_torch(entries: list[Entry], state_dict: Mapping[str, Any]) -> Tree:
             node = node.setdefault(parent, {})
         node[name] = jnp.asarray(entry.from_torch(given[entry.key]))
     return tree
+
+
+def listed(lines: list[str], most: int = 30) -> list[str]:
+    """The lines, or the first `most` of them and how many there are beyond."""
+    return lines if len(lines) <= most else [*lines[:most], f"... and {len(lines) - most} more"]
 
 
 def load_torch(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
     Raises:
         UserError: the suffix is none of SUFFIXES, or the file cannot be written.
     """
-    arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+    arrays = {key: np.asarray(array, order="C") for key, array in tensors.items()}
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
