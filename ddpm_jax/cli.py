@@ -286,3 +286,7 @@ def _help() -> str:
         f"Presets:\n{presets}\n\n"
         "Example:\n  ddpm train digits --out runs/digits\n  ddpm sample runs/digits --labels 3 7 --num 20"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

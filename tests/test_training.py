@@ -169,7 +169,7 @@ def test_compute_dtype_leaves_the_state_alone():
 
 def step_of(run):
     """The compiled step of a run: (state, batch) -> (state, metrics)."""
-    graphdef, _ = models.split(run.fresh_model(), training=True)
+    graphdef, _ = models.split(nnx.eval_shape(run.fresh_model), training=True)
     key = jax.random.key(run.config.train.seed)
     return lambda state, batch: train_step(
         state, batch, key, graphdef=graphdef, process=run.process, config=run.config.train
@@ -235,7 +235,7 @@ def test_samples_come_from_the_average(finished_run):
     assert any(different)
 
 
-@pytest.mark.parametrize("step", [8, 4, 0])
+@pytest.mark.parametrize("step", [8, 0])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(finished_run, killed_run, step):
     """Bit for bit: parameters, average, moments and losses, with flips and dropout on; also without any checkpoint yet."""
     folder = killed_run(step)

@@ -91,7 +91,7 @@ def _run_steps(
 ) -> TrainState:
     """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
     config, process = run.config.train, run.process
-    graphdef, _ = models.split(run.fresh_model(), training=True)
+    graphdef, _ = models.split(nnx.eval_shape(run.fresh_model), training=True)
     key = jax.random.key(config.seed)
     rate = learning_rate(config)
     step = start = int(state.step)

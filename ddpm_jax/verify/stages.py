@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer, update
-from ddpm_jax.verify.comparison import compare, row
+from ddpm_jax.verify.comparison import compare, environment, row
 from ddpm_jax.verify.report import Report, Row
 from ddpm_jax.weights.bridge import layout, load_torch, to_torch
 
@@ -33,6 +33,22 @@ BATCH = 3
 """Examples in a batch: enough for statistics, and few enough to be quick."""
 WALK = 8
 """Steps of the trajectory."""
+TRAINING = TrainConfig(lr=5e-4, warmup_steps=2, grad_clip=0.1, ema_decay=0.2)
+"""Of three steps: the rate warms up from 0 in the first two, the average's decay (2/11, then 0.2) in the second."""
+STAGES = (
+    "schedule",
+    "noising",
+    "layers",
+    "output",
+    "statistics",
+    "gradients",
+    "loss",
+    "optimiser",
+    "average",
+    "sampler step",
+    "trajectory",
+)
+"""The parts of a report; what a network computes in training mode, where that is another thing, bears a star there."""
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {
@@ -95,34 +111,51 @@ class Verification:
             None if not getattr(self.config, "num_classes", None) else np.arange(BATCH) % self.config.num_classes
         )
 
-    def run(self) -> Report:
-        """All stages: schedule, noising, the network in evaluation and training mode, loss, optimiser, sampler, trajectory."""
+    def run(self, stages: Collection[str] = STAGES) -> Report:
+        """The report, of some of the stages only if asked for: gradients are what takes long to compile."""
+        unknown = [stage for stage in stages if stage not in STAGES]
+        if unknown:
+            raise UserError(f"stages must be some of {', '.join(STAGES)}; got {', '.join(unknown)}.")
+        report = Report(f"{self.name}, {self.dtype} on {self.device}", environment(self.dtype, self.device))
+        parts = {
+            self._schedule: {"schedule"},
+            self._noising: {"noising"},
+            lambda: self._network(report, "gradients" in stages): {"layers", "output", "statistics", "gradients"},
+            self._training: {"loss", "optimiser", "average"},
+            self._sampler_steps: {"sampler step"},
+            self._trajectory: {"trajectory"},
+        }
+        with jax.enable_x64(True), jax.default_device(jax.devices(self.device)[0]):
+            for part, of in parts.items():
+                if of & set(stages):
+                    report.rows += [found for found in part() if found.stage.rstrip("*") in stages]
+        return report
+
+    def _network(self, report: Report, gradients: bool) -> Iterator[Row]:
         x_0, noise = self._jax_images(self.x_0), self._jax_images(self.noise)
         inputs = (self._images(self.process.add_noise(x_0, noise, jnp.asarray(self.t))), self.t, self.labels)
-        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        report = compare(self.model, self.twin, inputs, **options)
-        report.title = f"{self.name}, {self.dtype} on {self.device}"
-        network = [dataclasses.replace(found, stage=STAGES[found.stage]) for found in report.rows]
-        if any(entry.path[0] == "batch_stats" for entry in layout(self.model)):
-            trained = compare(self.model, self.twin, inputs, training=True, **options)
-            network += [dataclasses.replace(found, stage=f"{STAGES[found.stage]}*") for found in trained.rows]
-            report.environment["*"] = "training mode"
-        with jax.enable_x64(True), jax.default_device(jax.devices(self.device)[0]):
-            model = self._jax_model()
-            report.rows = [
-                *self._schedule(),
-                *self._noising(),
-                *network,
-                *self._training(model),
-                *self._sampler_steps(),
-                *self._trajectory(model),
-            ]
-        return report
+        has_statistics = any(entry.path[0] == "batch_stats" for entry in layout(self.model))
+        for training in (False, True) if has_statistics else (False,):
+            found = compare(
+                self.model,
+                self.twin,
+                inputs,
+                dtype=self.dtype,
+                device=self.device,
+                training=training,
+                gradients=gradients,
+            )
+            report.environment |= found.environment | ({"*": "training mode"} if training else {})
+            for one in found.rows:
+                yield dataclasses.replace(one, stage=STAGE_OF[one.stage] + "*" * training)
 
     def _schedule(self) -> Iterator[Row]:
         for table in TABLES:
+            # a posterior is that of a valid t: before the first, where A may be 1, its quotients mean nothing
+            start = self.process.schedule.first if table.startswith("posterior") else 0
             ours, theirs = (
-                getattr(process.schedule, table).astype(self.dtype) for process in (self.process, self.twin_process)
+                getattr(process.schedule, table)[start:].astype(self.dtype)
+                for process in (self.process, self.twin_process)
             )
             yield row("schedule", table, ours, theirs, **self._where())
 
@@ -132,32 +165,40 @@ class Verification:
         theirs = self.twin_process.add_noise(self._tensor(self.x_0), self._tensor(self.noise), twin_t)
         yield row("process", "x_t", ours, theirs, stage="noising", images=True, **self._where())
 
-    def _training(self, model: nnx.Module) -> Iterator[Row]:
-        """Loss, then one step of Adam and of the average, from the same start on the same draws."""
-        config = TrainConfig(lr=1e-3, grad_clip=1.0, ema_decay=0.99)
+    def _training(self) -> Iterator[Row]:
+        """Loss, then three steps of Adam and of the average, from the same start on the same draws."""
+        model = self._jax_model()
         graphdef, _ = models.split(model, training=True)
-        state = create_state(model, make_optimizer(config))
+        state = jax.jit(lambda: create_state(model, make_optimizer(TRAINING)), compiler_options=once())()
 
         def step(state, x_0, noise, t, labels):
-            return update(state, x_0, noise, t, labels, None, graphdef=graphdef, process=self.process, config=config)
+            return update(state, x_0, noise, t, labels, None, graphdef=graphdef, process=self.process, config=TRAINING)
 
         labels = None if self.labels is None else jnp.asarray(self.labels)
-        draws = self._jax_images(self.x_0), self._jax_images(self.noise), jnp.asarray(self.t)
-        state, metrics = jax.jit(step, compiler_options=once())(state, *draws, labels)
+        compiled = jax.jit(step, compiler_options=once())
 
+        twins = self.twins.training
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype))
-        twin_state = self.twins.training.TrainState.create(twin, lr=1e-3)
+        twin_state = twins.TrainState.create(twin, lr=TRAINING.lr)
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
-        twin_metrics = self.twins.training.train_step(
-            twin_state,
-            self.twin_process,
-            self._tensor(self.x_0),
-            self._tensor(self.noise),
-            self.torch.as_tensor(self.t),
-            twin_labels,
-            ema=0.99,
-            grad_clip=1.0,
-        )
+        losses = []
+        for index in range(3):
+            noise = (1 + index) * self.noise  # other gradients each time: Adam does not see a scale that they share
+            draws = self._jax_images(self.x_0), self._jax_images(noise), jnp.asarray(self.t)
+            state, metrics = compiled(state, *draws, labels)
+            twin_metrics = twins.train_step(
+                twin_state,
+                self.twin_process,
+                self._tensor(self.x_0),
+                self._tensor(noise),
+                self.torch.as_tensor(self.t),
+                twin_labels,
+                ema=TRAINING.ema_decay,
+                grad_clip=TRAINING.grad_clip,
+                lr=twins.learning_rate(index, TRAINING.lr, TRAINING.warmup_steps),
+            )
+            losses.append((metrics, twin_metrics))
+        metrics, twin_metrics = losses[0]
         for name in ("loss", "grad_norm"):
             yield row("loss", name, metrics[name], twin_metrics[name], **self._where())
         for stage, tree, theirs in (
@@ -170,7 +211,8 @@ class Verification:
 
     def _sampler_steps(self) -> Iterator[Row]:
         x_t, eps, noise = (self.rng.standard_normal(self.x_0.shape) for _ in range(3))
-        times = self._times(self.sampling.steps)
+        times, twin_times = self._times(self.sampling.steps)
+        yield row("step", "times", times, twin_times, stage="sampler step", **self._where())
         step, twin_step = self._steps()
         for index in sorted({0, len(times) // 2, len(times) - 2}):
             t, s = int(times[index]), int(times[index + 1])
@@ -183,11 +225,12 @@ class Verification:
             theirs = twin_step(self.twin_process.schedule, x, e, t, s, z)
             yield row("step", f"t = {t} -> {s}", ours, theirs, stage="sampler step", images=True, **self._where())
 
-    def _trajectory(self, model: nnx.Module) -> Iterator[Row]:
+    def _trajectory(self) -> Iterator[Row]:
+        model = self._jax_model()
         noises = self.rng.standard_normal((WALK, *self.x_0.shape))
         graphdef, variables = models.split(model)
         step, twin_step = self._steps()
-        times = self._times(WALK)
+        times, twin_times = self._times(WALK)
         labels = None if self.labels is None else jnp.asarray(self.labels)
         drawn = jnp.stack([self._jax_images(noise) for noise in noises])
 
@@ -195,7 +238,7 @@ class Verification:
             def predict(x_t, t):
                 return models.apply(graphdef, variables, x_t, t, labels)[0]
 
-            options = {"step": step, "times": times, "num_frames": len(times)}
+            options = {"step": step, "times": times, "num_frames": len(times), "clip": self.sampling.clip}
             return samplers.run(self.process, predict, x_T, lambda i: drawn[i], **options)[1]
 
         frames = jax.jit(walk, compiler_options=once())(variables, self._jax_images(self.noise))
@@ -205,11 +248,12 @@ class Verification:
             self.twin_process,
             lambda x_t, t: twin(x_t, t, twin_labels),
             self._tensor(self.noise),
-            times,
+            twin_times,
             twin_step,
             [self._tensor(noise) for noise in noises],
+            clip=self.sampling.clip,
         )
-        for index, (ours, theirs) in enumerate(zip(frames, states, strict=True)):
+        for index, (ours, theirs) in enumerate(zip(np.asarray(frames), states, strict=True)):
             yield row(
                 "trajectory", f"after {index} steps", ours, theirs, stage="trajectory", images=True, **self._where()
             )
@@ -219,9 +263,13 @@ class Verification:
         twin_step = getattr(self.twins.samplers, f"{self.sampling.sampler}_step")
         return samplers.create(self.sampling.sampler, **options), lambda *args: twin_step(*args, **options)
 
-    def _times(self, num_steps: int | None) -> np.ndarray:
-        strided = self.sampling.sampler == "strided"
-        return samplers.strided_times(self.process, num_steps) if strided else self.process.times(num_steps)
+    def _times(self, num_steps: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """The sampler's grid on either side; num_steps None: the whole chain."""
+        num_steps = num_steps or self.process.schedule.num_steps
+        if self.sampling.sampler == "strided":
+            ours = samplers.strided_times(self.process, num_steps)
+            return ours, self.twins.samplers.strided_times(self.twin_process.schedule, num_steps)
+        return self.process.times(num_steps), self.twins.samplers.times(self.twin_process.schedule, num_steps)
 
     def _jax_model(self) -> nnx.Module:
         model = nnx.clone(self.model)
@@ -252,7 +300,8 @@ class Verification:
         return np.moveaxis(np.asarray(array), -1, 1) if array.ndim == 4 else np.asarray(array)
 
 
-STAGES = {"layer": "layers", "output": "output", "statistics": "statistics", "gradient": "gradients"}
+STAGE_OF = {"layer": "layers", "output": "output", "statistics": "statistics", "gradient": "gradients"}
+"""quantity of `compare` -> stage."""
 
 
 def verify(name: str, **options: Any) -> Report:

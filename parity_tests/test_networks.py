@@ -1,0 +1,103 @@
+"""Every network against its twin: outputs, layers, gradients by input and by parameter, running statistics."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import WORST
+from twins import make_pair
+
+from ddpm_jax import verify
+from ddpm_jax.verify.stages import SMALL
+from ddpm_jax.weights import layout
+from ddpm_torch_ref.models import MODELS
+
+BOTH, NO_LABELS, NEITHER = (True, True), (True, False), (False, False)
+"""Which of t and labels a network is called with."""
+
+CASES = {
+    # name: (network, options, what it is called with, image size)
+    "unet": ("unet", SMALL["unet"], NO_LABELS, 16),
+    "convnext_unet": ("convnext_unet", SMALL["convnext_unet"] | {"expansion": 2}, BOTH, 16),
+    "convnext_unet, no class": ("convnext_unet", SMALL["convnext_unet"] | {"expansion": 1}, NO_LABELS, 16),
+    "convnext_unet, no time": ("convnext_unet", SMALL["convnext_unet"] | {"expansion": 1}, NEITHER, 16),
+    "convnext_unet_224": ("convnext_unet_224", {"image_size": 32, "num_classes": 5, "expansion": 1}, BOTH, 32),
+    "tiny_unet": ("tiny_unet", {"image_size": 16}, NO_LABELS, 16),
+    "tiny_unet, sinusoidal": ("tiny_unet", {"image_size": 8, "timestep_table": "sinusoidal"}, NO_LABELS, 8),
+    "double_conv_unet": ("double_conv_unet", {"dim": 4}, NO_LABELS, 32),
+    "double_conv_unet, odd": ("double_conv_unet", {"dim": 4, "timestep_table": "sinusoidal"}, NO_LABELS, 38),
+    "annotated_unet": ("annotated_unet", {"dim": 16, "image_size": 16}, NO_LABELS, 16),
+    "annotated_unet, ancestor": (
+        "annotated_unet",
+        {"dim": 8, "image_size": 8, "dim_mults": (1, 2), "gelu": "exact", "conv_bias": True},
+        NO_LABELS,
+        8,
+    ),
+    "annotated_unet, resnet": (
+        "annotated_unet",
+        {"dim": 16, "image_size": 8, "dim_mults": (1, 2), "block": "resnet"},
+        NO_LABELS,
+        8,
+    ),
+    "mlp": ("mlp", {}, NO_LABELS, None),
+    "conv_net": ("conv_net", {"dim": 16}, NEITHER, 16),
+    "strided_unet": ("strided_unet", {}, NEITHER, 32),
+    "strided_unet_conditional": ("strided_unet_conditional", {}, BOTH, 32),
+}
+
+
+def inputs(config, called_with, size, times, seed=0):
+    """x_t, t and labels in PyTorch's order of axes."""
+    rng = np.random.default_rng(seed)
+    shape = (config.data_dim,) if size is None else (config.channels, size, size)
+    has_t, has_labels = called_with
+    t = np.array(times) if has_t else None
+    labels = np.arange(len(times)) % config.num_classes if has_labels else None
+    return rng.standard_normal((len(times), *shape)), t, labels
+
+
+def assert_agreement(report, dtype):
+    for stage, row in report.worst().items():
+        WORST[stage, dtype] = max(WORST.get((stage, dtype), (0.0, "")), (row.error, f"{report.title}: {row.name}"))
+    assert report.ok, report.table()
+
+
+def test_every_network_is_here():
+    assert {network for network, *_ in CASES.values()} == set(MODELS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_that_it_computes(dtype, case):
+    name, options, called_with, size = CASES[case]
+    model, twin = make_pair(name, dtype, **options)
+    normalised = any(entry.path[0] == "batch_stats" for entry in layout(model))
+    given_inputs = inputs(model.config, called_with, size, [3, 188, 94])
+    for training in (False, True) if normalised else (False,):
+        title = f"{case}, {'training' if training else 'evaluating'}"
+        report = verify.compare(model, twin, given_inputs, dtype=dtype, training=training, title=title)
+        compared = {row.stage for row in report.rows}
+        assert compared == {"layer", "output", "gradient"} | ({"statistics"} if training else set())
+        parameters = {key for key, parameter in twin.named_parameters()}
+        found = {row.name for row in report.rows if row.stage == "gradient"}
+        if called_with == BOTH or not hasattr(model.config, "num_steps") or name in ("tiny_unet", "mlp"):
+            assert found == parameters | {"input 0"}
+        assert_agreement(report, dtype)
+
+
+@settings(max_examples=3, deadline=None)
+@given(
+    times=st.lists(st.integers(0, 999), min_size=1, max_size=4),
+    name=st.sampled_from(["mlp", "conv_net", "tiny_unet"]),
+    size=st.sampled_from([8, 16, 24]),
+    seed=st.integers(0, 99),
+)
+def test_any_batch_times_and_size(times, name, size, seed):
+    options = {
+        "mlp": {"dim": 16, "data_dim": size},
+        "conv_net": {"dim": 5},
+        "tiny_unet": {"image_size": size, "dim": 4, "time_dim": 10},
+    }
+    model, twin = make_pair(name, "float64", seed=seed, **options[name])
+    given_inputs = inputs(model.config, NO_LABELS, None if name == "mlp" else size, times, seed)
+    gradients = name != "tiny_unet"
+    assert_agreement(verify.compare(model, twin, given_inputs, gradients=gradients, title=f"any {name}"), "float64")

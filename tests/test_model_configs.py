@@ -1,0 +1,93 @@
+"""The networks' options: their errors, their names, and their way through a run's config.json."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax import models, presets
+from ddpm_jax.errors import UserError
+
+ODD = {
+    # options that are all unlike the defaults
+    "annotated_unet": {"dim": 16, "dim_mults": (1, 3), "gelu": "exact", "conv_bias": True, "block": "resnet"},
+    "conv_net": {"channels": 1, "dim": 7},
+    "convnext_unet": {"image_size": 16, "num_classes": 3, "num_steps": 50, "expansion": 1},
+    "convnext_unet_224": {"image_size": 64, "num_classes": 3},
+    "double_conv_unet": {"dim": 4, "image_size": 17, "timestep_table": "sinusoidal", "num_steps": 99},
+    "mlp": {"data_dim": 3, "dim": 5, "num_steps": 2},
+    "strided_unet": {"channels": 1, "image_size": 48},
+    "strided_unet_conditional": {"num_classes": 4},
+    "tiny_unet": {"image_size": 8, "time_dim": 6, "dim": 2},
+    "unet": {"dim": 32, "dim_mults": (1, 2), "head_dim": 8},
+}
+
+
+def test_every_network_has_its_module_and_its_system():
+    assert set(ODD) == set(configs.NETWORKS) == set(presets.SYSTEMS)
+    assert set(models.MODELS) == set(configs.NETWORKS.values())
+
+
+@pytest.mark.parametrize("name", configs.NETWORKS)
+def test_name_and_config_are_one(name):
+    config = configs.create(name, ODD[name])
+    assert configs.name_of(config) == name
+    assert configs.name_of(configs.create(name, {})) == name
+    assert config == configs.create(name, dataclasses.asdict(config))
+    assert hash(config) == hash(configs.create(name, ODD[name]))
+    assert config != configs.create(name, {})
+    for option, value in ODD[name].items():
+        assert getattr(config, option) == value
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.channels = 2
+
+
+@pytest.mark.parametrize("name", configs.NETWORKS)
+def test_json_round_trip(name):
+    process, sampling = presets.SYSTEMS[name]
+    preset = presets.Preset(model=configs.create(name, ODD[name]), process=process, sample=sampling)
+    text = presets.to_json(preset)
+    assert json.loads(text)["model"]["network"] == name
+    again = presets.from_json(text)
+    assert again == preset
+    assert type(again.model) is configs.NETWORKS[name]
+    assert presets.differences(preset, again) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("convnext_unet", {"image_size": 30}, r"strides \(2, 2, 3\) and back unchanged, as 28 and 224 do; got 30"),
+        ("convnext_unet", {"image_size": 24}, r"image_size must go through strides .*; got 24"),
+        ("convnext_unet", {"image_size": 0}, "image_size must be at least 1; got 0"),
+        ("convnext_unet", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
+        ("convnext_unet", {"expansion": 0}, "expansion must be at least 1; got 0"),
+        ("convnext_unet_224", {"image_size": 28}, r"strides \(2, 2, 2, 2, 2\)"),
+        ("tiny_unet", {"image_size": 28}, "image_size must be divisible by 8; got 28"),
+        ("tiny_unet", {"time_dim": 0}, "time_dim must be at least 1; got 0"),
+        ("tiny_unet", {"num_steps": 501}, "num_steps must be even with the original timestep table; got 501"),
+        ("double_conv_unet", {"num_steps": 501}, "num_steps must be even with the original timestep table; got 501"),
+        ("double_conv_unet", {"image_size": 15}, "image_size must be at least 16, to be halved four times; got 15"),
+        ("double_conv_unet", {"dim": 0}, "dim must be at least 1; got 0"),
+        ("annotated_unet", {"dim": 15}, "dim must be even and at least 4; got 15"),
+        ("annotated_unet", {"dim": 2}, "dim must be even and at least 4; got 2"),
+        ("annotated_unet", {"dim_mults": ()}, r"dim_mults must be positive integers.*got \(\)"),
+        ("annotated_unet", {"dim_mults": (1, 0)}, r"dim_mults must be positive integers.*got \(1, 0\)"),
+        ("annotated_unet", {"image_size": 30}, "image_size must be divisible by 4; got 30"),
+        ("annotated_unet", {"block": "resnet"}, "dim must be divisible by 8, .*resnet.*; got 28"),
+        ("annotated_unet", {"expansion": 0}, "expansion must be at least 1; got 0"),
+        ("mlp", {"num_steps": 1}, "num_steps must be at least 2; got 1"),
+        ("mlp", {"data_dim": 0}, "data_dim must be at least 1; got 0"),
+        ("conv_net", {"channels": 0}, "channels must be at least 1; got 0"),
+        ("conv_net", {"dim": 0}, "dim must be at least 1; got 0"),
+        ("strided_unet", {"image_size": 28}, "image_size must be divisible by 16; got 28"),
+        ("strided_unet", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
+        ("strided_unet_conditional", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
+        ("mlp", {"channels": 1}, "mlp has no option 'channels'; it has data_dim, dim, num_steps"),
+        ("mlpp", {}, r"the network must be one of annotated_unet, .*, unet; got 'mlpp'"),
+    ],
+)
+def test_errors(name, options, message):
+    with pytest.raises(UserError, match=message):
+        configs.create(name, options)
