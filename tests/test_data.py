@@ -128,9 +128,7 @@ def test_wrong_arguments_are_named_at_the_call(option, value):
 
 def test_right_size_is_untouched_and_centre_is_cut():
     """Rows and columns are numbered, so that the cut can be read off."""
-    image = np.stack(np.broadcast_arrays(np.arange(4)[:, None], np.arange(9)[None], 7), axis=-1).astype(
-        np.uint8
-    )
+    image = np.stack(np.broadcast_arrays(np.arange(4)[:, None], np.arange(9)[None], 7), axis=-1).astype(np.uint8)
     np.testing.assert_array_equal(fit(image, 4, 3), image[:, 2:6])  # offset round(2.5) = 2
     np.testing.assert_array_equal(fit(image.transpose(1, 0, 2), 4, 3), image.transpose(1, 0, 2)[2:6])
     np.testing.assert_array_equal(fit(image[:, :4], 4, 3), image[:, :4])
@@ -412,9 +410,7 @@ def test_every_mode_becomes_grey_or_rgb(tmp_path):
 # NumPy archives ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "keys", [("images", "labels"), ("x_train", "y_train"), ("x", "y"), ("arr_0", "arr_1")]
-)
+@pytest.mark.parametrize("keys", [("images", "labels"), ("x_train", "y_train"), ("x", "y"), ("arr_0", "arr_1")])
 def test_npz(tmp_path, keys):
     """Every pair of keys; a bare path; names or numbers."""
     images = RNG.integers(0, 256, (5, 3, 4, 3), np.uint8)
@@ -427,9 +423,7 @@ def test_npz(tmp_path, keys):
     source = data.open_source(str(tmp_path / "b.npz"))
     np.testing.assert_array_equal(source[0]["image"].ravel(), np.arange(256))
     assert source.class_names == () and source[0]["label"] == 0
-    np.savez(
-        tmp_path / "c.npz", images=images, labels=np.array([0, 1, 1, 0, 1]), class_names=["ant", "bee", "cow"]
-    )
+    np.savez(tmp_path / "c.npz", images=images, labels=np.array([0, 1, 1, 0, 1]), class_names=["ant", "bee", "cow"])
     assert data.open_source(str(tmp_path / "c.npz")).class_names == ("ant", "bee", "cow")
 
 
@@ -534,9 +528,7 @@ def test_tfds_errors(tfds_dir):
             data.open_source(spec)
 
 
-@pytest.mark.parametrize(
-    "cause", [ModuleNotFoundError("No module", name="tensorflow"), OSError("no network"), None]
-)
+@pytest.mark.parametrize("cause", [ModuleNotFoundError("No module", name="tensorflow"), OSError("no network"), None])
 def test_tfds_that_cannot_be_prepared(tfds_dir, monkeypatch, cause):
     """The error says what is missing and how to prepare; nothing is downloaded in this test."""
     import tensorflow_datasets as tfds
@@ -583,7 +575,5 @@ def test_import_is_light():
         "print(sorted({'jax', 'grain', 'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ from flax import nnx
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax import models, samplers, schedules
-from ddpm_jax.compilation import once
+from ddpm_jax.compilation import compiler_options
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
@@ -169,13 +169,13 @@ class Verification:
         """Loss, then three steps of Adam and of the average, from the same start on the same draws."""
         model = self._jax_model()
         graphdef, _ = models.split(model, training=True)
-        state = jax.jit(lambda: create_state(model, make_optimizer(TRAINING)), compiler_options=once())()
+        state = jax.jit(lambda: create_state(model, make_optimizer(TRAINING)), compiler_options=compiler_options())()
 
         def step(state, x_0, noise, t, labels):
             return update(state, x_0, noise, t, labels, None, graphdef=graphdef, process=self.process, config=TRAINING)
 
         labels = None if self.labels is None else jnp.asarray(self.labels)
-        compiled = jax.jit(step, compiler_options=once())
+        compiled = jax.jit(step, compiler_options=compiler_options())
 
         twins = self.twins.training
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype))
@@ -241,7 +241,7 @@ class Verification:
             options = {"step": step, "times": times, "num_frames": len(times), "clip": self.sampling.clip}
             return samplers.run(self.process, predict, x_T, lambda i: drawn[i], **options)[1]
 
-        frames = jax.jit(walk, compiler_options=once())(variables, self._jax_images(self.noise))
+        frames = jax.jit(walk, compiler_options=compiler_options())(variables, self._jax_images(self.noise))
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype)).eval()
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
         _, states = self.twins.samplers.sample(
