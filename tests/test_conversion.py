@@ -32,12 +32,11 @@ def state_of(folder):
 def original(name):
     """A checkpoint under its author's names: every tensor drawn by its name, norms near 1, variances positive."""
     tensors = {}
-    for _ in range(
-        3
-    ):  # the rows read options off the shapes, so those of the author's defaults need a tensor to be read off
+    # the rows read options off the shapes, so those of the author's defaults need a tensor to be read off
+    for _ in range(3):
         for row in NETWORKS[name](tensors):
             rng = np.random.default_rng(zlib.crc32(row.theirs.encode()))
-            draw = rng.normal(size=row.shape).astype(np.float32) / max(np.prod(row.shape[1:]), 1) ** 0.5
+            draw = (rng.normal(size=row.shape) / max(np.prod(row.shape[1:]), 1) ** 0.5).astype(np.float32)
             if row.theirs.endswith("num_batches_tracked"):
                 draw = np.zeros(row.shape, np.int64)
             tensors[row.theirs] = np.abs(draw) + 1 if row.theirs.endswith("running_var") else draw

@@ -260,7 +260,7 @@ def test_html_stands_alone(broken_report):
 
 def test_write_makes_the_folder(broken_report, tmp_path):
     paths = verify.write([broken_report], tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == ["report.json", "report.html"]
+    assert [path.name for path in paths] == ["report.json", "report.html", "report.md"]
     assert paths[0].read_text() == to_json([broken_report]) and paths[1].read_text() == to_html([broken_report])
 
 

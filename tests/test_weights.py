@@ -110,14 +110,14 @@ def test_everything_that_does_not_fit_is_listed():
     with pytest.raises(UserError) as error:
         weights.load_torch(model, tensors)
     first, *problems = str(error.value).splitlines()
-    assert first == "the state dict does not fit the network:"
+    assert first == "the state dict does not fit the network (2 tensors missing, 2 too many, 2 misshapen):"
     assert sorted(problems) == [
         "  misshapen: conv_out.bias is (4,), must be (3,)",
         "  misshapen: time_mlp.linear1.weight is (8, 32), must be (32, 8)",
         "  missing: conv_in.bias (8,)",
         "  missing: norm_out.weight (8,)",
-        "  not of this network: conv_inn.bias",
-        "  not of this network: extra",
+        "  not of this network: conv_inn.bias (8,)",
+        "  not of this network: extra (8,)",
     ]
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights.to_torch(model).items())
 

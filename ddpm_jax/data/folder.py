@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class FolderSource:
         files: list[str],
         labels: np.ndarray,
         class_names: tuple[str, ...],
-        on_bad_image: Literal["stop", "skip"],
+        on_bad_image: str,
     ):
         self.name = name
         self.class_names = class_names
@@ -93,7 +93,7 @@ class FolderSource:
         warnings.warn(f"{file}: not a readable image ({error}); skipped.", stacklevel=3)
 
 
-def open_folder(path: Path, on_bad_image: Literal["stop", "skip"] = "stop") -> FolderSource:
+def open_folder(path: Path, on_bad_image: str = "stop") -> FolderSource:
     """List the images of a folder; none is opened.
 
     Every direct subfolder that holds images (at any depth) is a class, in the order of the sorted names; a

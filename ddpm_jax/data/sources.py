@@ -22,7 +22,7 @@ FORMS = """\
   PATH                          a folder or an .npz file"""
 
 
-def open_source(spec: str, *, on_bad_image: OnBadImage = "stop") -> Source:
+def open_source(spec: str, *, on_bad_image: str = "stop") -> Source:
     """Open a data source by its spec (the forms are in `FORMS`).
 
     Args:

@@ -14,7 +14,7 @@ from flax import nnx
 from ddpm_jax.compilation import compiler_options
 from ddpm_jax.errors import UserError
 from ddpm_jax.verify.capture import Captured, align, recorded_nnx, recorded_torch
-from ddpm_jax.verify.report import Report, Row
+from ddpm_jax.verify.report import LONELY, Report, Row
 from ddpm_jax.verify.tolerances import relative_error, tolerance
 from ddpm_jax.weights.bridge import Entry, at, from_torch, layout, renamed
 
@@ -76,7 +76,7 @@ def compare(
                 )
             )
     if unmatched:
-        report.environment["layers in one framework only"] = ", ".join(unmatched)
+        report.environment[LONELY] = ", ".join(unmatched)
     return report
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from ddpm_jax.files import write_atomically
 
+LONELY = "layers in one framework only"
+"""The entry of an environment that names what could not be compared."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -106,12 +109,41 @@ class Report:
 
 
 def write(reports: Sequence[Report], folder: Path) -> list[Path]:
-    """Write report.json and report.html into a folder; returns their paths."""
-    json_text, html_text = to_json(reports), to_html(reports)
-    return [
-        write_atomically(folder / "report.json", lambda path: path.write_text(json_text)),
-        write_atomically(folder / "report.html", lambda path: path.write_text(html_text)),
+    """Write report.json, report.html and report.md into a folder; returns their paths."""
+    texts = {"report.json": to_json(reports), "report.html": to_html(reports), "report.md": to_markdown(reports)}
+
+    def one(name: str) -> Path:
+        return write_atomically(folder / name, lambda path: path.write_text(texts[name]))
+
+    return [one(name) for name in texts]
+
+
+def to_markdown(reports: Sequence[Report]) -> str:
+    """A page with the largest error of every stage of every report, one table for each environment."""
+    parts = [
+        "# Parity measured",
+        "Largest error of each stage, max |jax - torch| / max |torch|; **bold** where a tolerance is broken. By `ddpm verify`.",
     ]
+    environments: dict[str, list[Report]] = {}
+    for report in reports:
+        shown = {name: value for name, value in report.environment.items() if name not in ("*", LONELY)}
+        environments.setdefault(", ".join(f"{name} {value}" for name, value in shown.items()), []).append(report)
+    for environment, group in environments.items():
+        stages = list(dict.fromkeys(stage for report in group for stage in report.worst()))
+        rows = [["network", *(stage.replace("*", "\\*") for stage in stages)], ["---"] * (len(stages) + 1)]
+        for report in group:
+            worst = report.worst()
+            rows.append([report.title.partition(",")[0], *(_cell(worst.get(stage)) for stage in stages)])
+        parts += [f"Environment: {environment}.", "\n".join("| " + " | ".join(row) + " |" for row in rows)]
+    if any("*" in report.environment for report in reports):
+        parts.append("\\* in training mode, where it differs.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.error:.1e}" if row.ok else f"**{row.error:.1e}**"
 
 
 def to_json(reports: Iterable[Report]) -> str:
