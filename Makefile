@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-slow check format clean
 
 # the main job: train on 1,797 real digits, sample, evaluate
 demo: $(VENV)/installed
@@ -14,6 +14,10 @@ demo: $(VENV)/installed
 # lint, types, import contracts, then every test
 test: check
 	$(BIN)/python -m pytest -n 2
+
+# what takes long: twenty training steps of the larger networks in both frameworks
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -28,7 +28,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+SLOW = {"tiny_unet", "annotated_unet", "convnext_unet"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPTIONS]
+)
 def test_twenty_updates(name):
     """In float64: in float32 Adam blows up what is all rounding, such as the gradient of a bias before a norm."""
     model, twin = make_pair(name, "float64", **OPTIONS[name])
