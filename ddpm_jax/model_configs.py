@@ -45,10 +45,7 @@ class UNet:
     """Twice the output channels: the second half says where the variance lies (improved DDPM)."""
 
     def __post_init__(self) -> None:
-        positive = ("image_size", "channels", "dim", "num_blocks", "num_heads", "norm_groups")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        _at_least_1(self, "image_size", "channels", "dim", "num_blocks", "num_heads", "norm_groups")
         if not self.dim_mults or min(self.dim_mults) < 1:
             raise UserError(f"dim_mults must be positive integers, one for each level; got {self.dim_mults}.")
         if self.num_classes is not None and self.num_classes < 1:

@@ -115,6 +115,11 @@ class SampleConfig:
     num: int = 36
     """How many samples."""
 
+    @property
+    def step_options(self) -> dict[str, Any]:
+        """The options of the sampler's step, as `samplers.create` takes them."""
+        return {"variance": self.variance} if self.sampler == "ancestral" else {"eta": self.eta}
+
     def __post_init__(self) -> None:
         if self.num < 1:
             raise UserError(f"sample.num must be at least 1; got {self.num}.")

@@ -57,8 +57,7 @@ def draw(
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
     """
-    options = {"variance": config.variance} if config.sampler == "ancestral" else {"eta": config.eta}
-    step = samplers.create(config.sampler, **options)
+    step = samplers.create(config.sampler, **config.step_options)
     strided = config.sampler == "strided"
     times = samplers.strided_times(run.process, config.steps) if strided else run.process.times(config.steps)
     num_steps = len(times) - 1

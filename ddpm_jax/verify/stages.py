@@ -14,12 +14,12 @@ from ddpm_jax import model_configs as configs
 from ddpm_jax import models, samplers, schedules
 from ddpm_jax.compilation import compiler_options
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import SYSTEMS, SampleConfig, TrainConfig
+from ddpm_jax.presets import SYSTEMS, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer, update
 from ddpm_jax.verify.comparison import compare, environment, row
 from ddpm_jax.verify.report import Report, Row
-from ddpm_jax.weights.bridge import layout, load_torch, to_torch
+from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_torch
 
 TABLES = (
     "betas",
@@ -92,7 +92,8 @@ class Verification:
             self._randomise()
         else:
             tensors = {key: torch.as_tensor(np.asarray(value)) for key, value in state_dict.items()}
-            self.twin.load_state_dict(tensors, strict=True)
+            counters = {key: value for key, value in self.twin.state_dict().items() if key.endswith(IGNORED)}
+            self.twin.load_state_dict(counters | tensors, strict=True)
         self.model = nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **options))
         self.config: Any = configs.create(name, options)
         process, self.sampling = SYSTEMS[name]
@@ -259,7 +260,7 @@ class Verification:
             )
 
     def _steps(self) -> tuple[Any, Any]:
-        options = step_options(self.sampling)
+        options = self.sampling.step_options
         twin_step = getattr(self.twins.samplers, f"{self.sampling.sampler}_step")
         return samplers.create(self.sampling.sampler, **options), lambda *args: twin_step(*args, **options)
 
@@ -313,11 +314,6 @@ def verify(name: str, **options: Any) -> Report:
         UserError: an unknown network, weights that do not fit or are not finite, PyTorch missing.
     """
     return Verification(name, **options).run()
-
-
-def step_options(sampling: SampleConfig) -> dict[str, Any]:
-    """The options of the sampler's step that a config holds."""
-    return {"variance": sampling.variance} if sampling.sampler == "ancestral" else {"eta": sampling.eta}
 
 
 def _twins() -> tuple[Any, Any]:
