@@ -16,7 +16,7 @@ import tyro
 import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import PRESETS, SYSTEMS, Preset, SampleConfig, preset
+from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
 Flat = tyro.conf.arg(name="")
 
@@ -32,6 +32,14 @@ class TrainArgs:
     """Go on from the run folder's newest checkpoint."""
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneArgs(TrainArgs):
+    """Train on from a run's weights, on other data or a class of it, in a run folder of its own."""
+
+    weights: Literal["ema", "params"] = "ema"
+    """The averaged parameters, or those being trained."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,20 @@ class EvaluateArgs:
     """Start of the random draws."""
     batch_size: int = 500
     """Samples drawn at a time."""
+
+
+@dataclass(frozen=True)
+class PlotArgs:
+    """Draw pictures of a run: samples, animation, one, middle, noising, schedule, loss; all that fit it unless named."""
+
+    kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Which pictures."""
+    num: int | None = None
+    """Samples in a picture; as the run's config says unless given."""
+    seed: int = 0
+    """Start of the random draws."""
+    out: Path | None = None
+    """Where to; RUN/pictures unless given."""
 
 
 @dataclass(frozen=True)
@@ -131,22 +153,60 @@ def _train(name: str | None, rest: list[str]) -> int:
     if name is None:
         print(f"Presets: {', '.join(PRESETS)}. Their options, with the defaults of {next(iter(PRESETS))}:\n")
     chosen = preset(name or next(iter(PRESETS)))
-
-    @dataclass(frozen=True, kw_only=True)
-    class Args(TrainArgs):
-        config: Annotated[Preset, Flat, tyro.conf.AvoidSubcommands] = chosen  # the options of its own network alone
-
-    args = _parse(Args, f"ddpm train {name or 'PRESET'}", rest, description=TrainArgs.__doc__)
+    about = f"{TrainArgs.__doc__}\n\n{name}: {RECIPES[name].about}" if name else TrainArgs.__doc__
+    args = _parse_training(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, description=about)
 
     from ddpm_jax.training import train
 
+    def run() -> Any:
+        return train(args.config, args.out, resume=args.resume, overwrite=args.overwrite)
+
+    return _report_training(run, args.out, f"ddpm train {name}", rest)
+
+
+def _finetune(name: str | None, rest: list[str]) -> int:
+    if name is None:
+        _parse_training(
+            FinetuneArgs, preset(next(iter(PRESETS))), "ddpm finetune RUN", rest, description=FinetuneArgs.__doc__
+        )
+    from ddpm_jax.training import finetune, open_run
+
+    origin = open_run(Path(str(name)))
+    # the length of an epoch is that of the new data
+    chosen = dataclasses.replace(origin.config, train=dataclasses.replace(origin.config.train, epoch_steps=None))
+    args = _parse_training(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, description=FinetuneArgs.__doc__)
+
+    def run() -> Any:
+        return finetune(
+            origin, args.config, args.out, weights=args.weights, resume=args.resume, overwrite=args.overwrite
+        )
+
+    return _report_training(run, args.out, f"ddpm finetune {name}", rest)
+
+
+def _parse_training(kind: type[Any], chosen: Preset, prog: str, rest: list[str], **options: Any) -> Any:
+    """The arguments of a command that trains, their defaults a preset's."""
+    given = {part.partition("=")[0].replace("_", "-") for part in rest}
+    if "--train.steps" in given and "--train.epochs" not in given:
+        chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, steps=1, epochs=None))
+    if "--train.epochs" in given and "--train.steps" not in given:
+        chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, steps=None, epochs=1))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Args(kind):
+        config: Annotated[Preset, Flat, tyro.conf.AvoidSubcommands] = chosen  # the options of its own network alone
+
+    return _parse(Args, prog, rest, **options)
+
+
+def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list[str]) -> int:
     begun = time.perf_counter()
-    outcome = train(args.config, args.out, resume=args.resume, overwrite=args.overwrite)
+    outcome = run()
     if outcome.interrupted:
         again = shlex.join(part for part in rest if part not in ("--overwrite", "--resume"))
-        print(f"interrupted; step {outcome.step} is saved. Go on with:\n  ddpm train {name} {again} --resume")
+        print(f"interrupted; step {outcome.step} is saved. Go on with:\n  {command} {again} --resume")
         return 130
-    print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {args.out}:")
+    print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {out}:")
     print("  config.json, metrics.jsonl, tensorboard/, checkpoints/, samples.png, denoising.gif, samples.npz, loss.png")
     return 0
 
@@ -170,6 +230,7 @@ def _sample(name: str | None, rest: list[str]) -> int:
         config=args.config,
         seed=args.seed,
         batch_size=args.batch_size,
+        num_frames=samples.FRAMES,
     )
     steps = int(drawn.frame_steps[-1])
     heading = f"{run.folder.name}, step {step}, {args.config.sampler} {steps}"
@@ -181,6 +242,17 @@ def _sample(name: str | None, rest: list[str]) -> int:
     print(f"{args.config.num} samples by {args.config.sampler} in {steps} steps: {speed}")
     for path in paths:
         print(f"  {path}")
+    return 0
+
+
+def _plot(name: str | None, rest: list[str]) -> int:
+    args = _parse(PlotArgs, f"ddpm plot {name or 'RUN'}", rest)
+
+    from ddpm_jax.pictures import plot
+    from ddpm_jax.training import open_run
+
+    for path in plot(open_run(Path(str(name))), args.kinds, args.out, seed=args.seed, num=args.num):
+        print(path)
     return 0
 
 
@@ -265,8 +337,10 @@ def _parse(kind: type[Any], prog: str, rest: list[str], **options: Any) -> Any:
 
 COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "train": (_train, "PRESET", "train a network; leaves a run folder"),
+    "finetune": (_finetune, "RUN", "train on from a run's weights, in a run folder of its own"),
     "sample": (_sample, "RUN", "draw samples from a run folder"),
     "evaluate": (_evaluate, "RUN", "measure the samples of a run folder"),
+    "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
     "verify": (_verify, "[NAME ...]", "hold networks to their PyTorch twins, layer by layer"),
 }
@@ -274,10 +348,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
 
 def _help() -> str:
     commands = "\n".join(f"  ddpm {name + ' ' + subject:<18} {what}" for name, (_, subject, what) in COMMANDS.items())
-    presets = "\n".join(
-        f"  {name:<10} {config.data.source or 'your images'}, {configs.name_of(config.model)}, {config.train.steps:,} steps"
-        for name, config in PRESETS.items()
-    )
+    presets = "\n".join(f"  {name:<28} {recipe.about}" for name, recipe in RECIPES.items())
     return (
         "Denoising diffusion in JAX.\n\n"
         f"{commands}\n\n"

@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx
 
 from ddpm_jax import model_configs, models
+from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import SYSTEMS, DataConfig, Preset, TrainConfig
+from ddpm_jax.presets import RECIPES, SYSTEMS, DataConfig, Preset, TrainConfig
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.run import Run, create_folder, open_run
+from ddpm_jax.training.state import start_from
 from ddpm_jax.weights import from_original, from_torch, layout, read_tensors, write_tensors
 from ddpm_jax.weights.files import SUFFIXES
 from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
@@ -91,21 +93,25 @@ def _to_run(folder: Path, model: Any, arrays: Mapping[str, np.ndarray]) -> Path:
     if hasattr(model, "num_steps"):
         process = dataclasses.replace(process, num_steps=model.num_steps)
     num_classes = getattr(model, "num_classes", None)
+    recipes = [recipe.config for recipe in RECIPES.values() if type(recipe.config.model) is type(model)]
+    scale = recipes[0].data.scale if recipes else "signed"
     config = Preset(
-        data=DataConfig(source="", labels=bool(num_classes)),
+        data=DataConfig(source="", labels=bool(num_classes), scale=scale),
         model=model,
         process=process,
         train=TrainConfig(),
         sample=sampling,
     )
-    run = Run(folder, config, tuple(map(str, range(num_classes or 0))))
+    # a file says nothing of the points' mean and deviation: samples come as the network makes them
+    scaling = IMAGE_SCALINGS[scale] if len(model_configs.shape(model)) == 3 else Scaling(0.0, 1.0)
+    run = Run(folder, config, tuple(map(str, range(num_classes or 0))), scaling)
     state = run.fresh_state()
     if "step" in arrays:
         state = state_from_numpy(run.fresh_model(), state, arrays)
     else:
         variables = from_torch(layout(run.fresh_model()), arrays)
         params = jax.tree.map(lambda a: a.astype("float32"), variables["params"])
-        state = dataclasses.replace(state, params=params, ema_params=params, batch_stats=variables["batch_stats"])
+        state = start_from(state, {**variables, "params": params})
     create_folder(run)
     with Checkpoints(run.checkpoint_folder) as checkpoints:
         checkpoints.save(state)

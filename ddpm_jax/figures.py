@@ -1,7 +1,7 @@
-"""Pictures of runs: titled grids of samples, denoising animations, loss curves."""
+"""How pictures are drawn: titled grids of images, scatters of points, animations, curves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,14 @@ CELL = 64
 
 
 def grid(
-    images: np.ndarray, titles: Sequence[str] = (), *, heading: str = "", columns: int | None = None
+    images: np.ndarray,
+    titles: Sequence[str] = (),
+    *,
+    heading: str = "",
+    columns: int | None = None,
+    row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Images in rows and columns, a title over each.
+    """Images in rows and columns, a title over each, or one beside each row.
 
     images: uint8 (N, H, W, C), C 1 or 3. titles: N strings, or none. columns: about the square root of N unless given.
     """
@@ -30,13 +35,17 @@ def grid(
     title_height = 17 if len(titles) else 0
     top = 28 if heading else 0
     cell_width, cell_height = width * scale + MARGIN, height * scale + title_height + MARGIN
+    beside = max((int(font.getlength(title)) + 3 * MARGIN for title in row_titles), default=0)
     # a heading may be wider than a few small images
-    total_width = max(columns * cell_width + MARGIN, int(large.getlength(heading)) + 4 * MARGIN)
-    left = (total_width - columns * cell_width + MARGIN) // 2
+    total_width = max(beside + columns * cell_width + MARGIN, int(large.getlength(heading)) + 4 * MARGIN)
+    left = (total_width - beside - columns * cell_width + MARGIN) // 2 + beside
     canvas = Image.new("RGB", (total_width, rows * cell_height + MARGIN + top), "white")
     draw = ImageDraw.Draw(canvas)
     if heading:
         draw.text((total_width // 2, top // 2 + 2), heading, fill="black", font=large, anchor="mm")
+    for row, title in enumerate(row_titles):
+        middle = top + MARGIN + row * cell_height + title_height + height * scale // 2
+        draw.text((left - 2 * MARGIN, middle), title, fill="black", font=font, anchor="rm")
     for index, image in enumerate(images):
         x, y = left + index % columns * cell_width, top + MARGIN + index // columns * cell_height
         if len(titles):
@@ -48,12 +57,9 @@ def grid(
     return canvas
 
 
-def save_grid(
-    path: Path, images: np.ndarray, titles: Sequence[str] = (), *, heading: str = "", columns: int | None = None
-) -> Path:
-    """Write `grid(...)` as a PNG."""
-    picture = grid(images, titles, heading=heading, columns=columns)
-    return write_atomically(path, picture.save)
+def save_grid(path: Path, images: np.ndarray, titles: Sequence[str] = (), **options: Any) -> Path:
+    """Write `grid(images, titles, **options)` as a PNG."""
+    return write_atomically(path, grid(images, titles, **options).save)
 
 
 def save_animation(
@@ -70,11 +76,67 @@ def save_animation(
         grid(images, titles, heading=headings[k] if len(headings) else "", columns=columns)
         for k, images in enumerate(frames)
     ]
+    return _save_gif(path, pictures, frame_ms)
+
+
+def _save_gif(path: Path, pictures: Sequence[Image.Image], frame_ms: int) -> Path:
     durations = [frame_ms] * (len(pictures) - 1) + [2000]
     first, *rest = pictures
     return write_atomically(
         path, lambda p: first.save(p, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
     )
+
+
+def save_scatter(path: Path, data: np.ndarray, samples: np.ndarray, *, heading: str = "") -> Path:
+    """Write samples (red) over data (grey), both (N, 2), as a PNG."""
+    return write_atomically(path, _scatter(data, samples, heading=heading, reach=_reach(data, samples)).save)
+
+
+def save_scatter_animation(
+    path: Path, data: np.ndarray, frames: np.ndarray, *, headings: Sequence[str] = (), frame_ms: int = 80
+) -> Path:
+    """Write a GIF of scatters that rests on its last frame. data: (N, 2); frames: (K, M, 2); headings: one for each frame."""
+    reach = _reach(data, frames.reshape(-1, 2))
+    pictures = [
+        _scatter(data, frame, heading=headings[k] if len(headings) else "", reach=reach)
+        for k, frame in enumerate(frames)
+    ]
+    return _save_gif(path, pictures, frame_ms)
+
+
+def _reach(data: np.ndarray, samples: np.ndarray) -> float:
+    """How far the axes go: to the last of the data, or to where all but a hundredth of the samples are."""
+    far = float(np.quantile(np.abs(samples), 0.99))
+    return 1.1 * max(far, float(np.abs(data).max(initial=0.0)))
+
+
+def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: float) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(data[:, 0], data[:, 1], s=4, color="0.75", linewidths=0, label="data")
+    axes.scatter(samples[:, 0], samples[:, 1], s=4, color="tab:red", linewidths=0, label="samples")
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=heading)
+    axes.legend(loc="upper right", markerscale=3)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def save_curves(path: Path, x: np.ndarray, curves: Mapping[str, np.ndarray], *, heading: str = "", xlabel: str) -> Path:
+    """Write named curves over x on a logarithmic axis as a PNG; what is not positive is left out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in curves.items():
+        axes.plot(x, np.where(values > 0, values, np.nan), label=name)
+    axes.set(xlabel=xlabel, yscale="log", title=heading)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
 
 
 def save_loss_curve(path: Path, metrics: Sequence[dict[str, Any]]) -> Path:

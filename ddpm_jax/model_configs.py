@@ -343,3 +343,10 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
 def name_of(config: Any) -> str:
     """The name of the network that a config describes."""
     return next(name for name, kind in NETWORKS.items() if kind is type(config))
+
+
+def shape(config: Any) -> tuple[int, ...]:
+    """The shape of one example that the network takes: (H, W, C) of an image, (data_dim,) of a point."""
+    if isinstance(config, MLP):
+        return (config.data_dim,)
+    return (config.image_size, config.image_size, config.channels)

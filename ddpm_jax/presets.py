@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ddpm_jax import model_configs as configs
@@ -12,10 +12,16 @@ from ddpm_jax.errors import UserError
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they reach the network."""
+    """Which data, and how it reaches the network."""
 
     source: str = "digits"
-    """digits | folder:PATH | idx:PATH | npz:PATH | tfds:NAME, or just a path."""
+    """digits | spiral | disc-grid | folder:PATH | zip:PATH | idx:PATH | npz:PATH | tfds:NAME, or just a path."""
+    classes: tuple[str, ...] = ()
+    """Train on these classes alone, by name; none: on all of them."""
+    scale: Literal["signed", "unit"] = "signed"
+    """Pixels to [-1, 1] or to [0, 1]; points are always standardised. Sampling undoes it."""
+    stream: bool = False
+    """Of points: draw new ones for every batch instead of going through a fixed set."""
     labels: bool = True
     """Tell the network the class of each image, where the data has classes."""
     flip: bool = False
@@ -48,16 +54,26 @@ class TrainConfig:
         UserError: a number outside its range.
     """
 
-    steps: int = 100_000
-    """Updates in all."""
+    steps: int | None = 100_000
+    """Updates in all; None: as many as the epochs say."""
+    epochs: int | None = None
+    """Passes over the data in all, in place of steps."""
+    epoch_steps: int | None = None
+    """Updates in an epoch; None: as many as show all the data once."""
+    steps_per_call: int | None = None
+    """Updates in one call of the compiled program, at most; None: 100 for points, 1 for images."""
     batch_size: int = 128
-    """Images in a batch."""
+    """Examples in a batch."""
     lr: float = 2e-4
     """Peak learning rate of Adam."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
-    lr_decay: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up: the same rate, or a cosine down to 0 at the last step."""
+    lr_decay: Literal["constant", "cosine", "cosine_by_epoch"] = "constant"
+    """What follows the warm-up: the same rate, or a cosine down to lr_end at the last step, also in one step for each epoch."""
+    lr_end: float = 0.0
+    """Where a cosine would end."""
+    reset_optimizer: bool = False
+    """Forget Adam's moments at the beginning of every epoch."""
     grad_clip: float | None = 1.0
     """Largest joint norm of the gradients; None: not clipped."""
     ema_decay: float = 0.9999
@@ -76,7 +92,14 @@ class TrainConfig:
     """How many of the newest checkpoints are kept."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if (self.steps is None) == (self.epochs is None):
+            raise UserError(
+                f"one of train.steps and train.epochs is needed, and the other must be None; got {self.steps} and {self.epochs}."
+            )
+        for name in ("steps", "epochs", "epoch_steps", "steps_per_call"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"train.{name} must be at least 1, or None; got {getattr(self, name)}.")
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1; got {getattr(self, name)}.")
         for name in ("warmup_steps", "sample_every", "seed"):
@@ -88,10 +111,39 @@ class TrainConfig:
             raise UserError(f"train.ema_decay must lie in [0, 1); got {self.ema_decay:g}.")
         if self.grad_clip is not None and not self.grad_clip > 0:
             raise UserError(f"train.grad_clip must be positive, or None; got {self.grad_clip:g}.")
-        if self.lr_decay == "cosine" and self.warmup_steps >= self.steps:
+        if not 0 <= self.lr_end < math.inf:
+            raise UserError(f"train.lr_end must not be negative; got {self.lr_end:g}.")
+        length_known = self.steps is not None or self.epoch_steps is not None
+        if self.lr_decay == "cosine" and length_known and self.warmup_steps >= self.total_steps:
             raise UserError(
-                f"train.warmup_steps must be below train.steps ({self.steps}) with a cosine decay; got {self.warmup_steps}."
+                f"train.warmup_steps must be below the number of steps ({self.total_steps}) with a cosine decay; "
+                f"got {self.warmup_steps}."
             )
+        if self.lr_decay == "cosine_by_epoch" and self.warmup_steps:
+            raise UserError(f"train.warmup_steps must be 0 with a cosine by epoch; got {self.warmup_steps}.")
+
+    @property
+    def total_steps(self) -> int:
+        """Updates in all.
+
+        Raises:
+            UserError: they are given in epochs, and epoch_steps is not known yet.
+        """
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * self.steps_in_epoch
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """Updates in an epoch.
+
+        Raises:
+            UserError: epoch_steps is not known yet; a run fills it in from its data.
+        """
+        if self.epoch_steps is None:
+            raise UserError("train.epoch_steps, the updates in an epoch, is needed to count in epochs; got None.")
+        return self.epoch_steps
 
 
 @dataclass(frozen=True)
@@ -142,6 +194,11 @@ class Preset:
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
+        if self.data.scale == "unit" and self.sample.clip is not None:
+            raise UserError(
+                f"sample.clip bounds what lies in [-clip, clip], and data.scale = unit gives [0, 1]: sample.clip must be None; "
+                f"got {self.sample.clip:g}."
+            )
         if self.sample.steps is not None and self.sample.steps > self.process.num_steps:
             raise UserError(
                 f"sample.steps must be at most process.num_steps ({self.process.num_steps}); got {self.sample.steps}."
@@ -149,44 +206,119 @@ class Preset:
 
 
 # fmt: off
-PRESETS: dict[str, Preset] = {
-    # 1,797 handwritten 8x8 digits, by class; minutes on two CPU cores, >= 90 % of the samples recognised as the class asked for
-    "digits": Preset(
-        data    = DataConfig(source="digits"),
-        model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1, attention_resolutions=(4,),
-                               norm_groups=8),
-        process = ProcessConfig(schedule="cosine", prediction="v"),
-        train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
-                              log_every=20, sample_every=400, checkpoint_every=400),
-        sample  = SampleConfig(sampler="ddim", steps=50, num=100),
-    ),
-    # your own pictures: ddpm train images --data.source PATH; 32x32 in colour, a GPU's evening
-    "images": Preset(
-        data    = DataConfig(source="", flip=True),
-        model   = configs.UNet(image_size=32, dim=64),
-        process = ProcessConfig(schedule="cosine"),
-        train   = TrainConfig(batch_size=64, warmup_steps=1_000),
-        sample  = SampleConfig(sampler="ddim", steps=100),
-    ),
-}
-# fmt: on
-
-
-# fmt: off
 SYSTEMS: dict[str, tuple[ProcessConfig, SampleConfig]] = {
     "unet":                     (ProcessConfig("linear", 1000),              SampleConfig("ancestral")),
-    "convnext_unet":            (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, eta=0.1, clip=None)),
-    "convnext_unet_224":        (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, eta=0.1, clip=None)),
+    "convnext_unet":            (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, 0.1, clip=None, num=81)),
+    "convnext_unet_224":        (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, 0.1, clip=None, num=16)),
     "tiny_unet":                (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
     "double_conv_unet":         (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
     "annotated_unet":           (ProcessConfig("linear", 200, loss="huber"), SampleConfig("ancestral", variance="posterior",
                                                                                           clip=None)),
-    "mlp":                      (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
+    "mlp":                      (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None, num=1200)),
     "conv_net":                 (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
     "strided_unet":             (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
-    "strided_unet_conditional": (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
+    "strided_unet_conditional": (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None, num=10)),
 }
 """How each network is trained and sampled by its author."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named preset, and what to expect of it."""
+
+    about: str
+    """The data and the author's setting; then what was measured: see docs/results.md."""
+    config: Preset
+
+
+def _system(network: str, about: str, data: DataConfig, train: TrainConfig, num: int | None = None, **options: Any) -> Recipe:
+    process, sample = SYSTEMS[network]
+    sample = sample if num is None else replace(sample, num=num)
+    return Recipe(about, Preset(data, configs.create(network, options), process, train, sample))
+
+
+def _adam(lr: float, batch_size: int, **options: Any) -> TrainConfig:
+    """What the systems' authors have in common: Adam on gradients as they are. The average is ours."""
+    defaults: dict[str, Any] = {"grad_clip": None, "ema_decay": 0.999, "log_every": 50, "checkpoint_every": 500, "sample_every": 0}
+    if "epochs" in options:
+        defaults["steps"] = None
+    return TrainConfig(lr=lr, batch_size=batch_size, **defaults | options)
+
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(
+        "1,797 handwritten 8x8 digits by class: 2 minutes on two CPU cores; 98 % of the samples are recognised.",
+        Preset(
+            data    = DataConfig("digits"),
+            model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                   attention_resolutions=(4,), norm_groups=8),
+            process = ProcessConfig("cosine", prediction="v"),
+            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
+                                  log_every=20, sample_every=400, checkpoint_every=400),
+            sample  = SampleConfig("ddim", steps=50, num=100),
+        ),
+    ),
+    "images": Recipe(
+        "Your own pictures: ddpm train images --data.source PATH; 32x32 in colour, a GPU's evening.",
+        Preset(
+            data    = DataConfig("", flip=True),
+            model   = configs.UNet(dim=64),
+            process = ProcessConfig("cosine"),
+            train   = TrainConfig(batch_size=64, warmup_steps=1_000),
+            sample  = SampleConfig("ddim", steps=100),
+        ),
+    ),
+    "cifar10-ddpm": Recipe(
+        "CIFAR-10 as in Ho et al. 2020: a day on one large GPU.",
+        Preset(
+            data    = DataConfig("tfds:cifar10", flip=True, labels=False),
+            model   = configs.UNet(dropout=0.1),
+            process = ProcessConfig("linear", 1000),
+            train   = TrainConfig(steps=800_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
+                                  log_every=100, sample_every=10_000, checkpoint_every=5_000),
+            sample  = SampleConfig("ancestral"),
+        ),
+    ),
+    "mnist-convnext": _system(
+        "convnext_unet", "System 1: MNIST by class, 20 epochs of 468 steps.",
+        DataConfig("tfds:mnist"),                                _adam(1e-3, 128, epochs=20)),
+    "imagenet-convnext": _system(
+        "convnext_unet_224", "System 1 at 224x224: ImageNet by class; meant for many devices.",
+        DataConfig("tfds:imagenet2012", flip=True),              _adam(1e-3, 128, epochs=20, checkpoint_every=1_000)),
+    "mnist-tiny": _system(
+        "tiny_unet", "System 2: MNIST at 32x32, 50 epochs of 15 steps.",
+        DataConfig("tfds:mnist"),                                _adam(1e-3, 4096, epochs=50, log_every=5, checkpoint_every=100)),
+    "cifar10-double-conv": _system(
+        "double_conv_unet", "System 2: CIFAR-10 in [0, 1], 15 epochs of 98 steps; then ddpm finetune RUN --data.classes ship.",
+        DataConfig("tfds:cifar10", scale="unit"),                _adam(1e-3, 512, epochs=15, log_every=10, checkpoint_every=100)),
+    "fashion-annotated": _system(
+        "annotated_unet", "System 3: Fashion-MNIST, 10 epochs of 3,750 steps.",
+        DataConfig("tfds:fashion_mnist", flip=True),             _adam(1e-4, 16, epochs=10, lr_decay="cosine_by_epoch", lr_end=1e-7,
+                                                                       checkpoint_every=750, sample_every=3_750)),
+    "spiral": _system(
+        "mlp", "System 4: 25,000 points of a spiral, 40 epochs of 1,000 steps.",
+        DataConfig("spiral"),                                    _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500,
+                                                                       checkpoint_every=10_000)),
+    "disc-grid": _system(
+        "mlp", "System 4: 25,000 points of a grid of discs, 40 epochs of 1,000 steps.",
+        DataConfig("disc-grid"),                                 _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500,
+                                                                       checkpoint_every=10_000)),
+    "mnist-strided": _system(
+        "strided_unet", "System 5: MNIST as 32x32 in three channels.",
+        DataConfig("tfds:mnist", labels=False),                  _adam(1e-4, 16, steps=10_000)),
+    "cifar10-strided": _system(
+        "strided_unet", "System 5: CIFAR-10.",
+        DataConfig("tfds:cifar10", labels=False),                _adam(1e-4, 16, steps=10_000)),
+    "mnist-strided-conditional": _system(
+        "strided_unet_conditional", "System 5: MNIST by class.",
+        DataConfig("tfds:mnist"),                                _adam(1e-4, 16, steps=25_000)),
+    "cifar10-strided-conditional": _system(
+        "strided_unet_conditional", "System 5: CIFAR-10 by class.",
+        DataConfig("tfds:cifar10"),                              _adam(1e-4, 16, steps=25_000)),
+}
+"""name -> preset and what to expect of it; `ddpm train NAME` runs it."""
+
+PRESETS: dict[str, Preset] = {name: recipe.config for name, recipe in RECIPES.items()}
 # fmt: on
 
 

@@ -92,6 +92,14 @@ def strided_times(process: GaussianDiffusion, num_steps: int | None = None) -> n
 STEPS: dict[str, Step] = {"ddim": ddim_step, "ancestral": ancestral_step, "strided": strided_step}
 
 
+def times(name: str, process: GaussianDiffusion, num_steps: int | None = None) -> np.ndarray:
+    """The grid that the named sampler walks in num_steps steps (None: the whole chain): evenly spaced, or system 1's.
+
+    Raises UserError unless 1 <= num_steps <= T.
+    """
+    return strided_times(process, num_steps) if name == "strided" else process.times(num_steps)
+
+
 @functools.cache  # the same options give the same object, which is what keeps a compiled program in use
 def create(name: str, **options: Any) -> Step:
     """The named step with its options bound: create("ddim", eta=0.5).

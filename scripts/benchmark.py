@@ -27,7 +27,7 @@ def benchmark(steps: int) -> dict[str, Any]:
     preset = presets.preset("digits")
     network: Any = preset.model
     preset = dataclasses.replace(preset, model=dataclasses.replace(network, num_classes=len(CLASSES)))
-    run = Run(Path("."), preset, CLASSES)
+    run = Run(Path("."), preset, CLASSES, data.Scaling(127.5, 127.5))
     found: dict[str, Any] = {
         "environment": environment("float32") | {"processor": platform.processor(), "machine": platform.machine()},
         "help_s": _seconds([sys.executable, "-m", "ddpm_jax.cli", "--help"]),
@@ -39,7 +39,7 @@ def benchmark(steps: int) -> dict[str, Any]:
     found["create_state_s"] = round(time.perf_counter() - begun, 2)
 
     batch_size = preset.train.batch_size
-    batches = data.batches(data.open_source("digits"), image_size=8, channels=1, batch_size=batch_size)
+    batches = data.batches(data.open_source("digits"), shape=run.shape, batch_size=batch_size)
     graphdef, _ = models.split(run.fresh_model(), training=True)
     key, times = jax.random.key(0), []
     for _ in range(steps + 1):

@@ -30,7 +30,7 @@ def numbered(size, side=4):
 
 def take(source, count, **options):
     """The first `count` batches of a small pipeline."""
-    iterator = data.batches(source, **{"image_size": 4, "channels": 1, "num_threads": 2, **options})
+    iterator = data.batches(source, **{"shape": (4, 4, 1), "num_threads": 2, **options})
     try:
         return [next(iterator) for _ in range(count)]
     finally:
@@ -47,12 +47,12 @@ def labels(taken):
 
 def test_batches_have_the_promised_form():
     """Dtypes, shapes, contiguity, and x / 127.5 - 1 of the very image the label names."""
-    (batch,) = take(numbered(30), 1, batch_size=7, channels=3)
-    assert batch["image"].shape == (7, 4, 4, 3) and batch["image"].dtype == np.float32
-    assert batch["image"].flags.c_contiguous and batch["label"].dtype == np.int32
+    (batch,) = take(numbered(30), 1, batch_size=7, shape=(4, 4, 3))
+    assert batch["x_0"].shape == (7, 4, 4, 3) and batch["x_0"].dtype == np.float32
+    assert batch["x_0"].flags.c_contiguous and batch["label"].dtype == np.int32
     expected = batch["label"].astype(np.float32) / 127.5 - 1
-    np.testing.assert_array_equal(batch["image"][:, 0, 0, :], np.repeat(expected[:, None], 3, axis=1))
-    np.testing.assert_array_equal(batch["image"][:, :, 2:, :], -1)
+    np.testing.assert_array_equal(batch["x_0"][:, 0, 0, :], np.repeat(expected[:, None], 3, axis=1))
+    np.testing.assert_array_equal(batch["x_0"][:, :, 2:, :], -1)
 
 
 def test_every_epoch_covers_every_image_once_in_another_order():
@@ -78,7 +78,7 @@ def test_resumed_run_repeats_the_uninterrupted_one(threads):
 def test_flip_is_a_fair_coin_drawn_anew():
     """2000 flips lie within 4 standard deviations of a half; an image is not always flipped the same way."""
     taken = take(numbered(41), 50, batch_size=40, flip=True)
-    image = np.concatenate([batch["image"] for batch in taken])
+    image = np.concatenate([batch["x_0"] for batch in taken])
     index = labels(taken)
     value = index.astype(np.float32)[:, None] / 127.5 - 1
     flipped = image[:, 0, 0, 0] == -1
@@ -109,8 +109,6 @@ def test_epoch_steps_rounds_up():
     [
         ("batch_size", 0),
         ("batch_size", 31),
-        ("channels", 2),
-        ("image_size", 0),
         ("seed", -1),
         ("seed", 2**32),
         ("start_step", -1),
@@ -120,7 +118,105 @@ def test_epoch_steps_rounds_up():
 def test_wrong_arguments_are_named_at_the_call(option, value):
     """Before any batch is asked for."""
     with pytest.raises(UserError, match=rf"{option}.*= {value}\b"):
-        data.batches(numbered(30), **{"image_size": 4, "channels": 1, "batch_size": 5, option: value})
+        data.batches(numbered(30), **{"shape": (4, 4, 1), "batch_size": 5, option: value})
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "says"),
+    [
+        ("digits", {"shape": (8, 8, 2)}, "channels must be 1 .grey. or 3 .RGB.; channels = 2"),
+        ("digits", {"shape": (0, 0, 1)}, "image_size must be at least 1; image_size = 0"),
+        ("digits", {"shape": (2,)}, r"'digits' holds images, which need a network of square ones; its shape is \(2,\)"),
+        ("digits", {"shape": (8, 8, 1), "stream": True}, "stream is for points.*'digits' holds images"),
+        ("spiral:30", {"shape": (8, 8, 1)}, r"'spiral:30' holds points in the plane.*\(8, 8, 1\).*mlp"),
+        ("spiral:30", {"shape": (2,), "flip": True}, "flip is for images; 'spiral:30' holds points"),
+    ],
+)
+def test_shapes_that_do_not_fit_the_data(source, options, says):
+    with pytest.raises(UserError, match=says):
+        data.batches(data.open_source(source), batch_size=5, **options)
+
+
+# Points -----------------------------------------------------------------------------------------------------
+
+
+def test_points_are_standardised_and_their_statistics_undo_it():
+    source = data.open_source("spiral:300")
+    assert len(source) == 300 and source.class_names == ()
+    epoch = np.concatenate([batch["x_0"] for batch in take(source, 3, shape=(2,), batch_size=100)])
+    assert epoch.dtype == np.float32
+    assert abs(epoch.mean()) < 1e-6 and abs(epoch.std(ddof=1) - 1) < 1e-6
+    back = data.scaling_of(source).undo(epoch)
+    order = np.lexsort(back.T), np.lexsort(source.points.T)
+    np.testing.assert_allclose(back[order[0]], source.points[order[1]], atol=1e-6)  # every point once
+    assert not np.array_equal(epoch[:100], source.scaling.apply(source.points[:100]))
+
+
+def test_points_of_another_seed_are_others_of_the_same_shape():
+    ours, held_out = data.PointSource("disc-grid", 50, seed=0), data.PointSource("disc-grid", 50, seed=1)
+    assert not np.array_equal(ours.points, held_out.points)
+    np.testing.assert_array_equal(ours.points, data.open_source("disc-grid:50").points)
+
+
+def test_streamed_points_are_never_seen_again():
+    seen = np.concatenate(
+        [batch["x_0"] for batch in take(data.open_source("spiral:30"), 9, shape=(2,), batch_size=10, stream=True)]
+    )
+    assert len(np.unique(seen, axis=0)) == 90
+    assert data.open_source("spiral:30").scaling.std == pytest.approx(
+        seen.std() * data.open_source("spiral:30").scaling.std, rel=0.3
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True}])
+def test_stacked_batches_are_the_same_batches(options):
+    source = data.open_source("spiral:30")
+    options |= {"shape": (2,), "batch_size": 7, "start_step": 4}
+    alone = np.stack([batch["x_0"] for batch in take(source, 6, **options)])
+    stacked = np.concatenate([batch["x_0"] for batch in take(source, 2, stacked=3, **options)])
+    assert stacked.shape == (6, 7, 2)
+    np.testing.assert_array_equal(stacked, alone)
+
+
+@pytest.mark.parametrize("spec", ["spiral:many", "spiral:1", "disc-grid:-5"])
+def test_a_number_of_points_that_makes_no_set(spec):
+    with pytest.raises(UserError, match=spec):
+        data.open_source(spec)
+
+
+# Scaling and classes ----------------------------------------------------------------------------------------
+
+
+def test_images_in_the_unit_interval():
+    source = data.open_source("digits")
+    scaling = data.scaling_of(source, "unit")
+    (batch,) = take(source, 1, shape=(8, 8, 1), batch_size=50, scaling=scaling)
+    assert batch["x_0"].min() == 0 and batch["x_0"].max() == 1
+    values = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(scaling.to_images(scaling.apply(values)), values)
+    with pytest.raises(UserError, match="scale must be one of signed, unit; got 'half'"):
+        data.scaling_of(source, "half")
+
+
+def test_a_subset_of_the_classes_keeps_their_numbers():
+    whole, some = data.open_source("digits"), data.open_source("digits", classes=("3", "7"))
+    assert some.class_names == whole.class_names and set(some.labels) == {3, 7}
+    assert len(some) == int(np.isin(whole.labels, [3, 7]).sum())
+    for index in (0, 5, len(some) - 1):
+        element = some[index]
+        assert element["label"] == some.labels[index]
+        np.testing.assert_array_equal(element["image"], whole[int(some.indices[index])]["image"])
+
+
+def test_classes_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"'digits' has no class 'ship'; it has 0, 1, 2, 3"):
+        data.open_source("digits", classes=("3", "ship"))
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.array([0, 0, 2, 2]))
+    with pytest.raises(UserError, match="holds no image of the classes 1"):
+        data.open_source(str(tmp_path / "x.npz"), classes=("1",))
+    np.savez(tmp_path / "bare.npz", images=np.zeros((4, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"classes 1 are asked for, and .* has no classes"):
+        data.open_source(str(tmp_path / "bare.npz"), classes=("1",))
 
 
 # Geometry ---------------------------------------------------------------------------------------------------
@@ -364,7 +460,7 @@ def test_bad_images_are_skipped_when_asked(damaged_folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (batch,) = take(pickle.loads(pickle.dumps(fresh)), 1, batch_size=5, num_threads=0)
-    assert sorted(data.to_images(batch["image"][:, 0, 0, 0])) == [0, 0, 30, 30, 30]
+    assert sorted(data.to_images(batch["x_0"][:, 0, 0, 0])) == [0, 0, 30, 30, 30]
     for i in (0, 3):
         (damaged_folder / f"{i}.png").write_bytes(b"")
     source = data.open_source(str(damaged_folder), on_bad_image="skip")
@@ -507,7 +603,7 @@ def test_tfds_reads_without_tensorflow(tfds_dir):
         assert len(data.open_source("tfds:toy_shapes:train[2:5]")) == 3
         assert len(data.open_source("tfds:toy_shapes:1.0.0:train")) == 7
         (batch,) = take(source, 1, batch_size=7)
-        assert sorted(data.to_images(batch["image"][:, 0, 0, 0])) == list(range(0, 70, 10))
+        assert sorted(data.to_images(batch["x_0"][:, 0, 0, 0])) == list(range(0, 70, 10))
         bare = data.open_source("tfds:bare_shapes")
         assert bare.class_names == () and bare[1]["label"] == 0 and data.labels_of(bare).tolist() == [0, 0, 0]
     finally:

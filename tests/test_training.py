@@ -52,7 +52,7 @@ def run_scale(config, steps, *, x_0=3.0, rate=0.0):
     model = Scale(rate=rate, rngs=nnx.Rngs(0))
     state = create_state(model, make_optimizer(config))
     graphdef, _ = models.split(model, training=True)
-    batch = {"image": np.full((4, 10, 10, 1), x_0, np.float32)}
+    batch = {"x_0": np.full((4, 10, 10, 1), x_0, np.float32)}
     history = []
     for _ in range(steps):
         state, metrics = train_step(state, batch, jax.random.key(0), graphdef=graphdef, process=BARE, config=config)
@@ -136,7 +136,7 @@ def test_dropout_is_drawn_anew_at_every_step():
 def test_noise_and_times_differ_by_step_and_by_seed():
     """With the network at 0 the loss is the mean square of the noise itself."""
     config, process = TrainConfig(lr=1e-30), GaussianDiffusion(schedules.create("linear", 10))
-    batch = {"image": np.zeros((4, 10, 10, 1), np.float32)}
+    batch = {"x_0": np.zeros((4, 10, 10, 1), np.float32)}
     losses = []
     for seed in (0, 1):
         model = Scale(a=0.0, rngs=nnx.Rngs(0))
@@ -181,7 +181,7 @@ def test_the_loss_falls_and_the_state_is_donated(finished_run):
     run = open_run(finished_run)
     step, state = step_of(run), run.fresh_state()
     given = state
-    batches = data.batches(data.open_source("digits"), image_size=8, channels=1, batch_size=8, num_threads=1)
+    batches = data.batches(data.open_source("digits"), shape=(8, 8, 1), batch_size=8, num_threads=1)
     losses = []
     for _ in range(90):
         state, metrics = step(state, next(batches))
@@ -251,8 +251,8 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(finished_run, killed_run, s
 def test_flips_are_part_of_the_run(finished_run):
     """The bit-for-bit tests above would prove less if the option did nothing."""
     source = data.open_source("digits")
-    options = {"image_size": 8, "channels": 1, "batch_size": 8, "num_threads": 0}
-    plain, flipped = (next(data.batches(source, flip=flip, **options))["image"] for flip in (False, True))
+    options = {"shape": (8, 8, 1), "batch_size": 8, "num_threads": 0}
+    plain, flipped = (next(data.batches(source, flip=flip, **options))["x_0"] for flip in (False, True))
     mirrored = [np.array_equal(a[:, ::-1], b) for a, b in zip(plain, flipped, strict=True)]
     same = [np.array_equal(a, b) for a, b in zip(plain, flipped, strict=True)]
     assert any(mirrored) and any(same) and all(map(any, zip(mirrored, same, strict=True)))
@@ -403,7 +403,7 @@ def test_bfloat16_computes_and_float32_remembers(exploded, finished_run):
     """Every leaf is kept in float32; the loss of a trained state is float32's up to bfloat16's digits, not to the last one."""
     folder, _ = exploded
     assert {leaf.dtype for leaf in jax.tree.leaves(final_state(folder))} == {np.dtype("float32"), np.dtype("int32")}
-    batch = next(data.batches(data.open_source("digits"), image_size=8, channels=1, batch_size=8))
+    batch = next(data.batches(data.open_source("digits"), shape=(8, 8, 1), batch_size=8))
     trained, losses = final_state(finished_run), []
     for run in (open_run(folder), open_run(finished_run)):
         state = jax.tree.map(lambda leaf: jnp.array(np.array(leaf)), trained)  # a copy, for it is consumed
@@ -438,13 +438,12 @@ def damage(folder, config, step):
     """Cuts short a picture that the batch of this step (from 1) holds; returns its path and its whole content."""
     batches = data.batches(
         data.open_source(str(folder)),
-        image_size=8,
-        channels=1,
+        shape=(8, 8, 1),
         batch_size=8,
         flip=config.data.flip,
         seed=config.train.seed,
     )
-    numbers = [data.to_images(next(batches)["image"])[:, 0, 0, 0] for _ in range(step)][-1]
+    numbers = [data.to_images(next(batches)["x_0"])[:, 0, 0, 0] for _ in range(step)][-1]
     path = folder / f"{numbers[0]:02}.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:40])

@@ -1,17 +1,22 @@
-"""Data: sources of uint8 images with labels, and the one grain pipeline that makes batches of them."""
+"""Data: sources of images or points with labels, and the one grain pipeline that makes batches of them."""
 
 from ddpm_jax.data.labels import check_labels, labels_of
-from ddpm_jax.data.pipeline import batches, epoch_steps, to_images
+from ddpm_jax.data.pipeline import batches, epoch_steps, scaling_of, to_images
+from ddpm_jax.data.points import PointSource
+from ddpm_jax.data.scaling import Scaling
 from ddpm_jax.data.source import ArraySource, Source
 from ddpm_jax.data.sources import open_source
 
 __all__ = [
     "ArraySource",
+    "PointSource",
+    "Scaling",
     "Source",
     "batches",
     "check_labels",
     "epoch_steps",
     "labels_of",
     "open_source",
+    "scaling_of",
     "to_images",
 ]

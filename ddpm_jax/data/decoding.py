@@ -29,17 +29,25 @@ class BadImageError(Exception):
     """A file is no readable image; the message says why."""
 
 
-def read_image(path: Path | str) -> np.ndarray:
-    """A file -> uint8 (H, W, C), C = 1 or 3; the first frame of an animation.
+def read_file(path: Path | str) -> bytes:
+    """A file's bytes.
 
     Raises:
-        BadImageError: the file is missing, forbidden, damaged or no image. Failures of the machine (too many
-            open files, a disk error) come through as they are: they say nothing about the image.
+        BadImageError: it is missing or forbidden. Failures of the machine (too many open files, a disk error) come
+            through as they are: they say nothing about the image.
     """
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except _UNREADABLE as error:
         raise BadImageError(error.strerror or str(error)) from error
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """An image file's bytes -> uint8 (H, W, C), C = 1 or 3; the first frame of an animation.
+
+    Raises:
+        BadImageError: they are damaged, or no image.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image_to_array(image)

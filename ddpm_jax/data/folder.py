@@ -1,15 +1,18 @@
-"""A folder of image files, flat or with one subfolder for each class."""
+"""A folder or zip archive of image files, flat or with one subfolder for each class."""
 
 import itertools
 import os
 import threading
 import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data.decoding import BadImageError, read_image
+from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.errors import UserError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
@@ -27,6 +30,7 @@ class FolderSource:
         labels: int32 (N,).
         class_names: one name for each class; empty without classes.
         on_bad_image: "stop" raises at the first damaged file, "skip" warns once for each.
+        read: a file's name -> its bytes; raises BadImageError where it cannot be had.
     """
 
     labels_within_class_names = True
@@ -38,12 +42,14 @@ class FolderSource:
         labels: np.ndarray,
         class_names: tuple[str, ...],
         on_bad_image: str,
+        read: Callable[[str], bytes] = read_file,
     ):
         self.name = name
         self.class_names = class_names
         self.files = files
         self.labels = labels
         self.on_bad_image = on_bad_image
+        self._read = read
         self._bad: set[int] = set()
         self._lock = threading.Lock()
 
@@ -67,7 +73,8 @@ class FolderSource:
             if candidate in self._bad:
                 continue
             try:
-                return {"image": read_image(self.files[candidate]), "label": self.labels[candidate]}
+                image = decode_image(self._read(self.files[candidate]))
+                return {"image": image, "label": self.labels[candidate]}
             except BadImageError as error:
                 self._meet_bad(candidate, error)
         raise UserError(f"{self.name}: none of its {len(self.files)} files is a readable image.")
@@ -93,6 +100,41 @@ class FolderSource:
         warnings.warn(f"{file}: not a readable image ({error}); skipped.", stacklevel=3)
 
 
+class Archive:
+    """Reads members of a zip archive, opened once in every process; nothing is unpacked.
+
+    Raises:
+        UserError: it is no zip archive, or cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._zip: zipfile.ZipFile | None = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: not a readable zip archive ({error}).") from error
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its files."""
+        return [entry.filename for entry in self._opened().infolist() if not entry.is_dir()]
+
+    def __call__(self, file: str) -> bytes:
+        """The bytes of the member that `file`, a path that begins with the archive's, names."""
+        try:
+            return self._opened().read(file.removeprefix(f"{self.path}/"))
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError) as error:
+            raise BadImageError(f"its entry in the archive is damaged: {error}") from error
+
+    def _opened(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.path)
+        return self._zip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_zip": None}
+
+
 def open_folder(path: Path, on_bad_image: str = "stop") -> FolderSource:
     """List the images of a folder; none is opened.
 
@@ -104,31 +146,54 @@ def open_folder(path: Path, on_bad_image: str = "stop") -> FolderSource:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; folder:PATH needs images, or one subfolder of images for each class.")
-    entries = sorted((entry for entry in os.scandir(path) if not entry.name.startswith(".")), key=lambda e: e.name)
-    flat = [entry.path for entry in entries if _is_image(entry.name) and not entry.is_dir()]
-    classes = {entry.name: _images_below(entry.path) for entry in entries if entry.is_dir()}
-    classes = {name: files for name, files in classes.items() if files}
+    names: list[str] = []
+    for parent, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(parent, path)
+        names += [name if below == "." else f"{below}/{name}" for name in files]
+    return _source(f"folder:{path}", path, names, on_bad_image, read_file)
+
+
+def open_zip(path: Path, on_bad_image: str = "stop") -> FolderSource:
+    """List the images of a zip archive, laid out as a folder is; a single outermost folder around folders is looked into.
+
+    Raises:
+        UserError: it is missing or no zip archive, holds no images, or holds images beside class folders.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; zip:PATH needs an archive of images.")
+    archive = Archive(path)
+    names = [name for name in archive.names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    wrapped = {name.split("/")[0] for name in names if _is_image(name)}
+    around = f"{wrapped.pop()}/" if len(wrapped) == 1 else ""
+    if around and all(name.count("/") > 1 for name in names if _is_image(name)):
+        names = [name.removeprefix(around) for name in names]
+        return _source(f"zip:{path}", path / around, names, on_bad_image, archive)
+    return _source(f"zip:{path}", path, names, on_bad_image, archive)
+
+
+def _source(name: str, root: Path, names: list[str], on_bad_image: str, read: Callable[[str], bytes]) -> FolderSource:
+    """The source of the images among `names`, paths below `root` whose first part is the class."""
+    images = sorted(name for name in names if _is_image(name))
+    flat = [image for image in images if "/" not in image]
+    classes: dict[str, list[str]] = {}
+    for image in images:
+        if "/" in image:
+            classes.setdefault(image.split("/")[0], []).append(image)
     if flat and classes:
         raise UserError(
-            f"{path}: holds both images ({Path(flat[0]).name}, {len(flat)} in all) and folders of images "
+            f"{root}: holds both images ({flat[0]}, {len(flat)} in all) and folders of images "
             f"({', '.join(list(classes)[:3])}); put every image into a class folder, or all into one folder."
         )
-    if not flat and not classes:
+    if not images:
         wanted = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
-        raise UserError(f"{path}: no images there; the extensions looked for are {wanted}.")
-    files = flat or [file for group in classes.values() for file in group]
-    sizes = [len(group) for group in classes.values()] or [len(files)]  # without classes every label is 0
-    labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    return FolderSource(f"folder:{path}", files, labels, tuple(classes), on_bad_image)
+        raise UserError(f"{root}: no images there; the extensions looked for are {wanted}.")
+    groups = [classes[known] for known in sorted(classes)] or [flat]  # without classes every label is 0
+    labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
+    files = [f"{root}/{image}" for group in groups for image in group]
+    return FolderSource(name, files, labels, tuple(sorted(classes)), on_bad_image, read)
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _images_below(folder: str) -> list[str]:
-    found: list[str] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in names if _is_image(name)]
-    return sorted(found)
+    last = name.rpartition("/")[2]
+    return not last.startswith(".") and os.path.splitext(last)[1].lower() in EXTENSIONS

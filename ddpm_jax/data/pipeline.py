@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.geometry import fit
+from ddpm_jax.data.points import PointSource
+from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
 
@@ -14,51 +16,82 @@ from ddpm_jax.errors import UserError
 def batches(
     source: Source,
     *,
-    image_size: int,
-    channels: int,
+    shape: tuple[int, ...],
     batch_size: int,
+    scaling: Scaling | None = None,
     seed: int = 0,
     flip: bool = False,
+    stream: bool = False,
     start_step: int = 0,
+    stacked: int | None = None,
     num_threads: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `source` without end, shuffled anew in every epoch.
 
     Batch k holds elements k * batch_size .. (k + 1) * batch_size - 1 of the endless sequence of epochs: one
-    batch may span two of them and no image is dropped. It does not depend on the number of threads nor on
-    `start_step`: a run resumed at step k sees bit for bit what the uninterrupted one would have seen.
+    batch may span two of them and nothing is dropped. It does not depend on the number of threads, on `stacked`
+    nor on `start_step`: a run resumed at step k sees bit for bit what the uninterrupted one would have seen.
 
     Args:
-        source: where the images come from.
-        image_size: side of the square images, pixels.
-        channels: 1 or 3.
-        batch_size: images a batch, 1 .. len(source).
-        seed: of the order and the flips, 0 .. 2**32 - 1.
+        source: where the data comes from.
+        shape: of one example: (H, H, 1 or 3) of images, (2,) of points.
+        batch_size: examples a batch, 1 .. len(source).
+        scaling: of the values; None: images to [-1, 1], points standardised.
+        seed: of the order, the flips and the streamed points, 0 .. 2**32 - 1.
         flip: mirror each image left to right with probability 1/2, drawn anew in every epoch.
+        stream: draw new points for every batch, instead of going through those of the source.
         start_step: the number of the first batch.
+        stacked: put so many batches in a row into each item, along a new first axis; None: no such axis.
         num_threads: threads that prepare batches ahead; 0 does the work in the caller's thread.
 
     Returns:
-        `{"image": float32 (B, image_size, image_size, channels) in [-1, 1], "label": int32 (B,)}`, again and
-        again.
+        `{"x_0": float32 (B, *shape), "label": int32 (B,)}`, again and again.
 
     Raises:
         UserError: an argument out of range, at the call; an unreadable image, from the iterator.
     """
-    _check(source, image_size, channels, batch_size, seed, start_step, num_threads)
+    _check(source, shape, batch_size, seed, flip, stream, start_step, num_threads)
     import grain  # here, because it takes a second and brings jax along
 
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    dataset = dataset.map(functools.partial(_fit, image_size=image_size, channels=channels))
-    if flip:
-        dataset = dataset.random_map(_random_flip)
-    dataset = dataset.batch(batch_size, drop_remainder=True).map(_scale)[start_step:]
+    scaling = scaling or scaling_of(source)
+    if isinstance(source, PointSource):
+        # by index, so that the points of a batch are fetched at once
+        indices = (
+            grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
+        )
+        if stream:
+            dataset = indices.random_map(functools.partial(_fresh_points, source=source))
+        else:
+            dataset = indices.map(functools.partial(_points, source=source))
+    else:
+        height, _, channels = shape
+        dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+        dataset = dataset.map(functools.partial(_fit, image_size=height, channels=channels))
+        if flip:
+            dataset = dataset.random_map(_random_flip)
+        dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = dataset.map(functools.partial(_scale, scaling=scaling))[start_step:]
+    if stacked is not None:
+        dataset = dataset.batch(stacked, drop_remainder=True)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(dataset.to_iter_dataset(options))
 
 
+def scaling_of(source: Source, scale: str = "signed") -> Scaling:
+    """How the source's data is scaled: points by their statistics, images to [-1, 1] ("signed") or [0, 1] ("unit").
+
+    Raises:
+        UserError: an unknown scale.
+    """
+    if isinstance(source, PointSource):
+        return source.scaling
+    if scale not in IMAGE_SCALINGS:
+        raise UserError(f"scale must be one of {', '.join(IMAGE_SCALINGS)}; got {scale!r}.")
+    return IMAGE_SCALINGS[scale]
+
+
 def epoch_steps(source: Source, batch_size: int) -> int:
-    """Steps after which every image has been drawn at least once: ceil(len(source) / batch_size).
+    """Steps after which every element has been drawn at least once: ceil(len(source) / batch_size).
 
     Raises:
         UserError: batch_size lies outside 1 .. len(source).
@@ -67,45 +100,67 @@ def epoch_steps(source: Source, batch_size: int) -> int:
     return -(-len(source) // batch_size)
 
 
-def to_images(x: Any) -> np.ndarray:
-    """[-1, 1] -> uint8 of the same shape: round((x + 1) * 127.5), clipped to 0..255; undoes the scaling."""
-    return np.clip(np.rint((np.asarray(x, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+def to_images(x_0: Any) -> np.ndarray:
+    """Images in [-1, 1] -> uint8 of the same shape."""
+    return IMAGE_SCALINGS["signed"].to_images(x_0)
 
 
 def _fit(element: dict[str, Any], *, image_size: int, channels: int) -> dict[str, Any]:
-    return {"image": fit(element["image"], image_size, channels), "label": np.int32(element["label"])}
+    return {"x_0": fit(element["image"], image_size, channels), "label": np.int32(element["label"])}
 
 
-def _scale(batch: dict[str, Any]) -> dict[str, Any]:
-    return {**batch, "image": batch["image"].astype(np.float32) / 127.5 - 1}
+def _points(indices: np.ndarray, *, source: PointSource) -> dict[str, Any]:
+    return {"x_0": source.points[indices], "label": np.zeros(len(indices), np.int32)}
+
+
+def _fresh_points(indices: np.ndarray, rng: np.random.Generator, *, source: PointSource) -> dict[str, Any]:
+    return {"x_0": source.fresh(rng, len(indices)), "label": np.zeros(len(indices), np.int32)}
+
+
+def _scale(batch: dict[str, Any], *, scaling: Scaling) -> dict[str, Any]:
+    return {**batch, "x_0": scaling.apply(batch["x_0"])}
 
 
 def _random_flip(element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    return {**element, "image": element["image"][:, ::-1]} if rng.random() < 0.5 else element
+    return {**element, "x_0": element["x_0"][:, ::-1]} if rng.random() < 0.5 else element
 
 
 def _check_batch_size(source: Source, batch_size: int) -> None:
     if not 1 <= batch_size <= len(source):
         raise UserError(
-            f"batch_size must lie in 1..{len(source)}, the number of images in {source.name!r}; "
+            f"batch_size must lie in 1..{len(source)}, the number of examples in {source.name!r}; "
             f"batch_size = {batch_size}."
         )
 
 
 def _check(
     source: Source,
-    image_size: int,
-    channels: int,
+    shape: tuple[int, ...],
     batch_size: int,
     seed: int,
+    flip: bool,
+    stream: bool,
     start_step: int,
     num_threads: int,
 ) -> None:
     _check_batch_size(source, batch_size)
-    if channels not in (1, 3):
-        raise UserError(f"channels must be 1 (grey) or 3 (RGB); channels = {channels}.")
-    if image_size < 1:
-        raise UserError(f"image_size must be at least 1; image_size = {image_size}.")
+    if isinstance(source, PointSource):
+        if shape != (2,):
+            raise UserError(
+                f"{source.name!r} holds points in the plane, which networks of another shape cannot take: "
+                f"{shape}. Use the network mlp with data_dim 2, or a source of images."
+            )
+        if flip:
+            raise UserError(f"flip is for images; {source.name!r} holds points.")
+    else:
+        if len(shape) != 3 or shape[0] != shape[1]:
+            raise UserError(f"{source.name!r} holds images, which need a network of square ones; its shape is {shape}.")
+        if shape[2] not in (1, 3):
+            raise UserError(f"channels must be 1 (grey) or 3 (RGB); channels = {shape[2]}.")
+        if shape[0] < 1:
+            raise UserError(f"image_size must be at least 1; image_size = {shape[0]}.")
+        if stream:
+            raise UserError(f"stream is for points, which can be drawn without end; {source.name!r} holds images.")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must lie in 0..{2**32 - 1}; seed = {seed}.")
     if start_step < 0:

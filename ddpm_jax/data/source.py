@@ -1,4 +1,4 @@
-"""What a source of images is, and the one that lies in memory."""
+"""What a source of data is, and the one of images that lies in memory."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -8,11 +8,11 @@ import numpy as np
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to images and labels; stateless and picklable, so that workers may share it.
+    """Random access to images (or points) and labels; stateless and picklable, so that workers may share it.
 
     An element is `{"image": uint8 (H, W, C) with C = 1 or 3, "label": np.int32 scalar}`; sizes may differ
-    from one element to the next. `class_names` names the labels `0 .. len(class_names) - 1`; it is empty
-    where the source has no labels, and every label is then 0.
+    from one element to the next. The elements of a `PointSource` have a "point" instead. `class_names` names the
+    labels `0 .. len(class_names) - 1`; it is empty where the source has no labels, and every label is then 0.
 
     Two optional attributes spare reading images for their labels: `labels`, int32 (N,), and
     `labels_within_class_names = True` where the format itself promises `0 <= label < len(class_names)`.
@@ -22,7 +22,7 @@ class Source(Protocol):
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """How many elements there are."""
         ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:

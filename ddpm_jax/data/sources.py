@@ -1,14 +1,18 @@
 """From a spec on the command line (`digits`, `idx:PATH`, `folder:PATH`, ...) to a source."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from ddpm_jax.data.digits import open_digits
-from ddpm_jax.data.folder import open_folder
+from ddpm_jax.data.folder import open_folder, open_zip
 from ddpm_jax.data.idx import holds_idx, open_idx
 from ddpm_jax.data.npz import open_npz
+from ddpm_jax.data.points import open_points
 from ddpm_jax.data.source import Source
+from ddpm_jax.data.subset import ClassSubset
 from ddpm_jax.data.tfds import open_tfds
+from ddpm_jax.data.toy import SHAPES
 from ddpm_jax.errors import UserError
 
 OnBadImage = Literal["stop", "skip"]
@@ -17,32 +21,44 @@ FORMS = """\
   digits                        scikit-learn's 8 x 8 digits
   idx:PATH[:train|:test]        IDX files of MNIST or Fashion-MNIST     idx:data/mnist:test
   folder:PATH                   images, or a subfolder for each class   folder:photos
+  zip:PATH                      the same in a zip archive               zip:cifar10.zip
   npz:PATH                      a NumPy archive with images, labels     npz:cifar.npz
   tfds:NAME[/config][:split]    TensorFlow Datasets                     tfds:cifar10:train
-  PATH                          a folder or an .npz file"""
+  spiral[:N] | disc-grid[:N]    N points in the plane, 25,000           spiral
+  PATH                          a folder, a .zip or an .npz file"""
 
 
-def open_source(spec: str, *, on_bad_image: str = "stop") -> Source:
+def open_source(spec: str, *, on_bad_image: str = "stop", classes: Sequence[str] = ()) -> Source:
     """Open a data source by its spec (the forms are in `FORMS`).
 
     Args:
         spec: which data; a bare path is taken for what lies there.
-        on_bad_image: of a folder: "stop" at an unreadable image, or "skip" to the next one.
+        on_bad_image: of a folder or an archive: "stop" at an unreadable image, or "skip" to the next one.
+        classes: names of the only classes to take; none: all.
 
     Raises:
-        UserError: an unknown spec or option, or data that is missing or damaged.
+        UserError: an unknown spec, option or class, or data that is missing or damaged.
     """
+    source = _open(spec, on_bad_image)
+    return ClassSubset(source, classes) if classes else source
+
+
+def _open(spec: str, on_bad_image: str) -> Source:
     if on_bad_image not in get_args(OnBadImage):
         raise UserError(f"on_bad_image must be 'stop' or 'skip'; on_bad_image = {on_bad_image!r}.")
     kind, _, rest = spec.partition(":")
     if kind == "digits" and not rest:
         return open_digits()
+    if kind in SHAPES:
+        return open_points(kind, rest)
     if rest:
         path = Path(rest).expanduser()
         if kind == "idx":
             return open_idx(*_path_and_split(rest))
         if kind == "folder":
             return open_folder(path, on_bad_image)
+        if kind == "zip":
+            return open_zip(path, on_bad_image)
         if kind == "npz":
             return open_npz(path)
         if kind == "tfds":
@@ -52,6 +68,8 @@ def open_source(spec: str, *, on_bad_image: str = "stop") -> Source:
         return open_idx(path) if holds_idx(path) else open_folder(path, on_bad_image)
     if path.suffix.lower() == ".npz":
         return open_npz(path)
+    if path.suffix.lower() == ".zip":
+        return open_zip(path, on_bad_image)
     raise UserError(f"the data source {spec!r} is not known, and no folder of that name exists. The forms are\n{FORMS}")
 
 

@@ -33,10 +33,8 @@ def evaluate_run(run: Run, config: SampleConfig, *, seed: int = 0, batch_size: i
     graphdef, variables, step = run.load()
     labels = run.labels(config.num)
     assert labels is not None
-    samples = draw(
-        run, graphdef, variables, labels, config.num, config=config, seed=seed, batch_size=batch_size, animate=False
-    )
-    agreement = class_agreement(samples.images, labels, real_images, real_labels, seed=seed)
+    samples = draw(run, graphdef, variables, labels, config.num, config=config, seed=seed, batch_size=batch_size)
+    agreement = class_agreement(samples.values, labels, real_images, real_labels, seed=seed)
     report = {
         "step": step,
         "samples": config.num,
@@ -61,5 +59,5 @@ def _real(run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
     least = np.bincount(labels).min()
     if least < 5:
         raise UserError(f"class agreement needs at least 5 images of each class; {source.name} has one with {least}.")
-    size, _, channels = run.image_shape
+    size, _, channels = run.shape
     return np.stack([fit(element["image"], size, channels) for element in elements]), labels

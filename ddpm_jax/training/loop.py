@@ -14,15 +14,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import data, figures, models
+from ddpm_jax import data, figures, model_configs, models
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import Preset
 from ddpm_jax.training import samples
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, read_metrics
 from ddpm_jax.training.run import Run, environment, start_run
-from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import learning_rate, train_step
+from ddpm_jax.training.state import TrainState, start_from
+from ddpm_jax.training.step import learning_rate, train_step, train_steps
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,21 @@ class Outcome:
     """Whether Ctrl-C ended it before its last step."""
 
 
-def train(config: Preset, folder: Path, *, resume: bool = False, overwrite: bool = False) -> Outcome:
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts that does not start from fresh parameters."""
+
+    variables: models.Variables
+    """Parameters, and running statistics where the network has them."""
+    scaling: data.Scaling
+    """Between data and what those parameters were trained on."""
+    origin: dict[str, Any]
+    """Which run they are from: kept in the new one's config.json."""
+
+
+def train(
+    config: Preset, folder: Path, *, resume: bool = False, overwrite: bool = False, start: Start | None = None
+) -> Outcome:
     """Train as the config says and leave everything in the folder; Ctrl-C saves and returns early.
 
     Raises:
@@ -44,47 +58,78 @@ def train(config: Preset, folder: Path, *, resume: bool = False, overwrite: bool
     """
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
-    source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image)
-    model: Any = config.model
-    batch_options: dict[str, Any] = {
-        "image_size": model.image_size,
-        "channels": model.channels,
-        "batch_size": config.train.batch_size,
-        "seed": config.train.seed,
-        "flip": config.data.flip,
-        "num_threads": config.data.threads,
-    }
-    data.batches(source, **batch_options)  # refuses what does not fit, before the folder is touched
-    run = start_run(config, source, folder, resume=resume, overwrite=overwrite)
+    source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image, classes=config.data.classes)
+    _batches(config, source, scaling=None)  # refuses what does not fit, before the folder is touched
+    of_start: dict[str, Any] = {} if start is None else {"scaling": start.scaling, "origin": start.origin}
+    run = start_run(config, source, folder, resume=resume, overwrite=overwrite, **of_start)
     config = run.config
+    total = config.train.total_steps
 
     with Checkpoints(run.checkpoint_folder, config.train.keep_checkpoints) as checkpoints:
         state = run.fresh_state()
         if resume and checkpoints.latest_step is not None:
             state = checkpoints.restore(state)
-        start = int(state.step)
-        _announce(run, state, source, start)
-        batches = data.batches(source, start_step=start, **batch_options)
+        elif start is not None:
+            state = start_from(state, start.variables)
+            checkpoints.save(state)  # from here on the run needs no other
+        elif run.origin is not None:
+            raise UserError(f"{folder} holds no checkpoint to resume from; start it anew with --overwrite.")
+        first = int(state.step)
+        per_call = _steps_per_call(run, first)
+        _announce(run, state, source, first)
+        stacked = per_call if per_call > 1 else None
+        batches = _batches(config, source, scaling=run.scaling, start_step=first, stacked=stacked)
         with (
-            Metrics(folder, start=start, total=config.train.steps, batch_size=config.train.batch_size) as metrics,
+            Metrics(folder, start=first, total=total, batch_size=config.train.batch_size) as metrics,
             _Interruption() as interruption,
         ):
-            final = _run_steps(run, state, batches, checkpoints, metrics, interruption)
+            final = _run_steps(run, state, batches, per_call, checkpoints, metrics, interruption)
     done = int(final.step)
     if bad := getattr(source, "bad_files", 0):
         print(f"{bad} unreadable images were skipped.")
-    interrupted = done < config.train.steps
+    interrupted = done < total
     figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
     if not interrupted:
-        drawn = _draw(run, final.variables(ema=True), animate=True)
+        drawn = _draw(run, final.variables(ema=True), num_frames=samples.FRAMES)
         samples.save_all(folder, run, drawn, _heading(run, done))
     return Outcome(run, done, interrupted)
+
+
+def _batches(
+    config: Preset,
+    source: data.Source,
+    *,
+    scaling: data.Scaling | None,
+    start_step: int = 0,
+    stacked: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    return data.batches(
+        source,
+        shape=model_configs.shape(config.model),
+        batch_size=config.train.batch_size,
+        scaling=scaling,
+        seed=config.train.seed,
+        flip=config.data.flip,
+        stream=config.data.stream,
+        start_step=start_step,
+        stacked=stacked,
+        num_threads=config.data.threads,
+    )
+
+
+def _steps_per_call(run: Run, start: int) -> int:
+    """The longest stretch of steps, within what the config allows, that ends wherever the loop has something to do."""
+    config = run.config.train
+    most = config.steps_per_call or (1 if run.holds_images else 100)
+    stretch = math.gcd(start, config.total_steps, config.log_every, config.checkpoint_every, config.sample_every)
+    return max(size for size in range(1, min(most, stretch) + 1) if stretch % size == 0)
 
 
 def _run_steps(
     run: Run,
     state: TrainState,
     batches: Iterator[dict[str, np.ndarray]],
+    per_call: int,
     checkpoints: Checkpoints,
     metrics: Metrics,
     interruption: "_Interruption",
@@ -94,10 +139,11 @@ def _run_steps(
     graphdef, _ = models.split(nnx.eval_shape(run.fresh_model), training=True)
     key = jax.random.key(config.seed)
     rate = learning_rate(config)
+    total = config.total_steps
     step = start = int(state.step)
     flight = _InFlight()
     begun = time.perf_counter()
-    last = step >= config.steps
+    last = step >= total
     while not last:
         try:
             batch = next(batches)
@@ -106,16 +152,19 @@ def _run_steps(
             checkpoints.save(state)  # once the images are mended, the run goes on from here
             raise
         if not run.class_names:
-            batch = {"image": batch["image"]}
-        state, numbers = train_step(state, batch, key, graphdef=graphdef, process=process, config=config)
-        step += 1
-        flight.take_off(step, numbers)
-        metrics.advance()
-        if step == start + 1:
+            batch = {"x_0": batch["x_0"]}
+        update = train_step if per_call == 1 else train_steps
+        state, numbers = update(state, batch, key, graphdef=graphdef, process=process, config=config)
+        flight.take_off(step + 1, numbers)
+        first_call = step == start
+        step += per_call
+        metrics.advance(per_call)
+        if first_call:
             flight.land()
-            metrics.say(f"the first step, compilation included, took {time.perf_counter() - begun:.1f} s")
+            what = "step" if per_call == 1 else f"{per_call} steps"
+            metrics.say(f"the first {what}, compilation included, took {time.perf_counter() - begun:.1f} s")
             metrics.restart_clock(step)
-        last = step == config.steps or interruption.requested
+        last = step == total or interruption.requested
         if step % config.log_every == 0 or last:
             flight.land()
             metrics.write(step, loss=flight.mean_loss(), grad_norm=flight.latest["grad_norm"], lr=float(rate(step - 1)))
@@ -123,14 +172,14 @@ def _run_steps(
             flight.land()
             checkpoints.save(state)
         if config.sample_every and step % config.sample_every == 0 and not last:
-            drawn = _draw(run, state.variables(ema=True), animate=False)
-            samples.save_grid(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, _heading(run, step))
+            drawn = _draw(run, state.variables(ema=True), num_frames=0)
+            samples.save_picture(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, _heading(run, step))
             metrics.restart_clock(step)
     return state
 
 
 class _InFlight:
-    """The numbers of the step that the device may still be computing: looked at one step late, so that it never waits."""
+    """The numbers of the call that the device may still be computing: looked at one call late, so that it never waits."""
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
@@ -138,27 +187,29 @@ class _InFlight:
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def take_off(self, step: int, numbers: dict[str, jax.Array]) -> None:
-        """A step was dispatched; the one before it is landed."""
+        """A call was dispatched whose numbers are those of `step`, or of it and the next ones; the call before is landed."""
         self.land()
         self._pending = step, numbers
 
     def land(self) -> None:
-        """Wait for the pending step, if there is one.
+        """Wait for the pending call, if there is one.
 
         Raises:
-            UserError: one of its numbers is not finite.
+            UserError: one of its numbers is not finite (names the first step of which that is so).
         """
         if self._pending is None:
             return
-        (step, numbers), self._pending = self._pending, None
-        self.latest = {name: float(value) for name, value in numbers.items()}
-        if not all(map(math.isfinite, self.latest.values())):
-            shown = ", ".join(f"{name} = {value}" for name, value in self.latest.items())
-            raise UserError(
-                f"training stopped at step {step}: {shown}. Every checkpoint so far is sound; "
-                "lower --train.lr or --train.grad-clip and start again."
-            )
-        self._losses.append(self.latest["loss"])
+        (first, numbers), self._pending = self._pending, None
+        steps = {name: np.atleast_1d(np.asarray(value)) for name, value in numbers.items()}
+        for index in range(len(steps["loss"])):
+            self.latest = {name: float(values[index]) for name, values in steps.items()}
+            if not all(map(math.isfinite, self.latest.values())):
+                shown = ", ".join(f"{name} = {value}" for name, value in self.latest.items())
+                raise UserError(
+                    f"training stopped at step {first + index}: {shown}. Every checkpoint so far is sound; "
+                    "lower --train.lr or --train.grad-clip and start again."
+                )
+            self._losses.append(self.latest["loss"])
 
     def mean_loss(self) -> float:
         """Mean loss of the steps landed since the last call."""
@@ -169,19 +220,19 @@ class _InFlight:
 
 def _announce(run: Run, state: TrainState, source: data.Source, start: int) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    size = "x".join(map(str, run.image_shape))
+    kind = "images, as " + "x".join(map(str, run.shape)) if run.holds_images else "points"
     classes = f"{len(run.class_names)} classes" if run.class_names else "no classes"
     facts = environment(run.config.train.dtype)
-    print(f"data: {source.name}, {len(source):,} images, as {size}, {classes}")
+    print(f"data: {source.name}, {len(source):,} {kind}, {classes}")
     print(f"network: {count:,} parameters")
     print("environment: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"run: {run.folder}, step {start} to {run.config.train.steps}", flush=True)
+    print(f"run: {run.folder}, step {start} to {run.config.train.total_steps}", flush=True)
 
 
-def _draw(run: Run, variables: models.Variables, *, animate: bool) -> samples.Samples:
+def _draw(run: Run, variables: models.Variables, *, num_frames: int) -> samples.Samples:
     graphdef, _ = models.split(nnx.eval_shape(run.fresh_model))
     num = run.config.sample.num
-    return samples.draw(run, graphdef, variables, run.labels(num), num, config=run.config.sample, animate=animate)
+    return samples.draw(run, graphdef, variables, run.labels(num), num, config=run.config.sample, num_frames=num_frames)
 
 
 def _heading(run: Run, step: int) -> str:

@@ -40,9 +40,9 @@ class Metrics:
         """Count the speed from here: called after time was spent on something other than steps."""
         self._since = (step, time.perf_counter())
 
-    def advance(self) -> None:
-        """One step of the progress bar."""
-        self._bar.update()
+    def advance(self, steps: int) -> None:
+        """So many steps of the progress bar."""
+        self._bar.update(steps)
 
     def write(self, step: int, **numbers: float) -> None:
         """Record numbers at a step, with the speed since the line before."""

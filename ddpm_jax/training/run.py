@@ -3,7 +3,7 @@
 import json
 import platform
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import numpy as np
 from flax import nnx
 
 import ddpm_jax
-from ddpm_jax import models, presets, schedules
-from ddpm_jax.data import Source, check_labels
+from ddpm_jax import data, model_configs, models, presets, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.presets import Preset
@@ -24,11 +23,12 @@ from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import make_optimizer
 
 CONFIG = "config.json"
-FORMAT = 1
+FORMAT = 2
 """Version of the run folder's layout."""
 
 _REVISABLE = {
-    "train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints", "data.threads",
+    "train.steps", "train.epochs", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "data.threads",
 }  # fmt: skip
 """Fields that a resumed run may change, besides those of sampling: they leave the steps already done as they were."""
 
@@ -41,6 +41,10 @@ class Run:
     config: Preset
     class_names: tuple[str, ...]
     """Names of the classes the network is told about; empty: unconditional."""
+    scaling: data.Scaling
+    """Between its data and what the network sees."""
+    origin: dict[str, Any] | None = None
+    """Of a fine-tuned run: the run it started from, that run's step, and which of its weights."""
 
     @property
     def process(self) -> GaussianDiffusion:
@@ -50,10 +54,29 @@ class Run:
         return GaussianDiffusion(schedule, config.prediction, config.loss)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of its images."""
-        model: Any = self.config.model
-        return model.image_size, model.image_size, model.channels
+    def shape(self) -> tuple[int, ...]:
+        """Of one example: (H, W, C) of an image, (2,) of a point."""
+        return model_configs.shape(self.config.model)
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether its data are images; otherwise they are points."""
+        return len(self.shape) == 3
+
+    def to_data(self, x_0: Any) -> np.ndarray:
+        """What the network makes, in the units of the data: uint8 images, or float32 points."""
+        return self.scaling.to_images(x_0) if self.holds_images else self.scaling.undo(x_0)
+
+    def open_source(self) -> data.Source:
+        """The data it is trained on.
+
+        Raises:
+            UserError: the data is gone or damaged, or the run came from a file of weights and has none.
+        """
+        config = self.config.data
+        if not config.source:
+            raise UserError(f"{self.folder} was made from a file of weights and has no data of its own.")
+        return data.open_source(config.source, on_bad_image=config.on_bad_image, classes=config.classes)
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -74,15 +97,24 @@ class Run:
         Raises:
             UserError: there is no checkpoint, or it does not fit the config.
         """
+        graphdef, _ = models.split(nnx.eval_shape(self.fresh_model))
+        return graphdef, *self.load_variables()
+
+    def load_variables(self, *, ema: bool = True) -> tuple[models.Variables, int]:
+        """The parameters of the newest checkpoint, averaged or those being trained, its running statistics, and its step.
+
+        Raises:
+            UserError: there is no checkpoint, or it does not fit the config.
+        """
         if not self.checkpoint_folder.is_dir():
             raise UserError(f"{self.folder} holds no checkpoint yet; train it first.")
-        graphdef, _ = models.split(nnx.eval_shape(self.fresh_model))
         with Checkpoints(self.checkpoint_folder) as checkpoints:
             state = checkpoints.restore(jax.eval_shape(self.fresh_state))
-        return graphdef, state.variables(ema=True), int(state.step)
+        return state.variables(ema=ema), int(state.step)
 
     def labels(self, num: int, wanted: tuple[str, ...] = ()) -> np.ndarray | None:
-        """num labels that go through the wanted classes (names or numbers; none: all) in turn; None for an unconditional run.
+        """num labels that go through the wanted classes in turn (names or numbers; none: all it is trained on); None for an
+        unconditional run.
 
         Raises:
             UserError: a class that the run does not have, or classes asked of an unconditional run.
@@ -93,7 +125,7 @@ class Run:
                     f"labels were given ({', '.join(wanted)}), but {self.folder} is trained without classes."
                 )
             return None
-        chosen = [self._class_index(name) for name in wanted] or list(range(len(self.class_names)))
+        chosen = [self._class_index(name) for name in wanted or self.config.data.classes or self.class_names]
         return np.resize(np.array(chosen, np.int32), num)
 
     def _class_index(self, name: str) -> int:
@@ -118,16 +150,32 @@ def open_run(folder: Path) -> Run:
         raise UserError(f"{folder} {what}. Make one with: ddpm train PRESET --out {folder}")
     try:
         tree = json.loads(path.read_text())
-        version, names, config = tree["format"], tuple(tree["class_names"]), tree["config"]
+        version = tree["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if version != FORMAT:
         raise UserError(f"{path} has format {version}; this version of ddpm-jax reads format {FORMAT}.")
-    return Run(folder, presets.from_json(json.dumps(config)), names)
+    try:
+        names, scaling, origin = tuple(tree["class_names"]), data.Scaling(**tree["scaling"]), tree.get("origin")
+        config = presets.from_json(json.dumps(tree["config"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    return Run(folder, config, names, scaling, origin)
 
 
-def start_run(config: Preset, source: Source, folder: Path, *, resume: bool, overwrite: bool) -> Run:
+def start_run(
+    config: Preset,
+    source: data.Source,
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    scaling: data.Scaling | None = None,
+    origin: dict[str, Any] | None = None,
+) -> Run:
     """Make the run folder for a config, or take up the one that is there; writes config.json.
+
+    scaling: that of the run whose weights this one starts from; None: the data's own. origin: which run that is.
 
     Raises:
         UserError: the folder exists and neither option is given, the data does not fit the network, or the config to
@@ -136,9 +184,11 @@ def start_run(config: Preset, source: Source, folder: Path, *, resume: bool, ove
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: go on with the run, or start it anew.")
     config, class_names = _fit_to_data(config, source)
-    run = Run(folder, config, class_names)
+    run = Run(folder, config, class_names, scaling or data.scaling_of(source, config.data.scale), origin)
     if resume:
-        _check_same(open_run(folder), run)
+        old = open_run(folder)
+        _check_same(old, run)
+        run = replace(run, origin=old.origin)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder} exists and is no run folder; choose another --out.")
@@ -156,6 +206,8 @@ def create_folder(run: Run) -> None:
     tree = {
         "format": FORMAT,
         "class_names": run.class_names,
+        "scaling": asdict(run.scaling),
+        "origin": run.origin,
         "environment": environment(run.config.train.dtype),
         "config": json.loads(presets.to_json(run.config)),
     }
@@ -176,8 +228,11 @@ def environment(dtype: str) -> dict[str, Any]:
     }
 
 
-def _fit_to_data(config: Preset, source: Source) -> tuple[Preset, tuple[str, ...]]:
-    """The config with the number of classes filled in from the data, and the classes' names."""
+def _fit_to_data(config: Preset, source: data.Source) -> tuple[Preset, tuple[str, ...]]:
+    """The config with the number of classes and the length of an epoch filled in from the data, and the classes' names."""
+    if config.train.epoch_steps is None:
+        steps = data.epoch_steps(source, config.train.batch_size)
+        config = replace(config, train=replace(config.train, epoch_steps=steps))
     model: Any = config.model
     asked_for = getattr(model, "num_classes", None)
     if not hasattr(model, "num_classes") or not (config.data.labels and (source.class_names or asked_for)):
@@ -185,7 +240,7 @@ def _fit_to_data(config: Preset, source: Source) -> tuple[Preset, tuple[str, ...
             raise UserError(f"model.num_classes = {asked_for} needs labels; remove it, or --data.no-labels.")
         return config, ()
     num_classes = asked_for or len(source.class_names)
-    check_labels(source, num_classes)
+    data.check_labels(source, num_classes)
     names = source.class_names + tuple(str(i) for i in range(len(source.class_names), num_classes))
     return replace(config, model=replace(model, num_classes=num_classes)), names
 
@@ -201,7 +256,7 @@ def _check_same(old: Run, new: Run) -> None:
         name: pair
         for name, pair in changed.items()
         if (name not in _REVISABLE and not name.startswith("sample."))
-        or (name == "train.steps" and new.config.train.lr_decay != "constant")
+        or (name in ("train.steps", "train.epochs") and new.config.train.lr_decay != "constant")
     }
     if fixed:
         lines = [f"  {name}: {before!r} in the run, {after!r} now" for name, (before, after) in fixed.items()]

@@ -1,4 +1,4 @@
-"""Samples of a run, and the files they become: an npz, a titled grid, a denoising animation."""
+"""Samples of a run, and the files they become: an npz, a titled grid or a scatter, a denoising animation."""
 
 import time
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from ddpm_jax import figures, models, samplers
-from ddpm_jax.data import to_images
+from ddpm_jax.data import PointSource
 from ddpm_jax.files import write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training.run import Run
@@ -19,19 +19,21 @@ FRAMES = 24
 SHOWN = 100
 """Samples in a grid at most; the npz holds all."""
 ANIMATED = 40
-"""Samples in an animation at most."""
+"""Images in an animation at most."""
+REAL_POINTS = 2_000
+"""Points of the data beneath a scatter of samples, at most."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images drawn from a run."""
+    """What was drawn from a run, in the units of its data."""
 
-    images: np.ndarray
-    """uint8 (N, H, W, C)."""
+    values: np.ndarray
+    """uint8 images (N, H, W, C), or float32 points (N, 2)."""
     labels: np.ndarray | None
     """int32 (N,), or None for an unconditional run."""
     frames: np.ndarray
-    """uint8 (K, M, H, W, C): the walk of the first M samples from noise to image."""
+    """(K, M, ...): the walk of the first M samples from noise to data."""
     frame_steps: np.ndarray
     """int (K,): after how many denoising steps each frame was taken."""
     first_call_s: float
@@ -50,21 +52,20 @@ def draw(
     config: SampleConfig,
     seed: int = 0,
     batch_size: int = 500,
-    animate: bool = True,
+    num_frames: int = 0,
 ) -> Samples:
-    """Draw num samples, batch after batch through one compiled program.
+    """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
 
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
     """
     step = samplers.create(config.sampler, **config.step_options)
-    strided = config.sampler == "strided"
-    times = samplers.strided_times(run.process, config.steps) if strided else run.process.times(config.steps)
+    times = samplers.times(config.sampler, run.process, config.steps)
     num_steps = len(times) - 1
-    num_frames = min(FRAMES, num_steps + 1) if animate else 0
+    num_frames = min(num_frames, num_steps + 1)
     size = min(num, batch_size)
     key = jax.random.key(seed)
-    images, frames, seconds = [], np.zeros((0, 0)), []
+    values, frames, seconds = [], np.zeros((0, 0)), []
     for start in range(0, num, size):
         begun = time.perf_counter()
         batch_labels = None if labels is None else np.resize(labels[start : start + size], size)
@@ -72,21 +73,21 @@ def draw(
             (graphdef, variables),
             run.process,
             jax.random.fold_in(key, start // size),
-            (size, *run.image_shape),
+            (size, *run.shape),
             None if batch_labels is None else jax.numpy.asarray(batch_labels),
             step=step,
             times=times,
             clip=config.clip,
             num_frames=num_frames,
-            frames_before_noise=strided,
+            frames_before_noise=config.sampler == "strided",
             dtype=None if run.config.train.dtype == "float32" else run.config.train.dtype,
         )
-        images.append(to_images(x_0)[: num - start])
+        values.append(run.to_data(x_0)[: num - start])
         if start == 0:
-            frames = to_images(walk[:, :ANIMATED])
+            frames = run.to_data(walk[:, : ANIMATED if run.holds_images else None])
         seconds.append(time.perf_counter() - begun)
     return Samples(
-        images=np.concatenate(images),
+        values=np.concatenate(values),
         labels=labels,
         frames=frames,
         frame_steps=samplers.frame_steps(num_steps, num_frames),
@@ -95,42 +96,54 @@ def draw(
     )
 
 
-def save_grid(path: Path, run: Run, samples: Samples, heading: str) -> Path:
-    """Write the first samples as a titled grid, a row for every round through the classes."""
+def save_picture(path: Path, run: Run, samples: Samples, heading: str) -> Path:
+    """Write the first samples as a titled grid, a row for every round through the classes; points as a scatter over the data."""
+    if not run.holds_images:
+        return figures.save_scatter(path, real_points(run), samples.values, heading=heading)
     return figures.save_grid(
         path,
-        samples.images[:SHOWN],
-        _titles(run, samples)[:SHOWN],
+        samples.values[:SHOWN],
+        titles(run, samples)[:SHOWN],
         heading=heading,
-        columns=_columns(run, samples),
+        columns=columns(run, samples),
     )
+
+
+def save_animation(path: Path, run: Run, samples: Samples, heading: str) -> Path:
+    """Write the frames of the samples as a GIF."""
+    headings = [f"{heading}: {step}" for step in samples.frame_steps]
+    if not run.holds_images:
+        return figures.save_scatter_animation(path, real_points(run), samples.frames, headings=headings)
+    of_shown = titles(run, samples)[: samples.frames.shape[1]]
+    return figures.save_animation(path, samples.frames, of_shown, headings=headings, columns=columns(run, samples))
 
 
 def save_all(folder: Path, run: Run, samples: Samples, heading: str) -> list[Path]:
     """Write samples.npz, samples.png and, where frames were kept, denoising.gif; returns their paths."""
-    arrays = {"images": samples.images} | ({} if samples.labels is None else {"labels": samples.labels})
-    if run.class_names:
-        arrays["class_names"] = np.array(run.class_names)
+    arrays = {"images" if run.holds_images else "points": samples.values}
+    if samples.labels is not None:
+        arrays |= {"labels": samples.labels, "class_names": np.array(run.class_names)}
     paths = [
         write_atomically(folder / "samples.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays)),
-        save_grid(folder / "samples.png", run, samples, heading),
+        save_picture(folder / "samples.png", run, samples, heading),
     ]
     if len(samples.frames):
-        headings = [f"{heading}: {step}" for step in samples.frame_steps]
-        titles = _titles(run, samples)[: samples.frames.shape[1]]
-        paths.append(
-            figures.save_animation(
-                folder / "denoising.gif", samples.frames, titles, headings=headings, columns=_columns(run, samples)
-            )
-        )
+        paths.append(save_animation(folder / "denoising.gif", run, samples, heading))
     return paths
 
 
-def _titles(run: Run, samples: Samples) -> list[str]:
+def real_points(run: Run) -> np.ndarray:
+    """The first points of the run's data, (n, 2), n at most REAL_POINTS; none where the run has no data of its own."""
+    source = run.open_source() if run.config.data.source else None
+    return source.points[:REAL_POINTS] if isinstance(source, PointSource) else np.zeros((0, 2))
+
+
+def titles(run: Run, samples: Samples) -> list[str]:
+    """The class of each sample; empty for an unconditional run."""
     return [] if samples.labels is None else [run.class_names[label] for label in samples.labels]
 
 
-def _columns(run: Run, samples: Samples) -> int | None:
+def columns(run: Run, samples: Samples) -> int | None:
     """One column for each class in turn, while they fit a page."""
     if samples.labels is None:
         return None

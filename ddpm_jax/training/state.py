@@ -1,5 +1,6 @@
 """The state of training: one immutable pytree of arrays."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,3 +38,9 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> 
     params = variables["params"]
     copy = jax.tree.map(jnp.copy, params)  # a donated buffer must not stand in two places
     return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], copy, optimizer.init(params))
+
+
+def start_from(state: TrainState, variables: models.Variables) -> TrainState:
+    """A fresh state with given parameters and running statistics: the average starts there as well."""
+    copy = jax.tree.map(jnp.copy, variables["params"])
+    return dataclasses.replace(state, params=variables["params"], ema_params=copy, batch_stats=variables["batch_stats"])

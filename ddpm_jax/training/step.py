@@ -15,14 +15,22 @@ from ddpm_jax.training.state import TrainState
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Number of updates done -> learning rate: linear warm-up from 0, then constant, or a cosine down to 0 at the last step."""
-    if config.lr_decay == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup_steps, max(config.steps, 1))
-    elif config.warmup_steps:
-        rate = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    """Number of updates done -> learning rate: linear warm-up from 0, then constant, or along a cosine to lr_end.
+
+    The cosine (Loshchilov & Hutter 2017, eq. 5, without restarts) ends at the last step; by epoch, it is looked up at the
+    beginning of each epoch and stays there to its end.
+    """
+    if config.lr_decay == "constant":
+        warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+        rate = warmup if config.warmup_steps else optax.constant_schedule(config.lr)
     else:
-        rate = optax.constant_schedule(config.lr)
-    return lambda count: rate(jnp.asarray(count, float))  # a quotient of int32s is float32 even where float64 is in use
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, config.lr, config.warmup_steps, config.total_steps, end_value=config.lr_end
+        )
+    # how far the cosine is held back
+    stride = config.steps_in_epoch if config.lr_decay == "cosine_by_epoch" else 1
+    # a quotient of int32s is float32 even where float64 is in use
+    return lambda count: rate(jnp.asarray(count // stride * stride, float))
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -67,7 +75,10 @@ def update(
         return process.loss_per_example(predict, x_0, noise, t).mean(), batch_stats
 
     (loss, batch_stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
+    opt_state = state.opt_state
+    if config.reset_optimizer:
+        opt_state = _forget(opt_state, state.step % config.steps_in_epoch == 0)
+    updates, opt_state = make_optimizer(config).update(grads, opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config.ema_decay)
     ema_params = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), state.ema_params, params)
@@ -75,18 +86,40 @@ def update(
     return TrainState(state.step + 1, params, batch_stats, ema_params, opt_state), metrics
 
 
+def _forget(opt_state: optax.OptState, when: jax.Array) -> optax.OptState:
+    """Adam's moments and its count of steps as at the start, `when` that is asked for; the learning rate goes on."""
+
+    def cleared(part):
+        return jax.tree.map(lambda a: jnp.where(when, 0, a).astype(a.dtype), part) if is_adam(part) else part
+
+    def is_adam(part):
+        return isinstance(part, optax.ScaleByAdamState)
+
+    return jax.tree.map(cleared, opt_state, is_leaf=is_adam)
+
+
 def draw_and_update(
     state: TrainState, batch: dict[str, jax.Array], key: jax.Array, **static: Any
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`update` with times and noise drawn from the run's key folded with the step, so that a resumed run draws the same.
 
-    batch: "image" (B, H, W, C) in [-1, 1] and, for a conditional network, "label" (B,).
+    batch: "x_0" (B, H, W, C) or (B, 2) and, for a conditional network, "label" (B,).
     """
     times, noise, dropout = jax.random.split(jax.random.fold_in(key, state.step), 3)
-    x_0 = batch["image"]
+    x_0 = batch["x_0"]
     t = static["process"].draw_times(times, x_0.shape[0])
     return update(state, x_0, jax.random.normal(noise, x_0.shape), t, batch.get("label"), dropout, **static)
 
 
-train_step = jit(draw_and_update, static_argnames=("graphdef", "process", "config"), donate_argnums=0)
+def draw_and_update_all(
+    state: TrainState, batches: dict[str, jax.Array], key: jax.Array, **static: Any
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`draw_and_update` for each of the batches stacked along a first axis K; so are the metrics, (K,)."""
+    return jax.lax.scan(lambda state, batch: draw_and_update(state, batch, key, **static), state, batches)
+
+
+_STATIC = ("graphdef", "process", "config")
+train_step = jit(draw_and_update, static_argnames=_STATIC, donate_argnums=0)
 """The compiled step: train_step(state, batch, key, graphdef=…, process=…, config=…) -> (state, metrics); state is consumed."""
+train_steps = jit(draw_and_update_all, static_argnames=_STATIC, donate_argnums=0)
+"""Several steps in one compiled call: what pays where a step takes no longer than its dispatch."""

@@ -104,7 +104,8 @@ class Verification:
         )
         self.process = GaussianDiffusion(schedule, process.prediction, process.loss)
         self.twin_process = self.twins.processes.GaussianDiffusion(twin_schedule, process.prediction, process.loss)
-        shape = (self.config.data_dim,) if name == "mlp" else (self.config.channels, *[self.config.image_size] * 2)
+        *size, channels = configs.shape(self.config)
+        shape = (channels, *size)
         self.x_0, self.noise = (self.rng.standard_normal((BATCH, *shape)) for _ in range(2))
         first, last = schedule.timesteps[[0, -1]]
         self.t = np.array([first, (first + last) // 2, last])
@@ -267,10 +268,9 @@ class Verification:
     def _times(self, num_steps: int | None) -> tuple[np.ndarray, np.ndarray]:
         """The sampler's grid on either side; num_steps None: the whole chain."""
         num_steps = num_steps or self.process.schedule.num_steps
-        if self.sampling.sampler == "strided":
-            ours = samplers.strided_times(self.process, num_steps)
-            return ours, self.twins.samplers.strided_times(self.twin_process.schedule, num_steps)
-        return self.process.times(num_steps), self.twins.samplers.times(self.twin_process.schedule, num_steps)
+        name, schedule = self.sampling.sampler, self.twin_process.schedule
+        twin_times = self.twins.samplers.strided_times if name == "strided" else self.twins.samplers.times
+        return samplers.times(name, self.process, num_steps), twin_times(schedule, num_steps)
 
     def _jax_model(self) -> nnx.Module:
         model = nnx.clone(self.model)

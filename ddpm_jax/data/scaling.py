@@ -1,0 +1,32 @@
+"""How data becomes what the network sees, and back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """x_0 = (data - mean) / std, and data = x_0 * std + mean."""
+
+    mean: float
+    """Of the data, in its own units."""
+    std: float
+    """Units of the data in one unit of x_0, positive."""
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Data -> float32 x_0 of the same shape."""
+        return (np.asarray(values, np.float32) - np.float32(self.mean)) / np.float32(self.std)
+
+    def undo(self, x_0: Any) -> np.ndarray:
+        """x_0 -> float32 data of the same shape."""
+        return np.asarray(x_0, np.float32) * np.float32(self.std) + np.float32(self.mean)
+
+    def to_images(self, x_0: Any) -> np.ndarray:
+        """x_0 -> uint8 pixels: the nearest of 0..255."""
+        return np.clip(np.rint(self.undo(x_0)), 0, 255).astype(np.uint8)
+
+
+IMAGE_SCALINGS = {"signed": Scaling(127.5, 127.5), "unit": Scaling(0.0, 255.0)}
+"""Pixels 0..255 to [-1, 1], or to [0, 1]."""

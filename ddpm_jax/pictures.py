@@ -1,0 +1,155 @@
+"""`ddpm plot`: the pictures of a run that the systems' authors showed, each made from the run folder alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import data, figures, models
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import samples as drawing
+from ddpm_jax.training.metrics import read_metrics
+from ddpm_jax.training.run import Run
+
+NOISED = 8
+"""Examples in the rows of `noising`, at most."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Draws pictures of one run; the network is loaded, and samples are drawn, when the first picture needs them."""
+
+    run: Run
+    folder: Path
+    seed: int = 0
+    num: int | None = None
+    """Samples in a picture; None: as the run's config says."""
+
+    def samples(self) -> Path:
+        """Samples: a grid with class titles, or a scatter over the data."""
+        drawn, step = self._draw(num_frames=0)
+        return drawing.save_picture(self.folder / "samples.png", self.run, drawn, self._heading(step))
+
+    def animation(self) -> Path:
+        """The grid, or the scatter, on its way from noise to data."""
+        drawn, step = self._draw(num_frames=drawing.FRAMES)
+        return drawing.save_animation(self.folder / "animation.gif", self.run, drawn, self._heading(step))
+
+    def one(self) -> Path:
+        """One image on its way from noise to data, large."""
+        self._images_only("one")
+        drawn, step = self._draw(num_frames=2 * drawing.FRAMES, num=1)
+        first = replace(drawn, frames=np.kron(drawn.frames, np.ones((1, 1, 4, 4, 1), np.uint8)))
+        return drawing.save_animation(self.folder / "one.gif", self.run, first, self._heading(step))
+
+    def middle(self) -> Path:
+        """Samples in the middle of the walk, above what they became."""
+        drawn, step = self._draw(num_frames=3, num=min(NOISED, self.num or self.run.config.sample.num))
+        middle, final = drawn.frame_steps[1:]
+        heading = f"{self._heading(step)}, after {middle} and {final} steps"
+        path = self.folder / "middle.png"
+        if not self.run.holds_images:
+            return figures.save_scatter(path, drawing.real_points(self.run), drawn.frames[1], heading=heading)
+        rows = drawn.frames[1:].reshape(-1, *self.run.shape)
+        return figures.save_grid(
+            path, rows, heading=heading, columns=drawn.frames.shape[1], row_titles=["middle", "final"]
+        )
+
+    def noising(self) -> Path:
+        """Rows of data, data with noise at rising times, that noise, and the noise that the network sees in it."""
+        self._images_only("noising")
+        run, process = self.run, self.run.process
+        source = run.open_source()
+        num = min(NOISED, len(source))
+        batch = next(
+            data.batches(source, shape=run.shape, batch_size=num, scaling=run.scaling, seed=self.seed, num_threads=0)
+        )
+        graphdef, variables, step = run.load()
+        x_0 = jnp.asarray(batch["x_0"])
+        noise = jax.random.normal(jax.random.key(self.seed), x_0.shape)
+        first, last = process.schedule.timesteps[[0, -1]]
+        t = jnp.asarray(np.linspace(first, last, num + 1)[1:].astype(np.int32))
+        x_t = process.add_noise(x_0, noise, t)
+        labels = jnp.asarray(batch["label"]) if run.class_names else None
+        output, _ = models.apply(graphdef, variables, x_t, t, labels)
+        predicted = process.estimate(x_t, output, t).eps
+        # noise is shown as an image of mean 127.5, two standard deviations to either end
+        shown = [run.to_data(x) for x in (x_0, x_t)] + [data.to_images(eps / 2) for eps in (noise, predicted)]
+        titles = [f"t = {int(time)}" for time in t] + [""] * (3 * num)
+        return figures.save_grid(
+            self.folder / "noising.png",
+            np.concatenate(shown),
+            titles,
+            heading=self._heading(step),
+            columns=num,
+            row_titles=["data", "noised", "noise", "predicted noise"],
+        )
+
+    def schedule(self) -> Path:
+        """The noise schedule by t, on a logarithmic axis."""
+        table, config = self.run.process.schedule, self.run.config.process
+        times = table.timesteps
+        curves = {
+            "beta": table.betas[times],
+            "1 - beta": 1 - table.betas[times],
+            "alphas_cumprod": table.alphas_cumprod[times],
+            "sigma of the reverse step": np.sqrt(table.betas[times]),
+        }
+        heading = f"{config.schedule}, {config.num_steps} steps"
+        return figures.save_curves(self.folder / "schedule.png", times, curves, heading=heading, xlabel="t")
+
+    def loss(self) -> Path:
+        """The loss by step, as recorded and smoothed."""
+        metrics = read_metrics(self.run.folder)
+        if not metrics:
+            raise UserError(f"{self.run.folder} has no metrics yet, so there is no loss to plot; train it first.")
+        return figures.save_loss_curve(self.folder / "loss.png", metrics)
+
+    def _draw(self, *, num_frames: int, num: int | None = None) -> tuple[drawing.Samples, int]:
+        graphdef, variables, step = self.run.load()
+        config = self.run.config.sample
+        num = num or self.num or config.num
+        labels = self.run.labels(num)
+        drawn = drawing.draw(
+            self.run, graphdef, variables, labels, num, config=config, seed=self.seed, num_frames=num_frames
+        )
+        return drawn, step
+
+    def _heading(self, step: int) -> str:
+        return f"{self.run.folder.name}, step {step}"
+
+    def _images_only(self, kind: str) -> None:
+        if not self.run.holds_images:
+            raise UserError(f"the picture {kind} is of images, and {self.run.folder} is of points.")
+
+
+KINDS: dict[str, Callable[[Pictures], Path]] = {
+    "samples": Pictures.samples,
+    "animation": Pictures.animation,
+    "one": Pictures.one,
+    "middle": Pictures.middle,
+    "noising": Pictures.noising,
+    "schedule": Pictures.schedule,
+    "loss": Pictures.loss,
+}
+
+
+def plot(
+    run: Run, kinds: Sequence[str] = (), folder: Path | None = None, *, seed: int = 0, num: int | None = None
+) -> list[Path]:
+    """Draw pictures of a run into RUN/pictures, or another folder; kinds: of KINDS, all that fit the run unless given.
+
+    Raises:
+        UserError: an unknown kind, or one that does not fit the run; no checkpoint or data where the picture needs them.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"a picture must be one of {', '.join(KINDS)}; got {kind!r}.")
+    if num is not None and num < 1:
+        raise UserError(f"num must be at least 1; got {num}.")
+    fitting = [kind for kind in KINDS if run.holds_images or kind not in ("one", "noising")]
+    pictures = Pictures(run, folder or run.folder / "pictures", seed, num)
+    return [KINDS[kind](pictures) for kind in kinds or fitting]
