@@ -186,11 +186,13 @@ def _finetune(name: str | None, rest: list[str]) -> int:
 
 def _parse_training(kind: type[Any], chosen: Preset, prog: str, rest: list[str], **options: Any) -> Any:
     """The arguments of a command that trains, their defaults a preset's."""
-    given = {part.partition("=")[0].replace("_", "-") for part in rest}
-    if "--train.steps" in given and "--train.epochs" not in given:
-        chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, steps=1, epochs=None))
-    if "--train.epochs" in given and "--train.steps" not in given:
-        chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, steps=None, epochs=1))
+    # steps and epochs replace each other: the one that is given makes room for itself
+    given, length = {part.partition("=")[0].replace("_", "-") for part in rest}, chosen.train
+    if "--train.steps" in given and "--train.epochs" not in given and length.steps is None:
+        length = dataclasses.replace(length, steps=sys.maxsize, epochs=None)
+    if "--train.epochs" in given and "--train.steps" not in given and length.epochs is None:
+        length = dataclasses.replace(length, steps=None, epochs=1)
+    chosen = dataclasses.replace(chosen, train=length)
 
     @dataclass(frozen=True, kw_only=True)
     class Args(kind):

@@ -119,7 +119,7 @@ def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: floa
     axes.scatter(data[:, 0], data[:, 1], s=4, color="0.75", linewidths=0, label="data")
     axes.scatter(samples[:, 0], samples[:, 1], s=4, color="tab:red", linewidths=0, label="samples")
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=heading)
-    axes.legend(loc="upper right", markerscale=3)
+    figure.legend(loc="outside lower center", ncols=2, markerscale=3, frameon=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -46,10 +46,11 @@ class Pictures:
         return drawing.save_animation(self.folder / "one.gif", self.run, first, self._heading(step))
 
     def middle(self) -> Path:
-        """Samples in the middle of the walk, above what they became."""
-        drawn, step = self._draw(num_frames=3, num=min(NOISED, self.num or self.run.config.sample.num))
-        middle, final = drawn.frame_steps[1:]
-        heading = f"{self._heading(step)}, after {middle} and {final} steps"
+        """Samples in the middle of the walk: images above what they became, points over the data."""
+        num = self.num or self.run.config.sample.num
+        drawn, step = self._draw(num_frames=3, num=min(NOISED, num) if self.run.holds_images else num)
+        after, of = drawn.frame_steps[1:]
+        heading = f"{self._heading(step)}, after {after} of {of} steps"
         path = self.folder / "middle.png"
         if not self.run.holds_images:
             return figures.save_scatter(path, drawing.real_points(self.run), drawn.frames[1], heading=heading)

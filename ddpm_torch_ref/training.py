@@ -10,17 +10,27 @@ from torch import Tensor, nn
 from ddpm_torch_ref.processes import GaussianDiffusion
 
 
-def learning_rate(step: int, base: float, warmup_steps: int, decay_steps: int | None = None) -> float:
-    """Rise linearly from 0 to base, then stay there, or fall to 0 along a cosine.
+def learning_rate(
+    step: int,
+    base: float,
+    warmup_steps: int,
+    decay_steps: int | None = None,
+    *,
+    end: float = 0.0,
+    epoch_steps: int = 1,
+) -> float:
+    """Rise linearly from 0 to base, then stay there, or fall to end along a cosine.
 
     Args:
         step: updates done so far, from 0.
         base: the highest rate, reached at warmup_steps.
         warmup_steps: length of the rise, at least 0.
-        decay_steps: step at which the rate is 0, counted from the start; None: it stays at base.
+        decay_steps: step at which the rate is end, counted from the start; None: it stays at base.
+        end: the lowest rate of the cosine.
+        epoch_steps: the rate changes every so many steps only.
 
     Raises:
-        ValueError: warmup_steps < 0, or decay_steps <= warmup_steps.
+        ValueError: warmup_steps < 0, decay_steps <= warmup_steps, or epoch_steps < 1.
 
     Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts.
     """
@@ -28,17 +38,25 @@ def learning_rate(step: int, base: float, warmup_steps: int, decay_steps: int | 
         raise ValueError(f"warmup_steps must be at least 0; got {warmup_steps}.")
     if decay_steps is not None and decay_steps <= warmup_steps:
         raise ValueError(f"decay_steps must exceed warmup_steps = {warmup_steps}; got {decay_steps}.")
+    if epoch_steps < 1:
+        raise ValueError(f"epoch_steps must be at least 1; got {epoch_steps}.")
+    step -= step % epoch_steps
     if step < warmup_steps:
         return base * step / warmup_steps
     if decay_steps is None:
         return base
     progress = min((step - warmup_steps) / (decay_steps - warmup_steps), 1.0)
-    return base * (1 + cos(pi * progress)) / 2
+    return end + (base - end) * (1 + cos(pi * progress)) / 2
 
 
 def ema_decay(step: int, decay: float) -> float:
     """min(decay, (1 + step)/(10 + step)), step = updates done before: a young average forgets faster."""
     return min(decay, (1 + step) / (10 + step))
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Adam as it is before its first step; what is done at the beginning of an epoch where each has an optimiser of its own."""
+    optimizer.state.clear()
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ddpm_jax.data import toy
 from ddpm_jax.models.layers import timestep_embedding
 from ddpm_jax.models.tables import convnext_table, timestep_table
 from ddpm_jax.presets import SYSTEMS, TrainConfig
-from ddpm_jax.training import create_state, make_optimizer
+from ddpm_jax.training import create_state, learning_rate, make_optimizer
 from ddpm_jax.training.step import update
 from ddpm_jax.weights.originals import from_original
 
@@ -156,6 +156,9 @@ def test_tables():
         cosine = convnext[f"cosine_{num_steps}"]
         ours = schedules.cosine_unclipped(num_steps).alphas_cumprod
         assert_agrees("call", numbers(ours, "f32"), cosine / cosine[0], "cosine")
+    config = TrainConfig(1000, epoch_steps=100, lr=1e-4, lr_end=1e-7, lr_decay="cosine_by_epoch")
+    rates = np.array([learning_rate(config)(epoch * 100 + 99) for epoch in range(10)])
+    assert_agrees("call", numbers(rates, "f64"), annotated["cosine_decay_lr"], "learning rates")
     linear = schedules.linear(200)
     for table in ("betas", "alphas_cumprod", "posterior_variance"):
         assert_agrees("call", numbers(getattr(linear, table), "f32"), annotated[table], table)

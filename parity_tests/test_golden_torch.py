@@ -123,6 +123,8 @@ def test_tables():
         cosine = convnext[f"cosine_{num_steps}"]
         ours = schedules.cosine_unclipped(num_steps).alphas_cumprod
         assert_agrees("call", numbers(ours, "f32"), cosine / cosine[0], "cosine")
+    rates = [training.learning_rate(epoch * 100 + 99, 1e-4, 0, 1000, end=1e-7, epoch_steps=100) for epoch in range(10)]
+    assert_agrees("call", np.array(rates), annotated["cosine_decay_lr"], "learning rates")
     linear = schedules.linear(200)
     for table in ("betas", "alphas_cumprod", "posterior_variance"):
         assert_agrees("call", numbers(getattr(linear, table), "f32"), annotated[table], table)

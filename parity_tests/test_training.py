@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -37,8 +38,10 @@ RUNS = {
 
 
 def twin_rate(config, step):
-    decay_steps = config.steps if config.lr_decay == "cosine" else None
-    return twin_training.learning_rate(step, config.lr, config.warmup_steps, decay_steps)
+    decay_steps = None if config.lr_decay == "constant" else config.total_steps
+    epoch_steps = config.epoch_steps if config.lr_decay == "cosine_by_epoch" else 1
+    options = {"end": config.lr_end, "epoch_steps": epoch_steps}
+    return twin_training.learning_rate(step, config.lr, config.warmup_steps, decay_steps, **options)
 
 
 def by_name(model, tree, source):
@@ -102,13 +105,38 @@ def test_twenty_updates(pair, dtype, run):
 @given(data=st.data())
 def test_learning_rate(data):
     total = data.draw(st.integers(1, 300))
-    decay = data.draw(st.sampled_from(["constant", "cosine"]))
-    warmup = data.draw(st.integers(0, total - 1 if decay == "cosine" else 2 * total))
-    config = TrainConfig(steps=total, lr=3e-4, warmup_steps=warmup, lr_decay=decay)
+    decay = data.draw(st.sampled_from(["constant", "cosine", "cosine_by_epoch"]))
+    warmup = data.draw(st.integers(0, {"constant": 2 * total, "cosine": total - 1, "cosine_by_epoch": 0}[decay]))
+    options = {"lr_end": data.draw(st.sampled_from([0.0, 1e-5])), "epoch_steps": data.draw(st.integers(1, total))}
+    config = TrainConfig(steps=total, lr=3e-4, warmup_steps=warmup, lr_decay=decay, **options)
     rate = steps.learning_rate(config)
     ours = np.array([float(rate(jnp.asarray(step, jnp.int32))) for step in range(0, total + 3, 1 + total // 20)])
     reference = np.array([twin_rate(config, step) for step in range(0, total + 3, 1 + total // 20)])
     assert_close("schedule", ours, reference, f"learning rate, {decay}")
+
+
+def test_an_optimiser_for_every_epoch(pair):
+    """Adam forgotten every third step, on either side."""
+    config = TrainConfig(lr=1e-3, grad_clip=None, reset_optimizer=True, epoch_steps=3)
+    model, twin = pair("mlp", "float64", dim=8)
+    process = processes.GaussianDiffusion(schedules.linear(1000))
+    twin_process = twin_processes.GaussianDiffusion(twin_schedules.linear(1000))
+    graphdef, _ = models.split(model, training=True)
+    state = states.create_state(model, steps.make_optimizer(config))
+    twin_state = twin_training.TrainState.create(twin, config.lr)
+    update = compiled(steps.update, static_argnames=("graphdef", "process", "config"))
+    for k in range(8):
+        x_0, noise = normal("float64", 5, 2, seed=2 * k), normal("float64", 5, 2, seed=2 * k + 1)
+        t, tt = indices(np.arange(5) * 200)
+        draws = jnp.asarray(x_0), jnp.asarray(noise), t, None, None
+        state, _ = update(state, *draws, graphdef=graphdef, process=process, config=config)
+        if k % 3 == 0:
+            twin_training.forget(twin_state.optimizer)
+        twin_training.train_step(
+            twin_state, twin_process, *map(torch.from_numpy, (x_0, noise)), tt, ema=config.ema_decay
+        )
+    for name, (ours, reference) in by_name(model, state.params, dict(twin.named_parameters())).items():
+        assert_close("training", ours, reference, f"an optimiser for every epoch: {name}")
 
 
 def test_decay_of_the_average():

@@ -99,7 +99,7 @@ def refused(result, *shown):
         ("train digits --out OUT --train.dtype float16", ["--train.dtype", "float32", "bfloat16", "float16"]),
         ("train digits --out OUT --process.schedule square", ["--process.schedule", "linear", "cosine", "square"]),
         ("train digits --out OUT --train.lr -1", [r"train\.lr must be positive"]),
-        ("train digits --out OUT --train.steps 0", [r"train\.steps must be at least 1; got 0"]),
+        ("train digits --out OUT --train.steps 0", [r"train\.steps must be at least 1, or None; got 0"]),
         ("train digits --out OUT --model.image-size 9", ["image_size must be divisible by 2", "got 9"]),
         ("train digits --out OUT --model.dim 6", ["norm_groups must divide every width"]),
         ("train digits --out OUT --sample.steps 1001", [r"at most process\.num_steps \(1000\); got 1001"]),

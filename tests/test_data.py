@@ -71,7 +71,7 @@ def test_resumed_run_repeats_the_uninterrupted_one(threads):
     whole = take(numbered(10), 12, num_threads=2, **options)
     for start in (0, 1, 5, 11):
         (resumed,) = take(numbered(10), 1, start_step=start, num_threads=threads, **options)
-        for key in ("image", "label"):
+        for key in ("x_0", "label"):
             np.testing.assert_array_equal(resumed[key], whole[start][key])
 
 

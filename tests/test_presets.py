@@ -9,7 +9,7 @@ import jax
 import pytest
 from flax import nnx
 
-from ddpm_jax import models, presets, schedules
+from ddpm_jax import model_configs, models, presets, samplers, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import PRESETS, Preset, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
@@ -38,18 +38,20 @@ def test_json_keeps_what_is_not_the_default():
 def test_every_preset_builds(name):
     """Shapes alone, no arithmetic: the network answers its own images with its own number of channels."""
     config = PRESETS[name]
-    model, side = config.model, config.model.image_size
+    model = config.model
     graphdef, variables = models.split(nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0))))
-    x_t = jax.ShapeDtypeStruct((2, side, side, model.channels), "float32")
+    x_t = jax.ShapeDtypeStruct((2, *model_configs.shape(model)), "float32")
     t = jax.ShapeDtypeStruct((2,), "int32")
-    output, _ = jax.eval_shape(lambda *args: models.apply(graphdef, *args), variables, x_t, t)
+    labels = t if getattr(model, "num_classes", None) else None
+    output, _ = jax.eval_shape(lambda *args: models.apply(graphdef, *args), variables, x_t, t, labels)
     assert output.shape == x_t.shape
     process = GaussianDiffusion(
         schedules.create(config.process.schedule, config.process.num_steps),
         config.process.prediction,
         config.process.loss,
     )
-    assert len(process.times(config.sample.steps)) == config.sample.steps + 1
+    steps = config.sample.steps or config.process.num_steps
+    assert len(samplers.times(config.sample.sampler, process, config.sample.steps)) == steps + 1
 
 
 def test_unknown_preset_lists_the_names():
@@ -88,7 +90,7 @@ def test_from_json_refuses(text, names):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (TrainConfig, {"steps": 0}, r"train\.steps must be at least 1; got 0"),
+        (TrainConfig, {"steps": 0}, r"train\.steps must be at least 1, or None; got 0"),
         (TrainConfig, {"batch_size": -1}, r"train\.batch_size"),
         (TrainConfig, {"log_every": 0}, r"train\.log_every"),
         (TrainConfig, {"keep_checkpoints": 0}, r"train\.keep_checkpoints"),

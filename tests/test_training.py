@@ -18,7 +18,16 @@ from ddpm_jax import cli, data, models, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
-from ddpm_jax.training import create_state, learning_rate, make_optimizer, open_run, train, train_step, update
+from ddpm_jax.training import (
+    create_state,
+    learning_rate,
+    make_optimizer,
+    open_run,
+    train,
+    train_step,
+    train_steps,
+    update,
+)
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import read_metrics
 
@@ -106,6 +115,19 @@ def test_the_average_warms_up():
             TrainConfig(lr=0.5, steps=110, warmup_steps=10, lr_decay="cosine"),
             {0: 0, 5: 0.25, 10: 0.5, 60: 0.25, 85: 0.25 * (1 - math.sqrt(0.5)), 110: 0},
         ),
+        (TrainConfig(lr=0.5, steps=100, lr_decay="cosine", lr_end=0.1), {0: 0.5, 50: 0.3, 100: 0.1, 10**6: 0.1}),
+        (
+            TrainConfig(lr=0.5, steps=None, epochs=4, epoch_steps=25, lr_decay="cosine_by_epoch", lr_end=0.1),
+            {
+                0: 0.5,
+                24: 0.5,
+                25: 0.3 + 0.2 * math.sqrt(0.5),
+                49: 0.3 + 0.2 * math.sqrt(0.5),
+                50: 0.3,
+                74: 0.3,
+                100: 0.1,
+            },
+        ),
     ],
 )
 def test_learning_rates(config, rates):
@@ -119,6 +141,43 @@ def test_the_learning_rate_reaches_the_parameters():
     history = run_scale(TrainConfig(lr=0.4, warmup_steps=4), 6)
     moved = -np.diff([2.0, *(float(state.params["a"]) for state, _ in history)])
     np.testing.assert_allclose(moved, [0, 0.1, 0.2, 0.3, 0.4, 0.4], atol=1e-5)
+
+
+@pytest.mark.parametrize("x_0", [3.0, -0.2])
+def test_adam_is_forgotten_at_every_epoch(x_0):
+    """With gradients that rise by a half in each step Adam's step differs by age; every second one is a first step again."""
+    config = TrainConfig(lr=0.1, reset_optimizer=True, epoch_steps=2)
+    sizes = {}
+    for reset in (True, False):
+        model = Scale(rngs=nnx.Rngs(0))
+        graphdef, _ = models.split(model, training=True)
+        options = {"graphdef": graphdef, "process": BARE, "config": replace(config, reset_optimizer=reset)}
+        state, before, sizes[reset] = create_state(model, make_optimizer(config)), 2.0, []
+        for k in range(6):
+            x = np.full((4, 10, 10, 1), x_0 * 1.5**k, np.float32)
+            state, _ = update(state, x, x, np.zeros(4, np.int32), None, None, **options)
+            sizes[reset].append(before - float(state.params["a"]))
+            before = float(state.params["a"])
+    np.testing.assert_allclose(sizes[True][::2], 0.1 * np.sign(x_0), rtol=1e-4)  # a first step is as long as the rate
+    np.testing.assert_allclose(sizes[True][1::2], sizes[True][1], rtol=1e-4)
+    assert abs(sizes[False][2] / 0.1) != pytest.approx(1, rel=1e-2)
+
+
+def test_several_steps_in_one_call_are_the_same_steps():
+    config = TrainConfig(lr=0.1, ema_decay=0.5)
+    model = Scale(rate=0.3, rngs=nnx.Rngs(0))
+    graphdef, _ = models.split(model, training=True)
+    options = {"graphdef": graphdef, "process": BARE, "config": config}
+    batches = {"x_0": np.random.default_rng(0).normal(size=(5, 4, 3, 3, 1)).astype(np.float32)}
+    together, metrics = train_steps(create_state(model, make_optimizer(config)), batches, jax.random.key(1), **options)
+    state, losses = create_state(model, make_optimizer(config)), []
+    for k in range(5):
+        batch = {"x_0": batches["x_0"][k]}
+        state, found = train_step(state, batch, jax.random.key(1), **options)
+        losses.append(float(found["loss"]))
+    assert int(together.step) == 5
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, state)
 
 
 def test_dropout_is_drawn_anew_at_every_step():

@@ -55,10 +55,12 @@ class Metrics:
         for name, value in line.items():
             if name != "step":
                 self._board.add_scalar(name, value, step)
-        text = f"loss {numbers['loss']:.4f}  {line['images_per_s']:.0f} images/s"
+        text = f"loss {numbers['loss']:.4f}"
+        if step > then:
+            text += f"  {line['images_per_s']:.0f} images/s"
         self._bar.set_postfix_str(text)
         if self._bar.disable:  # not a terminal: a line now and then instead
-            self.say(f"step {step}/{self._total}  {text}  {steps_per_s:.1f} steps/s")
+            self.say(f"step {step}/{self._total}  {text}" + (f"  {steps_per_s:.1f} steps/s" if step > then else ""))
 
     def say(self, text: str) -> None:
         """A line of text that does not tear the progress bar."""

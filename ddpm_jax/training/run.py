@@ -188,7 +188,7 @@ def start_run(
     if resume:
         old = open_run(folder)
         _check_same(old, run)
-        run = replace(run, origin=old.origin)
+        run = replace(run, scaling=old.scaling, origin=old.origin)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder} exists and is no run folder; choose another --out.")

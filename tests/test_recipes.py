@@ -1,0 +1,281 @@
+"""Runs of points, epochs, classes, fine-tuning and pictures: what the presets of the five systems are made of."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax import cli, presets
+from ddpm_jax.errors import UserError
+from ddpm_jax.pictures import KINDS, plot
+from ddpm_jax.training import finetune, open_run, train
+from ddpm_jax.training.metrics import read_metrics
+
+SMALL = """
+    --data.source spiral:100 --model.dim 8 --model.num-steps 20 --process.num-steps 20 --train.batch-size 20
+    --train.epochs 4 --train.log-every 5 --train.checkpoint-every 10 --sample.num 30
+"""
+POINTS = SMALL.split()
+
+
+def refusal(capsys, *arguments):
+    """What the command says, in one line, when it ends with status 2."""
+    capsys.readouterr()
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as error:  # the parser's own
+        status = error.code
+    assert status == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture(scope="module")
+def points_run(tmp_path_factory):
+    """20 steps on 100 points of a spiral, five steps a call; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "points"
+    assert cli.main(["train", "spiral", *POINTS, "--out", str(folder)]) == 0
+    return folder
+
+
+def losses_of(folder):
+    return {line["step"]: line["loss"] for line in read_metrics(folder)}
+
+
+def weights_of(folder):
+    return open_run(folder).load_variables(ema=True)[0]["params"]["layers"]
+
+
+def assert_same(a, b):
+    for layer in a:
+        for name in a[layer]:
+            np.testing.assert_array_equal(a[layer][name], b[layer][name])
+
+
+# Points ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_points(points_run):
+    run = open_run(points_run)
+    source = run.open_source()
+    assert run.config.train.epoch_steps == 5 and run.config.train.total_steps == 20
+    assert (run.scaling.mean, run.scaling.std) == (source.points.mean(), source.points.std(ddof=1))
+    with np.load(points_run / "samples.npz") as found:
+        assert found["points"].shape == (30, 2) and found["points"].dtype == np.float32
+    assert list(losses_of(points_run)) == [5, 10, 15, 20]
+    for name in ("samples.png", "denoising.gif", "loss.png"):
+        assert (points_run / name).is_file()
+
+
+def test_steps_in_a_call_leave_the_run_as_it_is(points_run, tmp_path):
+    config = open_run(points_run).config
+    one = replace(config, train=replace(config.train, steps_per_call=1))
+    train(one, tmp_path / "one")
+    assert losses_of(tmp_path / "one") == pytest.approx(losses_of(points_run), rel=1e-5)
+
+
+def test_points_are_resumed_bit_for_bit(points_run, tmp_path):
+    """From a checkpoint amid the run, in calls of as many steps."""
+    config = open_run(points_run).config
+    half = replace(config, train=replace(config.train, epochs=2))
+    train(half, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    assert losses_of(tmp_path / "run") == losses_of(points_run)
+    assert_same(weights_of(tmp_path / "run"), weights_of(points_run))
+
+
+def test_points_and_images_do_not_mix(tmp_path, capsys):
+    for preset, source, says in (("spiral", "digits", "holds images"), ("digits", "spiral", "network mlp")):
+        assert says in refusal(capsys, "train", preset, "--data.source", source, "--out", tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+# Epochs, scaling, classes ---------------------------------------------------------------------------------------
+
+
+def test_epochs_and_steps_replace_each_other(tmp_path, capsys):
+    options = [part for part in POINTS if part not in ("--train.epochs", "4")]
+    assert cli.main(["train", "spiral", *options, "--train.steps", "5", "--out", str(tmp_path / "a")]) == 0
+    assert open_run(tmp_path / "a").config.train.total_steps == 5
+    both = ["--train.steps", "5", "--train.epochs", "4"]
+    shown = refusal(capsys, "train", "spiral", *options, *both, "--out", tmp_path / "b")
+    assert "one of train.steps and train.epochs is needed" in shown
+
+
+def test_the_unit_interval_comes_back_as_pixels(tiny, tmp_path, capsys):
+    command = ["train", "digits", *tiny, "--data.scale", "unit", "--train.steps", "2", "--out", str(tmp_path / "run")]
+    assert "sample.clip must be None; got 1" in refusal(capsys, *command)
+    assert cli.main([*command, "--sample.clip", "None"]) == 0
+    run = open_run(tmp_path / "run")
+    assert (run.scaling.mean, run.scaling.std) == (0, 255)
+    np.testing.assert_array_equal(run.to_data(np.array([-0.1, 0, 0.5, 1, 2])), [0, 0, 128, 255, 255])
+
+
+def test_a_run_on_two_classes(tiny, tmp_path):
+    """They keep their numbers, and are what is drawn unless other ones are asked for."""
+    options = ["--data.classes", "3", "7", "--train.steps", "2", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "digits", *tiny, *options]) == 0
+    run = open_run(tmp_path / "run")
+    assert run.config.model.num_classes == 10
+    assert list(run.labels(4)) == [3, 7, 3, 7] and list(run.labels(2, ("5",))) == [5, 5]
+    assert set(np.load(tmp_path / "run" / "samples.npz")["labels"]) == {3, 7}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--data.classes", "ship"], "'digits' has no class 'ship'; it has 0, 1, 2"),
+        (["--data.classes", "3", "--train.batch-size", "500"], "batch_size must lie in 1..183"),
+        (["--train.epoch-steps", "0"], "train.epoch_steps must be at least 1, or None; got 0"),
+        (
+            ["--train.lr-decay", "cosine_by_epoch", "--train.warmup-steps", "3"],
+            "warmup_steps must be 0 with a cosine by",
+        ),
+    ],
+)
+def test_mistakes_leave_no_folder(options, says, tiny, tmp_path, capsys):
+    assert says in refusal(capsys, "train", "digits", *tiny, *options, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# Fine-tuning ----------------------------------------------------------------------------------------------------
+
+
+def test_finetuning_starts_from_the_average(finished_run, tmp_path):
+    """A step of no length leaves the origin's averaged weights as they were; the origin is named, and kept."""
+    origin = open_run(finished_run)
+    tuned = tmp_path / "tuned"
+    options = ["--data.classes", "3", "--train.steps", "1", "--train.lr", "1e-30", "--train.checkpoint-every", "1"]
+    assert cli.main(["finetune", str(finished_run), *options, "--out", str(tuned)]) == 0
+    before, step = origin.load_variables(ema=True)
+    after, done = open_run(tuned).load_variables(ema=False)
+    assert (step, done) == (12, 1)
+    np.testing.assert_array_equal(
+        *(np.concatenate([np.ravel(a) for a in _leaves(tree["params"])]) for tree in (before, after))
+    )
+    assert json.loads((tuned / "config.json").read_text())["origin"] == {
+        "run": str(finished_run.absolute()), "step": 12, "weights": "ema",
+    }  # fmt: skip
+    assert open_run(tuned).config.data.classes == ("3",)
+
+
+def _leaves(tree):
+    return [
+        leaf
+        for key in sorted(tree, key=str)
+        for leaf in (_leaves(tree[key]) if isinstance(tree[key], dict) else [tree[key]])
+    ]
+
+
+def test_a_finetuned_run_is_resumed_without_its_origin(points_run, tmp_path):
+    origin = open_run(points_run)
+    config = replace(origin.config, data=replace(origin.config.data, source="disc-grid:100"))
+    tuned = finetune(origin, config, tmp_path / "tuned")
+    assert tuned.run.scaling == origin.scaling  # that of the spiral: what the weights know
+    half = replace(config, train=replace(config.train, epochs=2))
+    finetune(origin, half, tmp_path / "again")
+    train(config, tmp_path / "again", resume=True)
+    assert_same(weights_of(tmp_path / "again"), weights_of(tmp_path / "tuned"))
+    assert open_run(tmp_path / "again").origin == open_run(tmp_path / "tuned").origin
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model.dim", "8"], r"model.dim: 4 in the run, 8 now"),
+        (["--process.num-steps", "10", "--sample.steps", "4"], r"process.num_steps: 20 in the run, 10 now"),
+        (["--data.classes", "ship"], "has no class 'ship'"),
+    ],
+)
+def test_what_finetuning_refuses(options, says, finished_run, tmp_path, capsys):
+    assert says in refusal(capsys, "finetune", finished_run, *options, "--out", tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_finetuning_needs_weights_and_another_folder(finished_run, tmp_path):
+    run = open_run(finished_run)
+    with pytest.raises(UserError, match="is the run to start from"):
+        finetune(run, run.config, finished_run)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text((finished_run / "config.json").read_text())
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        finetune(open_run(tmp_path / "empty"), run.config, tmp_path / "tuned")
+
+
+# Pictures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_picture_of_images(kind, finished_run, tmp_path):
+    (path,) = plot(open_run(finished_run), [kind], tmp_path, num=4)
+    with Image.open(path) as picture:
+        assert min(picture.size) > 60
+        assert getattr(picture, "n_frames", 1) == {"animation": 5, "one": 5}.get(kind, 1)
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 4
+
+
+def test_the_pictures_of_points(points_run, tmp_path):
+    found = plot(open_run(points_run), folder=tmp_path)
+    assert [path.name for path in found] == ["samples.png", "animation.gif", "middle.png", "schedule.png", "loss.png"]
+    with pytest.raises(UserError, match="noising is of images"):
+        plot(open_run(points_run), ["noising"], tmp_path)
+
+
+def test_plot_from_the_command_line(finished_run, tmp_path, capsys):
+    assert cli.main(["plot", str(finished_run), "schedule", "loss", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "schedule.png"), str(tmp_path / "loss.png")]
+    assert "a picture must be one of samples, animation, one, middle" in refusal(
+        capsys, "plot", finished_run, "portrait"
+    )
+    assert "holds no config.json" in refusal(capsys, "plot", tmp_path)
+
+
+def test_noising_shows_what_the_network_sees(finished_run, tmp_path):
+    """The rows are the data, the data with more and more noise, and the noise: the first is clean, the second is not."""
+    (path,) = plot(open_run(finished_run), ["noising"], tmp_path)
+    pixels = np.asarray(Image.open(path).convert("L"), float)
+    assert pixels.shape[0] > 4 * 64 and pixels.shape[1] > 8 * 64
+
+
+# The table ------------------------------------------------------------------------------------------------------
+
+
+def test_the_presets_are_the_authors():
+    """A few numbers of each recipe, as the systems' description gives them."""
+    wanted = {
+        "mnist-convnext": ("cosine_unclipped", 500, "strided", 128, 1e-3),
+        "imagenet-convnext": ("cosine_unclipped", 500, "strided", 128, 1e-3),
+        "mnist-tiny": ("linear", 1000, "ancestral", 4096, 1e-3),
+        "cifar10-double-conv": ("linear", 1000, "ancestral", 512, 1e-3),
+        "fashion-annotated": ("linear", 200, "ancestral", 16, 1e-4),
+        "spiral": ("linear", 1000, "ancestral", 25, 1e-3),
+        "disc-grid": ("linear", 1000, "ancestral", 25, 1e-3),
+        "mnist-strided": ("linear_inclusive", 400, "ancestral", 16, 1e-4),
+        "cifar10-strided": ("linear_inclusive", 400, "ancestral", 16, 1e-4),
+        "mnist-strided-conditional": ("linear_inclusive", 400, "ancestral", 16, 1e-4),
+        "cifar10-strided-conditional": ("linear_inclusive", 400, "ancestral", 16, 1e-4),
+        "cifar10-ddpm": ("linear", 1000, "ancestral", 128, 2e-4),
+    }
+    for name, numbers in wanted.items():
+        config = presets.preset(name)
+        process, train = config.process, config.train
+        found = (process.schedule, process.num_steps, config.sample.sampler, train.batch_size, train.lr)
+        assert found == numbers, name
+    ddpm = presets.preset("cifar10-ddpm")
+    assert (ddpm.model.dropout, ddpm.train.ema_decay, ddpm.train.warmup_steps, ddpm.data.flip) == (
+        0.1,
+        0.9999,
+        5000,
+        True,
+    )
+    assert presets.preset("cifar10-double-conv").data.scale == "unit"
+    assert presets.preset("fashion-annotated").train.lr_decay == "cosine_by_epoch"
+    assert presets.preset("spiral").train.reset_optimizer
+
+
+def test_every_preset_says_what_it_is(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, recipe in presets.RECIPES.items():
+        assert name in shown and recipe.about in shown
