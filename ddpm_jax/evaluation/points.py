@@ -1,11 +1,12 @@
 """Distances between two clouds of points: sliced Wasserstein, and maximum mean discrepancy."""
 
 import numpy as np
+from scipy.spatial.distance import cdist, pdist
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.distances import check_rows
 
-_BLOCK = 2048
+_BLOCK = 512
 _MEDIAN_OF = 2000
 
 
@@ -50,30 +51,30 @@ def mmd(a: np.ndarray, b: np.ndarray, *, bandwidth: float | None = None) -> floa
     if not (np.isfinite(bandwidth) and bandwidth > 0):
         raise UserError(f"bandwidth must be positive; got {bandwidth:g}.")
     n, m = len(a), len(b)
-    # every point lies at distance 0 from itself: k(x, x) = 1 is taken out of the two sums within
-    within_a = (_kernel_sum(a, a, bandwidth) - n) / (n * (n - 1))
-    within_b = (_kernel_sum(b, b, bandwidth) - m) / (m * (m - 1))
-    return within_a + within_b - 2 * _kernel_sum(a, b, bandwidth) / (n * m)
+    a, b = (points / (np.sqrt(2) * bandwidth) for points in (a, b))
+    within_a, within_b = _pair_sum(a) / (n * (n - 1)), _pair_sum(b) / (m * (m - 1))
+    between = sum(_kernel(x, y).sum() for x in _blocks(a) for y in _blocks(b)) / (n * m)
+    return float(within_a + within_b - 2 * between)
 
 
 def _median_distance(points: np.ndarray) -> float:
     chosen = points[np.linspace(0, len(points) - 1, min(len(points), _MEDIAN_OF)).astype(int)]
-    squares = _squared_distances(chosen, chosen)
-    return float(np.sqrt(np.median(squares[np.triu_indices(len(chosen), 1)])))
+    return float(np.median(pdist(chosen)))
 
 
-def _kernel_sum(a: np.ndarray, b: np.ndarray, bandwidth: float) -> float:
-    total = 0.0
-    for start in range(0, len(a), _BLOCK):
-        for other in range(0, len(b), _BLOCK):
-            squares = _squared_distances(a[start : start + _BLOCK], b[other : other + _BLOCK])
-            squares *= -0.5 / bandwidth**2
-            total += float(np.exp(squares, out=squares).sum())
-    return total
+def _blocks(points: np.ndarray) -> list[np.ndarray]:
+    return [points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK)]
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    centre = b.mean(axis=0)  # differences of large squares lose digits where the cloud lies far from 0
-    a, b = a - centre, b - centre
-    squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * (a @ b.T)
-    return np.maximum(squares, 0, out=squares)
+def _pair_sum(points: np.ndarray) -> float:
+    """The kernel over all ordered pairs of different points: twice what lies above the diagonal."""
+    total, blocks = 0.0, _blocks(points)
+    for index, block in enumerate(blocks):
+        total += np.triu(_kernel(block, block), 1).sum()
+        total += sum(_kernel(block, later).sum() for later in blocks[index + 1 :])
+    return 2 * total
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    exponents = -cdist(a, b, "sqeuclidean")
+    return np.exp(exponents, out=exponents)
