@@ -59,13 +59,18 @@ class SampleArgs:
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """Draw samples from a run and measure how well a classifier of its data recognises them."""
+    """Draw samples from a run and measure them: of images class agreement, Fréchet and kernel distance in the features of a
+    classifier of the run's data, and the distance to the nearest training image; of points sliced Wasserstein distance and MMD."""
 
     config: Annotated[SampleConfig, Flat] = field(default_factory=lambda: SampleConfig(num=500))
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
-    """Samples drawn at a time."""
+    """Samples drawn at a time; points all at once."""
+    num_real: int = 20_000
+    """Real images looked at, at most."""
+    held_out: str | None = None
+    """Data that the run was not trained on, as tfds:mnist:test; a part of the run's own unless given."""
 
 
 @dataclass(frozen=True)
@@ -260,18 +265,19 @@ def _plot(name: str | None, rest: list[str]) -> int:
 
 def _evaluate(name: str | None, rest: list[str]) -> int:
     run, config = _run_and_config(name)
-    default = EvaluateArgs(dataclasses.replace(config, num=500))
+    points = run is not None and not run.holds_images
+    default = EvaluateArgs(
+        dataclasses.replace(config, num=10_000 if points else 500), batch_size=10_000 if points else 500
+    )
     args = _parse(EvaluateArgs, f"ddpm evaluate {name or 'RUN'}", rest, default=default)
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
     from ddpm_jax.evaluation import evaluate_run
 
-    agreement, path = evaluate_run(run, args.config, seed=args.seed, batch_size=args.batch_size)
-    print(
-        f"class agreement: {agreement.samples:.1%} of {args.config.num} samples are recognised as the class asked for\n"
-        f"(the classifier is right on {agreement.real:.1%} of real images it has not seen)\n  {path}"
-    )
+    options = {"seed": args.seed, "batch_size": args.batch_size, "num_real": args.num_real, "held_out": args.held_out}
+    evaluation, path = evaluate_run(run, args.config, **options)
+    print(f"{evaluation.table()}\n  {path}")
     return 0
 
 

@@ -1,6 +1,19 @@
 """Evaluation: how good samples are, by figures that need no download."""
 
-from ddpm_jax.evaluation.agreement import Agreement, class_agreement
-from ddpm_jax.evaluation.report import evaluate_run
+from ddpm_jax.evaluation.classifier import Classifier, train_classifier
+from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
+from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
+from ddpm_jax.evaluation.report import Evaluation, Metric, evaluate_run
 
-__all__ = ["Agreement", "class_agreement", "evaluate_run"]
+__all__ = [
+    "Classifier",
+    "Evaluation",
+    "Metric",
+    "evaluate_run",
+    "frechet_distance",
+    "kernel_distance",
+    "mmd",
+    "nearest_distances",
+    "sliced_wasserstein",
+    "train_classifier",
+]

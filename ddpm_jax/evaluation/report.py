@@ -1,63 +1,216 @@
-"""Evaluate a run: draw samples, hold them against its data, write what was found."""
+"""Evaluate a run: draw samples, hold them against real data, and real data against itself; write what was found."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax import data
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.agreement import Agreement, class_agreement
+from ddpm_jax.evaluation.cache import cached_classifier
+from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
+from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
 from ddpm_jax.files import write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
 from ddpm_jax.training.samples import draw
 
-MOST_REAL = 10_000
-"""Real images that the classifier is trained and tested on, at most."""
+REAL_IMAGES = 20_000
+"""Real images looked at, unless told otherwise."""
+HELD_OUT_SEED = 2**32
+"""Seeds of points that no run trains on begin here: a run's own seed lies below."""
+REAL_PAIRS = 4
+"""Pairs of sets of real points whose mean distance stands beside that of the samples."""
 
 
-def evaluate_run(run: Run, config: SampleConfig, *, seed: int = 0, batch_size: int = 500) -> tuple[Agreement, Path]:
-    """Class agreement of config.num samples, an equal number of each class; also written to evaluation.json in the run folder.
+@dataclass(frozen=True)
+class Metric:
+    """One figure of the samples, beside the same figure of real data that takes the samples' place."""
+
+    name: str
+    samples: float
+    real: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a run, and how."""
+
+    metrics: tuple[Metric, ...]
+    facts: dict[str, Any]
+    """What the figures depend on: step, sampler, counts, splits, seeds."""
+    by_class: dict[str, float]
+    """Class agreement of each class; empty where no class was asked for."""
+
+    def json(self) -> str:
+        """As JSON text."""
+        metrics = {metric.name: {"samples": metric.samples, "real": metric.real} for metric in self.metrics}
+        return (
+            json.dumps({**self.facts, "metrics": metrics, "class_agreement_by_class": self.by_class}, indent=2) + "\n"
+        )
+
+    def table(self) -> str:
+        """As lines for a terminal."""
+        lines = [f"{name}: {value}" for name, value in self.facts.items()]
+        lines += ["", f"{'':<24}{'samples':>12}{'real data':>12}"]
+        lines += [f"{m.name.replace('_', ' '):<24}{m.samples:>12.4g}{m.real:>12.4g}" for m in self.metrics]
+        return "\n".join(lines)
+
+
+def evaluate_run(
+    run: Run,
+    config: SampleConfig,
+    *,
+    seed: int = 0,
+    batch_size: int = 500,
+    num_real: int = REAL_IMAGES,
+    held_out: str | None = None,
+) -> tuple[Evaluation, Path]:
+    """Draw config.num samples and measure them; also written to evaluation.json in the run folder.
+
+    Of images: class agreement (share of the samples that a classifier of real images takes for the class asked for), Fréchet and
+    kernel distance to held-out images in that classifier's features, median distance to the nearest training image. Of points:
+    sliced Wasserstein distance and squared maximum mean discrepancy to points drawn anew.
+
+    num_real: real images looked at, at most. held_out: spec of a source that the run was not trained on (tfds:mnist:test);
+    None: 30 % of the run's own images are kept from the classifier, though the run itself has seen them.
 
     Raises:
-        UserError: the run is unconditional, has no checkpoint, its data is gone, or a class has too few images or samples.
+        UserError: no checkpoint, data that is gone, too few images or samples.
     """
-    count = len(run.class_names)
-    if not count:
-        raise UserError(f"{run.folder} is trained without classes; class agreement needs a conditional run.")
-    if config.num < count:
-        raise UserError(f"num must be at least {count}, one sample for each class; got {config.num}.")
-    real_images, real_labels = _real(run, seed)
+    measure = _of_images if run.holds_images else _of_points
+    evaluation = measure(run, config, seed, batch_size, num_real, held_out)
+    text = evaluation.json()
+    return evaluation, write_atomically(run.folder / "evaluation.json", lambda path: path.write_text(text))
+
+
+def _facts(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
+    steps = config.steps or run.process.schedule.num_steps
+    sampler = f"{config.sampler}, {steps} steps"
+    facts = {"step": step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": seed}
+    return facts | {"data": run.config.data.source}
+
+
+def _of_points(
+    run: Run, config: SampleConfig, seed: int, batch_size: int, num_real: int, held_out: str | None
+) -> Evaluation:
+    if held_out is not None:
+        raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
+    source = run.open_source()
+    if not isinstance(source, data.PointSource):
+        raise UserError(f"{run.folder} is a run of points, and its data {source.name!r} holds images.")
     graphdef, variables, step = run.load()
+    drawn = draw(run, graphdef, variables, None, config.num, config=config, seed=seed, batch_size=batch_size)
+    reference, *others = (
+        data.PointSource(source.shape, config.num, HELD_OUT_SEED + seed + k).points for k in range(1 + REAL_PAIRS)
+    )
+    metrics = tuple(
+        Metric(name, distance(drawn.values, reference), float(np.mean([distance(x, reference) for x in others])))
+        for name, distance in (("sliced_wasserstein", sliced_wasserstein), ("mmd_squared", mmd))
+    )
+    splits = f"{config.num} points drawn anew; real data: mean of {REAL_PAIRS} other sets of them"
+    return Evaluation(metrics, _facts(run, config, step, seed) | {"held out": splits}, {})
+
+
+@dataclass(frozen=True)
+class _Real:
+    """Real images in three parts: the classifier's own, and two that it has not seen."""
+
+    names: tuple[str, ...]
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    reference: tuple[np.ndarray, np.ndarray]
+    told: str
+
+
+def _of_images(
+    run: Run, config: SampleConfig, seed: int, batch_size: int, num_real: int, held_out: str | None
+) -> Evaluation:
     labels = run.labels(config.num)
-    assert labels is not None
-    samples = draw(run, graphdef, variables, labels, config.num, config=config, seed=seed, batch_size=batch_size)
-    agreement = class_agreement(samples.values, labels, real_images, real_labels, seed=seed)
-    report = {
-        "step": step,
-        "samples": config.num,
-        "sampler": config.sampler,
-        "sampler_steps": len(run.process.times(config.steps)) - 1,
-        "seed": seed,
-        "weights": "ema",
-        "data": run.config.data.source,
-        "class_agreement": agreement.samples,
-        "classifier_accuracy_on_held_out_real_images": agreement.real,
-        "class_agreement_by_class": {run.class_names[label]: share for label, share in agreement.by_class.items()},
-    }
-    text = json.dumps(report, indent=2) + "\n"
-    return agreement, write_atomically(run.folder / "evaluation.json", lambda path: path.write_text(text))
+    classes = run.config.data.classes
+    count = len(classes or run.class_names)
+    if labels is not None and config.num < count:
+        raise UserError(f"num must be at least {count}, one sample for each class; got {config.num}.")
+    graphdef, variables, step = run.load()
+    real = _real(run, seed, num_real, held_out)
+    drawn = draw(run, graphdef, variables, labels, config.num, config=config, seed=seed, batch_size=batch_size)
+    images = drawn.values
+    if labels is None and len(classes) == 1:
+        labels = np.full(config.num, real.names.index(classes[0]))  # what a run of one class is asked for
+
+    metrics, by_class = [], {}
+    if len(real.names) > 1:
+        print(f"a classifier of {len(real.train[0]):,} real images is trained, unless it is in the cache", flush=True)
+        classifier = cached_classifier(*real.train, len(real.names), seed=seed)
+        if labels is not None:
+            right = classifier.predict(images) == labels
+            by_class = {real.names[k]: float(right[labels == k].mean()) for k in np.unique(labels)}
+            metrics.append(Metric("class_agreement", float(right.mean()), classifier.accuracy(*real.test)))
+        features, of_test, of_reference = (classifier.features(x) for x in (images, real.test[0], real.reference[0]))
+        same = min(len(features), len(of_test))  # the distances of few images are larger: as many on either side
+        for name, distance in (("frechet_distance", frechet_distance), ("kernel_distance", _kernel_distance)):
+            pair = distance(features[:same], of_reference), distance(of_test[:same], of_reference)
+            metrics.append(Metric(name, *pair))
+    nearest = (float(np.median(nearest_distances(x, real.train[0]))) for x in (images, real.test[0]))
+    metrics.append(Metric("nearest_training_image", *nearest))
+    return Evaluation(tuple(metrics), _facts(run, config, step, seed) | {"real images": real.told}, by_class)
 
 
-def _real(run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    source = data.open_source(run.config.data.source, on_bad_image=run.config.data.on_bad_image)
-    order = np.random.default_rng(seed).permutation(len(source))[:MOST_REAL]
+def _kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    return kernel_distance(a, b)[0]
+
+
+def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
+    """The run's images, of all classes for the classifier, and of those it was trained on to hold samples against."""
+    config = run.config.data
+    if not config.source:
+        raise UserError(f"{run.folder} was made from a file of weights and has no data to hold samples against.")
+    if num_real < 10:
+        raise UserError(f"num_real must be at least 10; got {num_real}.")
+    source = data.open_source(config.source, on_bad_image=config.on_bad_image)
+    images, labels = _load(run, source, seed, num_real)
+    names = source.class_names or ("",)
+    if len(names) > 1:
+        by_class = np.bincount(labels, minlength=len(names))
+        if by_class.min() < 5:
+            few = names[int(by_class.argmin())]
+            raise UserError(
+                f"a classifier needs at least 5 images of each class; of {len(images)} images of {source.name} "
+                f"{by_class.min()} are of class {few}."
+            )
+    if held_out is None:
+        first, second = 7 * len(images) // 10, 85 * len(images) // 100
+        parts = [(images[a:b], labels[a:b]) for a, b in ((0, first), (first, second), (second, None))]
+        told = "of the run's own"
+    else:
+        other = data.open_source(held_out, on_bad_image=config.on_bad_image)
+        if other.class_names != source.class_names:
+            raise UserError(
+                f"held_out {held_out} has the classes {', '.join(other.class_names) or '(none)'}; "
+                f"the run's data has {', '.join(source.class_names) or '(none)'}."
+            )
+        x, y = _load(run, other, seed, num_real)
+        parts = [(images, labels), (x[::2], y[::2]), (x[1::2], y[1::2])]
+        told = f"of {held_out}"
+    if config.classes:
+        wanted = [names.index(name) for name in config.classes]
+        parts[1:] = [(x[np.isin(y, wanted)], y[np.isin(y, wanted)]) for x, y in parts[1:]]
+    if min(len(x) for x, _ in parts) < 2:
+        raise UserError(
+            f"too few real images to hold samples against: {[len(x) for x, _ in parts]}; 2 in each part are needed."
+        )
+    counts = [len(x) for x, _ in parts]
+    told = f"{counts[0]} to train the classifier; {told}: {counts[1]} in the samples' place, {counts[2]} to hold both against"
+    train, test, reference = parts
+    return _Real(tuple(names), train, test, reference, told)
+
+
+def _load(run: Run, source: data.Source, seed: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng(seed).permutation(len(source))[:most]
     elements = [source[int(index)] for index in order]
-    labels = np.array([element["label"] for element in elements])
-    least = np.bincount(labels).min()
-    if least < 5:
-        raise UserError(f"class agreement needs at least 5 images of each class; {source.name} has one with {least}.")
     size, _, channels = run.shape
-    return np.stack([fit(element["image"], size, channels) for element in elements]), labels
+    images = np.stack([fit(element["image"], size, channels) for element in elements])
+    return images, np.array([element["label"] for element in elements], np.int32)
