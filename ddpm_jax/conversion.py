@@ -15,7 +15,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.presets import RECIPES, SYSTEMS, DataConfig, Preset, TrainConfig
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.run import Run, create_folder, open_run
-from ddpm_jax.training.state import start_from
+from ddpm_jax.training.state import state_of
+from ddpm_jax.training.step import make_optimizer
 from ddpm_jax.weights import from_original, from_torch, layout, read_tensors, write_tensors
 from ddpm_jax.weights.files import SUFFIXES
 from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
@@ -105,13 +106,13 @@ def _to_run(folder: Path, model: Any, arrays: Mapping[str, np.ndarray]) -> Path:
     # a file says nothing of the points' mean and deviation: samples come as the network makes them
     scaling = IMAGE_SCALINGS[scale] if len(model_configs.shape(model)) == 3 else Scaling(0.0, 1.0)
     run = Run(folder, config, tuple(map(str, range(num_classes or 0))), scaling)
-    state = run.fresh_state()
+    network = nnx.eval_shape(run.fresh_model)
     if "step" in arrays:
-        state = state_from_numpy(run.fresh_model(), state, arrays)
+        state = state_from_numpy(network, jax.eval_shape(run.fresh_state), arrays)
     else:
-        variables = from_torch(layout(run.fresh_model()), arrays)
+        variables = from_torch(layout(network), arrays)
         params = jax.tree.map(lambda a: a.astype("float32"), variables["params"])
-        state = start_from(state, {**variables, "params": params})
+        state = state_of({**variables, "params": params}, make_optimizer(config.train))
     create_folder(run)
     with Checkpoints(run.checkpoint_folder) as checkpoints:
         checkpoints.save(state)

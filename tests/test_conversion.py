@@ -99,7 +99,7 @@ def test_a_run_made_of_weights_draws_the_same_samples(finished_run, exported, tm
     drawn = []
     for one in (run, made):
         graphdef, variables, _ = one.load()
-        shape = (3, *run.image_shape)
+        shape = (3, *run.shape)
         drawn.append(samplers.sample((graphdef, variables), run.process, key, shape, run_labels(run), num_steps=3)[0])
     np.testing.assert_array_equal(*drawn)
 

@@ -21,8 +21,8 @@ from ddpm_jax.training import samples
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, read_metrics
 from ddpm_jax.training.run import Run, environment, start_run
-from ddpm_jax.training.state import TrainState, start_from
-from ddpm_jax.training.step import learning_rate, train_step, train_steps
+from ddpm_jax.training.state import TrainState, state_of
+from ddpm_jax.training.step import learning_rate, make_optimizer, train_step, train_steps
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,15 @@ def train(
     total = config.train.total_steps
 
     with Checkpoints(run.checkpoint_folder, config.train.keep_checkpoints) as checkpoints:
-        state = run.fresh_state()
         if resume and checkpoints.latest_step is not None:
-            state = checkpoints.restore(state)
+            state = checkpoints.restore(jax.eval_shape(run.fresh_state))
         elif start is not None:
-            state = start_from(state, start.variables)
+            state = state_of(start.variables, make_optimizer(config.train))
             checkpoints.save(state)  # from here on the run needs no other
         elif run.origin is not None:
             raise UserError(f"{folder} holds no checkpoint to resume from; start it anew with --overwrite.")
+        else:
+            state = run.fresh_state()
         first = int(state.step)
         per_call = _steps_per_call(run, first)
         _announce(run, state, source, first)

@@ -1,6 +1,5 @@
 """The state of training: one immutable pytree of arrays."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +32,12 @@ class TrainState:
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update: the average starts as a copy of the parameters."""
-    _, variables = models.split(model)
+    """The state before the first update of a network as it is."""
+    return state_of(models.split(model)[1], optimizer)
+
+
+def state_of(variables: models.Variables, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update from given parameters and running statistics: the average starts as a copy."""
     params = variables["params"]
     copy = jax.tree.map(jnp.copy, params)  # a donated buffer must not stand in two places
     return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], copy, optimizer.init(params))
-
-
-def start_from(state: TrainState, variables: models.Variables) -> TrainState:
-    """A fresh state with given parameters and running statistics: the average starts there as well."""
-    copy = jax.tree.map(jnp.copy, variables["params"])
-    return dataclasses.replace(state, params=variables["params"], ema_params=copy, batch_stats=variables["batch_stats"])

@@ -31,7 +31,7 @@ def state_to_numpy(model: nnx.Module, state: Any) -> dict[str, np.ndarray]:
 
 
 def state_from_numpy(model: nnx.Module, state: Any, arrays: Mapping[str, Any]) -> Any:
-    """The TrainState that `state_to_numpy` wrote; state: a fresh one of the same network and optimiser.
+    """The TrainState that `state_to_numpy` wrote; state: one of the same network and optimiser, arrays or shapes alone.
 
     Raises:
         UserError: arrays are missing, left over, or misshapen; those of the first part that does not fit are listed.
