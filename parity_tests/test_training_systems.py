@@ -16,7 +16,7 @@ from ddpm_torch_ref import schedules as twin_schedules
 from ddpm_torch_ref import training as twin_training
 
 UPDATES = 20
-CONFIG = TrainConfig(lr=1e-4, grad_clip=None, ema_decay=0.9)
+CONFIG = TrainConfig(lr=5e-5, grad_clip=None, ema_decay=0.9)
 OPTIONS = {
     "mlp": {},
     "conv_net": {"dim": 16},
@@ -28,15 +28,21 @@ OPTIONS = {
 }
 
 
-SLOW = {"tiny_unet", "annotated_unet", "convnext_unet"}
+SLOW = {"strided_unet_conditional", "tiny_unet", "annotated_unet", "convnext_unet"}
+ROUNDING = 1e-5
+"""A parameter whose gradients stay below this share of the network's largest holds nothing but rounding in float32."""
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPTIONS]
 )
-def test_twenty_updates(name):
-    """In float64: in float32 Adam blows up what is all rounding, such as the gradient of a bias before a norm."""
-    model, twin = make_pair(name, "float64", **OPTIONS[name])
+def test_twenty_updates(name, dtype):
+    """Losses, parameters, statistics and the average, in either precision.
+
+    Adam makes every gradient as long as the learning rate, those that are all rounding included (a bias before a norm): in float32
+    such a parameter may go anywhere within the twenty steps, and no further.
+    """
+    model, twin = make_pair(name, dtype, **OPTIONS[name])
     config = SYSTEMS[name][0]
     process = processes.GaussianDiffusion(schedules.create(config.schedule, config.num_steps), loss=config.loss)
     twin_schedule = getattr(twin_schedules, config.schedule)(config.num_steps)
@@ -46,11 +52,12 @@ def test_twenty_updates(name):
     twin_state = twin_training.TrainState.create(twin, CONFIG.lr)
     step = jit(update, static_argnames=("graphdef", "process", "config"))
 
-    rng, batch, size = np.random.default_rng(0), 4, OPTIONS[name].get("image_size", 16)
+    # at 16, the inmost BatchNorm of some would see one pixel of each image
+    rng, batch, size = np.random.default_rng(0), 8, OPTIONS[name].get("image_size", 32)
     shape = (batch, 2) if name == "mlp" else (batch, size, size, model.config.channels)
     first, last = process.schedule.timesteps[[0, -1]]
     for k in range(UPDATES):
-        x_0, noise = normal("float64", *shape, seed=2 * k), normal("float64", *shape, seed=2 * k + 1)
+        x_0, noise = normal(dtype, *shape, seed=2 * k), normal(dtype, *shape, seed=2 * k + 1)
         t, tt = indices(rng.integers(first, last + 1, batch))
         labels, tlabels = (
             indices(rng.integers(0, 10, batch)) if getattr(model.config, "num_classes", None) else (None,) * 2
@@ -59,13 +66,22 @@ def test_twenty_updates(name):
         state, metrics = step(state, *draws, graphdef=graphdef, process=process, config=CONFIG)
         tensors = map(torch.from_numpy if name == "mlp" else to_nchw, (x_0, noise))
         found = twin_training.train_step(twin_state, twin_process, *tensors, tt, tlabels, ema=CONFIG.ema_decay)
-        assert_close("training", metrics["loss"], np.asarray(found["loss"]), f"{name}: loss {k}")
+        assert_close("training", metrics["loss"], np.asarray(found["loss"], dtype), f"{name}: loss {k}")
 
+    moments = {key: twin_state.optimizer.state[p]["exp_avg_sq"].sqrt().max() for key, p in twin.named_parameters()}
+    rounding = {key for key, size in moments.items() if size < ROUNDING * max(moments.values())}
+    assert all(key.endswith("bias") for key in rounding)
     ours = weights.to_numpy(model, {"params": state.params, "batch_stats": state.batch_stats})
-    for key, array in ours.items():
-        assert_close("training", array, twin.state_dict()[key], f"{name}: {key}")
-    for key, array in weights.to_numpy(model, {"params": state.ema_params}).items():
-        assert_close("training", array, twin_state.ema_model.state_dict()[key], f"{name}: average of {key}")
+    averages = weights.to_numpy(model, {"params": state.ema_params})
+    for what, arrays, theirs in (("", ours, twin), ("average of ", averages, twin_state.ema_model)):
+        tensors = theirs.state_dict()
+        for key, array in arrays.items():
+            # a running mean takes in the bias before its norm
+            if dtype == "float32" and (key in rounding or (rounding and key.endswith("running_mean"))):
+                apart = np.abs(array - tensors[key].numpy()).max()
+                assert apart <= 2 * UPDATES * CONFIG.lr, f"{what}{key}"
+            else:
+                assert_close("training", array, tensors[key], f"{name}: {what}{key}")
     assert any("running_mean" in key for key in ours) == bool(state.batch_stats)
 
 
