@@ -10,9 +10,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-Image = Float[Array, "b h w c"]
-Resized = Float[Array, "b h_out w_out c_out"]
-"""An image of another size or width than the one that came in."""
+from ddpm_jax.models.convolution import Image, Resized, convolve
 
 xavier = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nnx.initializers.zeros_init()
@@ -43,7 +41,16 @@ def conv(
     """A square convolution with bias; padding: pixels on (every) side, size // 2 unless given."""
     pad = size // 2 if padding is None else padding
     sides = (pad, pad) if isinstance(pad, int) else pad
-    return nnx.Conv(in_dim, out_dim, (size, size), strides=stride, padding=(sides, sides), kernel_init=init, rngs=rngs)
+    return nnx.Conv(
+        in_dim,
+        out_dim,
+        (size, size),
+        strides=stride,
+        padding=(sides, sides),
+        kernel_init=init,
+        conv_general_dilated=convolve,
+        rngs=rngs,
+    )
 
 
 def group_norm(dim: int, groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:

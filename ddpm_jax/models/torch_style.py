@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ddpm_jax.models.convolution import Image, Resized, convolve, transposed
+
 _uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b, b) with b = 1 / sqrt(fan_in)
 
 
@@ -48,6 +50,7 @@ def conv(
         use_bias=bias,
         kernel_init=_uniform,
         bias_init=_bias(in_dim // groups * size**2),
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 
@@ -62,15 +65,15 @@ def conv_transpose(
     output_padding: int = 0,
     bias: bool = True,
     rngs: nnx.Rngs,
-) -> nnx.ConvTranspose:
+) -> "ConvTranspose":
     """A square transposed convolution: (in - 1) stride - 2 padding + size + output_padding pixels out."""
     before = size - 1 - padding
     sides = (before, before + output_padding)
-    return nnx.ConvTranspose(
+    return ConvTranspose(
         in_dim,
         out_dim,
         (size, size),
-        strides=stride,
+        strides=(stride, stride),
         padding=(sides, sides),
         use_bias=bias,
         transpose_kernel=True,
@@ -85,6 +88,17 @@ def conv_transpose(
 def group_norm(dim: int, groups: int = 1, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """GroupNorm with epsilon 1e-5."""
     return nnx.GroupNorm(dim, groups, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+
+class ConvTranspose(nnx.ConvTranspose):
+    """A transposed convolution by `convolution.transposed`."""
+
+    def __call__(self, x: Image) -> Resized:
+        """(B, H, W, in) -> (B, H', W', out)."""
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        y = transposed(x, kernel, self.strides, self.padding)
+        return y if bias is None else y + bias
 
 
 class BatchNorm(nnx.BatchNorm):

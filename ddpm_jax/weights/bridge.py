@@ -45,11 +45,13 @@ class Entry(NamedTuple):
 
 _VECTOR = (0,)
 _NORM: dict[str, tuple[str, tuple[int, ...]]] = {"scale": ("weight", _VECTOR), "bias": ("bias", _VECTOR)}
+_CONV: dict[str, tuple[str, tuple[int, ...]]] = {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", _VECTOR)}
 RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", _VECTOR)},
-    nnx.Conv: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", _VECTOR)},
+    nnx.Conv: _CONV,
     # built with transpose_kernel=True, whose kernel is (H, W, out, in) and is not flipped
-    nnx.ConvTranspose: {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", _VECTOR)},
+    nnx.ConvTranspose: _CONV,
+    torch_style.ConvTranspose: _CONV,
     nnx.Embed: {"embedding": ("weight", (0, 1))},
     nnx.GroupNorm: _NORM,
     nnx.LayerNorm: _NORM,

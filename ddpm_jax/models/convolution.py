@@ -1,0 +1,246 @@
+"""Convolutions with gradients that are fast on CPU as well: the one place where the platform matters.
+
+XLA's CPU compiler is slow at three things: a depthwise convolution; the gradients of a transposed convolution; and every
+gradient of a convolution within `lax.scan`, whose body keeps layouts that its fast convolution does not take. Here all of
+them are made of what it is fast at, ordinary forward convolutions and sums of shifted images. The form is chosen when a
+program is lowered; other platforms get lax's own convolution and its derivative.
+
+Images are NHWC, kernels HWIO; a padding is ((top, bottom), (left, right)), in pixels.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Image = Float[Array, "b h w c"]
+Resized = Float[Array, "b h_out w_out c_out"]
+"""An image of another size or width than the one that came in."""
+Strides = tuple[int, int]
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(
+    x: Image,
+    kernel: Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    feature_group_count: int = 1,
+    **_: Any,
+) -> Resized:
+    """What `nnx.Conv` takes as `conv_general_dilated`: a dense convolution, or a depthwise one of stride 1; no dilation."""
+    (top, bottom), (left, right) = padding
+    if feature_group_count == 1:
+        return dense(x, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)))
+    return depthwise(x, kernel, ((top, bottom), (left, right)))
+
+
+def _plain(x: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    groups = x.shape[-1] // kernel.shape[2]
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT, feature_group_count=groups)
+
+
+def _transpose(function: Callable[..., Array], x: Array, g: Array) -> Array:
+    """The derivative of a linear function of x, applied backwards to g."""
+    return jax.linear_transpose(function, x)(g)[0]
+
+
+# --- dense
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def dense(
+    x: Float[Array, "b h w c_in"], kernel: Float[Array, "kh kw c_in c_out"], strides: Strides, padding: Padding
+) -> Float[Array, "b h_out w_out c_out"]:
+    """Every output channel sees every input channel."""
+    return _plain(x, kernel, strides, padding)
+
+
+def _dense_forward(x: Array, kernel: Array, strides: Strides, padding: Padding) -> tuple[Array, Any]:
+    return dense(x, kernel, strides, padding), (x, kernel)
+
+
+def _dense_backward(strides: Strides, padding: Padding, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    # so padded, the image comes back in its size, the pixels included that the last stride did not reach
+    back = [
+        (size - 1 - before, n - (m - 1) * stride - 1 + before)
+        for size, (before, _), stride, n, m in zip(
+            kernel.shape, padding, strides, x.shape[1:3], g.shape[1:3], strict=False
+        )
+    ]
+    x_gradient = lax.platform_dependent(
+        g,
+        kernel,
+        cpu=lambda g, kernel: _spread(g, kernel, strides, (back[0], back[1])),
+        default=lambda g, kernel: _transpose(lambda x: _plain(x, kernel, strides, padding), x, g),
+    )
+    return x_gradient, _kernel_gradient(x, g, kernel, strides, padding)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _spread(g: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    """The transpose of a dense convolution: g with strides - 1 zeros between its pixels, convolved with the flipped kernel."""
+    flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))  # else a loop's body convolves strided views
+    return lax.conv_general_dilated(g, flipped, (1, 1), padding, lhs_dilation=strides, dimension_numbers=_LAYOUT)
+
+
+def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    """Of a dense convolution: x convolved with g, strides apart, channels and examples in each other's place."""
+
+    def convolved(x: Array, g: Array) -> Array:
+        sides = [
+            (before, size + (m - 1) * stride - n - before)
+            for size, (before, _), stride, n, m in zip(
+                kernel.shape, padding, strides, x.shape[1:3], g.shape[1:3], strict=False
+            )
+        ]
+        # the barriers make the compiler transpose for good, which its fast convolution needs
+        x, g = lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))
+        gradient = lax.conv_general_dilated(x, g, (1, 1), sides, rhs_dilation=strides, dimension_numbers=_LAYOUT)
+        return lax.optimization_barrier(gradient).transpose(1, 2, 0, 3)
+
+    return lax.platform_dependent(
+        x,
+        g,
+        cpu=convolved,
+        default=lambda x, g: _transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel, g),
+    )
+
+
+# --- transposed
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def transposed(
+    x: Float[Array, "b h w c_in"], kernel: Float[Array, "kh kw c_out c_in"], strides: Strides, padding: Padding
+) -> Float[Array, "b h_out w_out c_out"]:
+    """The transpose of the dense convolution with this kernel; padding: of the image between whose pixels zeros stand."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _spread(x, kernel, strides, padding),
+        default=lambda x, kernel: lax.conv_transpose(
+            x, kernel, strides, padding, dimension_numbers=_LAYOUT, transpose_kernel=True
+        ),
+    )
+
+
+def _transposed_forward(x: Array, kernel: Array, strides: Strides, padding: Padding) -> tuple[Array, Any]:
+    return transposed(x, kernel, strides, padding), (x, kernel)
+
+
+def _transposed_backward(
+    strides: Strides, padding: Padding, kept: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
+    x, kernel = kept
+    (top, bottom), (left, right) = padding
+    height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
+    original = (
+        (height - top, height - bottom),
+        (width - left, width - right),
+    )  # padding of what it is the transpose of
+    return _plain(g, kernel, strides, original), _kernel_gradient(g, x, kernel, strides, original)
+
+
+transposed.defvjp(_transposed_forward, _transposed_backward)
+
+
+# --- depthwise
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], padding: Padding
+) -> Float[Array, "b h_out w_out c"]:
+    """Every channel alone, with a kernel of its own, at stride 1."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_shifted, padding=padding),
+        default=lambda x, kernel: _plain(x, kernel, (1, 1), padding),
+    )
+
+
+def _depthwise_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, Any]:
+    return depthwise(x, kernel, padding), (x, kernel)
+
+
+def _depthwise_backward(padding: Padding, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    (top, bottom), (left, right) = padding
+    height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
+    back = ((height - top, height - bottom), (width - left, width - right))
+    x_gradient = lax.platform_dependent(
+        g,
+        kernel,
+        cpu=lambda g, kernel: _shifted(g, kernel[::-1, ::-1], back),
+        default=lambda g, kernel: _transpose(lambda x: _plain(x, kernel, (1, 1), padding), x, g),
+    )
+    kernel_gradient = lax.platform_dependent(
+        x,
+        g,
+        cpu=lambda x, g: _shifted_kernel_gradient(x, g, padding).astype(kernel.dtype),
+        default=lambda x, g: _transpose(lambda kernel: _plain(x, kernel, (1, 1), padding), kernel, g),
+    )
+    return x_gradient, kernel_gradient
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _padded(x: Array, padding: Padding) -> Array:
+    """x between zeros, in float32 at least, for what is summed below; a real array, so that no sum pads it again."""
+    exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return lax.optimization_barrier(jnp.pad(exact, ((0, 0), *padding, (0, 0))))
+
+
+def _shifted(x: Array, kernel: Array, padding: Padding) -> Array:
+    """A depthwise convolution as a sum of shifted images, each times a row of channels."""
+    rows, columns = kernel.shape[:2]
+    image = _padded(x, padding)
+    height, width = image.shape[1] - rows + 1, image.shape[2] - columns + 1
+    total = jnp.zeros((), image.dtype)
+    for i in range(rows):
+        row = sum(image[:, i : i + height, j : j + width] * kernel[i, j, 0] for j in range(columns))
+        total = lax.optimization_barrier(
+            total + row
+        )  # one loop of a row's columns is faster than one of the whole kernel
+    return total.astype(x.dtype)
+
+
+def _shifted_kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
+    """The kernel's gradient, one column of it after the other, in sums that run along rows of whole pixels.
+
+    The sum over a group of examples is written out, and the groups and image rows are gone through in a loop: the compiler is
+    slow at a reduction over leading axes.
+    """
+    batch, height, width, channels = g.shape
+    image = _padded(x, padding)
+    rows, columns = image.shape[1] - height + 1, image.shape[2] - width + 1
+    group = math.gcd(batch, 4)
+
+    def column(j: Array) -> Array:
+        def add(step: Array, total: Array) -> Array:
+            first, h = step // height * group, step % height
+
+            def product(n: int) -> Array:
+                pixels = lax.dynamic_slice(image, (first + n, h, j, 0), (1, rows, width, channels))
+                return pixels[0] * lax.dynamic_slice(g, (first + n, h, 0, 0), (1, 1, width, channels))[0]
+
+            return total + sum(product(n) for n in range(group))
+
+        zeros = jnp.zeros((rows, width, channels), image.dtype)
+        return lax.fori_loop(0, batch // group * height, add, zeros).sum(1)
+
+    return lax.map(column, jnp.arange(columns)).swapaxes(0, 1)[:, :, None]

@@ -1,0 +1,172 @@
+"""Convolutions of either form against lax's own, in float64: outputs and gradients, also within a scan, where they run twice."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ddpm_jax.compilation import compiler_options
+from ddpm_jax.models.convolution import Padding, convolve, transposed
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def sides(*pads: int) -> Padding:
+    """One number for all sides, two for before and after, four for each."""
+    top, bottom, left, right = pads * (4 // len(pads))
+    return (top, bottom), (left, right)
+
+
+DENSE = {
+    "3x3": ((3, 6, 5, 4), (3, 3, 4, 5), 1, sides(1)),
+    "1x1": ((2, 4, 5, 3), (1, 1, 3, 6), 1, sides(0)),
+    "7x7, larger than the image": ((2, 5, 4, 2), (7, 7, 2, 3), 1, sides(3)),
+    "4x4, stride 2": ((2, 8, 6, 3), (4, 4, 3, 2), 2, sides(1)),
+    "3x3, stride 2, pixels left over": ((2, 8, 6, 3), (3, 3, 3, 2), 2, sides(1)),
+    "3x3, stride 2, padded on one side": ((2, 8, 6, 3), (3, 3, 3, 2), 2, sides(0, 1)),
+    "3x3, stride 3": ((2, 7, 10, 3), (3, 3, 3, 2), 3, sides(1)),
+    "2x2, stride 3, pixels never seen": ((2, 7, 9, 3), (2, 2, 3, 2), 3, sides(0)),
+    "2x3, all sides different": ((2, 7, 6, 3), (2, 3, 3, 2), 2, sides(0, 1, 2, 1)),
+}
+DEPTHWISE = {
+    "7x7": ((8, 6, 5, 3), (7, 7, 1, 3), sides(3)),
+    "7x7, odd batch": ((3, 7, 9, 2), (7, 7, 1, 2), sides(3)),
+    "3x5, all sides different": ((2, 5, 6, 3), (3, 5, 1, 3), sides(1, 0, 2, 3)),
+}
+TRANSPOSED = {  # padding is lax's: size - 1 less PyTorch's
+    "2x2, stride 2": ((2, 3, 4, 5), (2, 2, 3, 5), 2, sides(1)),
+    "4x4, stride 2": ((2, 3, 4, 5), (4, 4, 3, 5), 2, sides(2)),
+    "3x3, stride 2, a pixel more": ((2, 3, 4, 5), (3, 3, 2, 5), 2, sides(1, 2)),
+    "3x3, stride 3": ((2, 3, 4, 5), (3, 3, 2, 5), 3, sides(1)),
+    "3x3, stride 1": ((2, 3, 4, 5), (3, 3, 2, 5), 1, sides(1)),
+    "2x3, all sides different": ((2, 3, 4, 5), (2, 3, 2, 5), 2, sides(1, 0, 2, 1)),
+}
+Case = tuple[Callable, Callable, tuple[int, ...], tuple[int, ...]]
+
+
+def dense_case(x: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: Padding) -> Case:
+    return (
+        lambda x, k: convolve(x, k, (stride, stride), padding),
+        lambda x, k: lax.conv_general_dilated(x, k, (stride, stride), padding, dimension_numbers=LAYOUT),
+        x,
+        kernel,
+    )
+
+
+def depthwise_case(x: tuple[int, ...], kernel: tuple[int, ...], padding: Padding) -> Case:
+    groups = x[-1]
+    return (
+        lambda x, k: convolve(x, k, (1, 1), padding, feature_group_count=groups),
+        lambda x, k: lax.conv_general_dilated(
+            x, k, (1, 1), padding, dimension_numbers=LAYOUT, feature_group_count=groups
+        ),
+        x,
+        kernel,
+    )
+
+
+def transposed_case(x: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: Padding) -> Case:
+    return (
+        lambda x, k: transposed(x, k, (stride, stride), padding),
+        lambda x, k: lax.conv_transpose(
+            x, k, (stride, stride), padding, dimension_numbers=LAYOUT, transpose_kernel=True
+        ),
+        x,
+        kernel,
+    )
+
+
+CASES = (
+    {f"dense {name}": dense_case(*case) for name, case in DENSE.items()}
+    | {f"depthwise {name}": depthwise_case(*case) for name, case in DEPTHWISE.items()}
+    | {f"transposed {name}": transposed_case(*case) for name, case in TRANSPOSED.items()}
+)
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+def normal(*shapes: tuple[int, ...], dtype: str = "float64") -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def all_of(function: Callable) -> Callable:
+    """x, kernel, g -> output and the two gradients."""
+
+    def run(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        y, pull = jax.vjp(function, x, kernel)
+        return y, *pull(g)
+
+    return run
+
+
+def scanned(function: Callable) -> Callable:
+    """The same with two pairs (x, g) in a loop."""
+    run = all_of(function)
+    return lambda xs, kernel, gs: lax.scan(lambda _, xg: (None, run(xg[0], kernel, xg[1])), None, (xs, gs))[1]
+
+
+def compiled(function: Callable, *args: jax.Array) -> tuple[jax.Array, ...]:
+    options = compiler_options() | {"xla_backend_optimization_level": 0}
+    return jax.jit(function, compiler_options=options)(*args)
+
+
+def assert_close(ours: tuple[jax.Array, ...], theirs: tuple[jax.Array, ...], tolerance: float = 1e-12) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        exact = b.astype("float64")
+        assert jnp.abs(a - exact).max() <= tolerance * jnp.abs(exact).max()
+
+
+def test_equal_to_lax(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, plain, x_shape, kernel_shape = case
+    out = jax.eval_shape(plain, *(jax.ShapeDtypeStruct(s, "float64") for s in (x_shape, kernel_shape))).shape
+    xs, kernel, gs = normal((2, *x_shape), kernel_shape, (2, *out))
+    expected = compiled(scanned(plain), xs, kernel, gs)
+    first = tuple(a[0] for a in expected)
+    assert_close(compiled(all_of(ours), xs[0], kernel, gs[0]), first)
+    assert_close(compiled(scanned(ours), xs, kernel, gs), expected)
+    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    assert_close(compiled(all_of(ours), xs[0], kernel, gs[0]), first)
+
+
+@pytest.mark.parametrize("name", ["dense 3x3", "depthwise 7x7", "transposed 4x4, stride 2"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_lower_precision(name: str, dtype: str, tolerance: float) -> None:
+    ours, plain, x_shape, kernel_shape = CASES[name]
+    x, kernel = normal(x_shape, kernel_shape, dtype=dtype)
+    (g,) = normal(jax.eval_shape(plain, x, kernel).shape, dtype=dtype)
+    outputs = compiled(all_of(ours), x, kernel, g)
+    assert [a.dtype for a in outputs] == [jnp.dtype(dtype)] * 3
+    exact = compiled(all_of(plain), *(a.astype("float64") for a in (x, kernel, g)))
+    assert_close(tuple(a.astype("float64") for a in outputs), exact, tolerance)
+
+
+@pytest.mark.parametrize("name", ["dense 4x4, stride 2", "depthwise 7x7", "transposed 4x4, stride 2"])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_other_platforms_get_what_lax_gives_them(name: str, platform: str) -> None:
+    ours, plain, x_shape, kernel_shape = CASES[name]
+    x, kernel = normal(x_shape, kernel_shape)
+    (g,) = normal(jax.eval_shape(plain, x, kernel).shape)
+
+    def operations(function: Callable) -> Counter[str]:
+        lowered = jax.jit(all_of(function)).trace(x, kernel, g).lower(lowering_platforms=(platform,)).as_text()
+        return Counter(
+            re.findall(r"stablehlo\.(convolution|optimization_barrier|while|add|dot_general|pad)\b", lowered)
+        )
+
+    assert operations(ours) == operations(plain) == {"convolution": 3}
