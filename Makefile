@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 test: check
 	$(BIN)/python -m pytest -n 2
 
-# what takes long: twenty training steps of the larger networks in both frameworks
+# what takes long: variants of the networks, and twenty training steps of the larger ones, in both frameworks
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 -m slow
 

@@ -26,9 +26,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(params=["float64", "float32"], scope="module")
-def dtype(request: pytest.FixtureRequest) -> str:
-    """The precision that both sides compute in."""
-    return request.param
+def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The precision that both sides compute in.
+
+    Programs in float32 are compiled without LLVM's optimisations, which takes half the time or less; those in float64 would then
+    run their convolutions for minutes.
+    """
+    jax.config.update("jax_disable_most_optimizations", request.param == "float32")
+    yield request.param
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -39,7 +39,12 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+SLOW = {"cifar10 at a quarter of its width", "widths and odd sizes"}
+
+
+@pytest.mark.parametrize(
+    "config", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CONFIGS]
+)
 def test_outputs_and_gradients(pair, dtype, config):
     options = CONFIGS[config]
     model, twin = pair("unet", dtype, **options)

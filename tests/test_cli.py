@@ -234,7 +234,7 @@ def test_samples_go_to_the_run_unless_told_otherwise(ddpm, killed_run):
 
 # Real processes -------------------------------------------------------------------------------------------------
 
-ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
@@ -262,7 +262,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
     step, command = int(found[1]), found[2]
     assert step >= 3 and open_run(folder).load()[2] == step
     again = subprocess.run(
-        f"{command} --train.steps {step + 2}", shell=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=240
+        f"{command} --train.steps {step + 2}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | ENVIRONMENT,
+        timeout=240,
     )
     assert again.returncode == 0, again.stderr
     assert f"step {step} to {step + 2}" in again.stdout
@@ -275,7 +280,7 @@ def test_scripts(tiny, tmp_path):
     def script(name, *arguments):
         return subprocess.run(
             [sys.executable, ROOT / "scripts" / name, *map(str, arguments)],
-            capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path,
+            capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=tmp_path,
         )  # fmt: skip
 
     trained = script("train.py", "digits", *tiny, "--train.steps", 2, "--train.log-every", 1, "--out", "run")
