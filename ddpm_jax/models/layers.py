@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.models.attention import attend
 from ddpm_jax.models.convolution import Image, Resized, convolve
 
 xavier = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -141,9 +141,7 @@ class Attention(nnx.Module):
         q, k, v = rearrange(
             self.qkv(self.norm(x)), "b h w (three heads d) -> three b heads (h w) d", three=3, heads=self.num_heads
         )
-        # not jax.nn.dot_product_attention: its softmax is in float32 even for float64
-        weights = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) / math.sqrt(q.shape[-1]))
-        out = jnp.einsum("bnqk,bnkd->bnqd", weights, v)
+        out = attend(q, k, v)
         return x + self.proj(rearrange(out, "b heads (h w) d -> b h w (heads d)", h=height))
 
 

@@ -1,0 +1,49 @@
+"""The products of softmax attention, in a form that is fast on CPU as well."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+_MANY = 2**16
+"""Weights in a head from which on they take more time to write and read than to compute."""
+_BLOCK = 2**20
+"""Weights computed at a time, at most, but for those of one head: what stays in a CPU's caches."""
+
+
+def attend(
+    q: Float[Array, "b heads q d"], k: Float[Array, "b heads k d"], v: Float[Array, "b heads k d"]
+) -> Float[Array, "b heads q d"]:
+    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1), in the dtype of q.
+
+    On CPU many weights are computed for a few heads at a time, are divided by their sum after the product rather than before, and
+    are computed again for the gradient.
+    """
+    if q.shape[2] * k.shape[2] < _MANY:
+        return _plain(q, k, v)
+    return lax.platform_dependent(q, k, v, cpu=_in_blocks, default=_plain)
+
+
+def _plain(q: Array, k: Array, v: Array) -> Array:
+    # not jax.nn.dot_product_attention: its softmax is in float32 even for float64
+    weights = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) / math.sqrt(q.shape[-1]))
+    return jnp.einsum("bnqk,bnkd->bnqd", weights, v)
+
+
+def _in_blocks(q: Array, k: Array, v: Array) -> Array:
+    batch, heads, queries, _ = q.shape
+
+    @jax.checkpoint
+    def head(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+        logits = (q / math.sqrt(q.shape[-1])) @ k.T
+        weights = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        return weights @ v / weights.sum(axis=-1, keepdims=True)
+
+    flat = tuple(a.reshape(batch * heads, *a.shape[2:]) for a in (q, k, v))
+    together = max(1, _BLOCK // (queries * k.shape[2]))
+    while batch * heads % together:  # a remainder would be a second program
+        together -= 1
+    return lax.map(head, flat, batch_size=together).reshape(q.shape[:3] + v.shape[3:])

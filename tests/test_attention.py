@@ -1,0 +1,41 @@
+"""The form that attention takes on CPU is the plain one, gradients included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.models import attention
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 4), (1, 1, 5, 8), (5, 2, 6, 3)])
+@pytest.mark.parametrize("block", [1, 100, 10**6])
+def test_blocks_are_the_plain_form(shape, block, monkeypatch):
+    """Also within a scan; the blocks hold one head, a few, or all of them."""
+    monkeypatch.setattr(attention, "_BLOCK", block)
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        q, k, v, pull = (jnp.asarray(rng.standard_normal(shape)) for _ in range(4))
+
+        def both(form, q, k, v):
+            out, back = jax.vjp(form, q, k, v)
+            return out, *back(pull)
+
+        plain = both(attention._plain, q, k, v)
+        blocks = jax.jit(lambda *a: both(attention._in_blocks, *a))(q, k, v)
+        _, scanned = jax.lax.scan(lambda c, _: (c, both(attention._in_blocks, *c)), (q, k, v), length=2)
+        for ours, again, expected in zip(blocks, scanned, plain, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(again[1], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_form_is_chosen_by_size(monkeypatch):
+    q = jnp.ones((1, 2, 300, 4))
+    assert "exp" in str(jax.make_jaxpr(attention.attend)(q, q, q))
+    assert "platform_index" in str(jax.make_jaxpr(attention.attend)(q, q, q))
+    assert "platform_index" not in str(jax.make_jaxpr(attention.attend)(q[:, :, :9], q[:, :, :9], q[:, :, :9]))
+
+
+def test_large_logits_do_not_overflow():
+    q = jnp.full((1, 1, 4, 2), 60.0)
+    np.testing.assert_allclose(attention._in_blocks(q, q, q), 60.0, rtol=1e-6)
