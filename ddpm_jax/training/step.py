@@ -61,6 +61,26 @@ def update(
 
     Gradients, Adam's moments and the average stay in the dtype of the parameters; the network computes in config.dtype.
     """
+    loss, grads, batch_stats = gradients(
+        state, x_0, noise, t, labels, key, graphdef=graphdef, process=process, config=config
+    )
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    return apply_gradients(state, grads, batch_stats, config), metrics
+
+
+def gradients(
+    state: TrainState,
+    x_0: jax.Array,
+    noise: jax.Array,
+    t: jax.Array,
+    labels: jax.Array | None,
+    key: jax.Array | None,
+    *,
+    graphdef: nnx.GraphDef,
+    process: GaussianDiffusion,
+    config: TrainConfig,
+) -> tuple[jax.Array, Any, Any]:
+    """The first half of `update`: mean loss, its gradients by parameter, and the running statistics after the batch."""
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
 
     def mean_loss(params):
@@ -75,6 +95,11 @@ def update(
         return process.loss_per_example(predict, x_0, noise, t).mean(), batch_stats
 
     (loss, batch_stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    return loss, grads, batch_stats
+
+
+def apply_gradients(state: TrainState, grads: Any, batch_stats: Any, config: TrainConfig) -> TrainState:
+    """The second half of `update`: the state after one step of the optimiser and of the average."""
     opt_state = state.opt_state
     if config.reset_optimizer:
         opt_state = _forget(opt_state, state.step % config.steps_in_epoch == 0)
@@ -82,8 +107,7 @@ def update(
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config.ema_decay)
     ema_params = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), state.ema_params, params)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, batch_stats, ema_params, opt_state), metrics
+    return TrainState(state.step + 1, params, batch_stats, ema_params, opt_state)
 
 
 def _forget(opt_state: optax.OptState, when: jax.Array) -> optax.OptState:
