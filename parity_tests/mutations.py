@@ -17,7 +17,7 @@ from flax import nnx
 
 import ddpm_torch_ref as twins
 from ddpm_jax import samplers, schedules
-from ddpm_jax.models import layers, tiny_unet, torch_style
+from ddpm_jax.models import attention, layers, tiny_unet, torch_style
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
@@ -187,10 +187,11 @@ def huber(verification: Verification) -> None:
     verification.twin_process = twins.processes.GaussianDiffusion(verification.twin_process.schedule, loss="huber")
 
 
-def unflipped(verification: Verification) -> None:
-    verification.model.upsamples[0].transpose_kernel = False
+def flipped(x, kernel, strides, padding):
+    return TRANSPOSED(x, kernel[::-1, ::-1], strides, padding)
 
 
+TRANSPOSED = torch_style.transposed
 EMBEDDING, REARRANGE, TABLE = layers.timestep_embedding, layers.rearrange, tiny_unet.timestep_table
 ADD_NOISE, CLIP, STRIDED_TIMES = (
     twins.processes.GaussianDiffusion.add_noise,
@@ -224,7 +225,8 @@ MUTATIONS = [
              edit=assign("down.1.units.0.norm.eps", 1e-6)),
     Mutation("bridge: convolution kernels transposed", "conv_net", "layers", "conv_in", NETWORK,
              lambda patch: patch.setitem(bridge.RULES, nnx.Conv, {"kernel": ("weight", (3, 2, 1, 0)), "bias": ("bias", (0,))})),
-    Mutation("transposed convolution: kernel flipped", "tiny_unet", "layers", "upsamples.0", NETWORK, edit=unflipped),
+    Mutation("transposed convolution: kernel flipped", "tiny_unet", "layers", "upsamples.0", NETWORK,
+             setting(torch_style, "transposed", flipped)),
     # blocks
     Mutation("Unit: ReLU for SiLU", "tiny_unet", "layers", "down.1.units.0", NETWORK,
              edit=assign("down.1.units.0.__class__", ReluUnit)),
@@ -235,7 +237,7 @@ MUTATIONS = [
     Mutation("ResBlock: scale without + 1", "unet, scale_shift", "layers", "down.0.blocks.0.conv2", NETWORK,
              edit=assign("down.0.blocks.0.__class__", ScaleWithoutOne)),
     Mutation("Attention: scale 1 / width", "unet", "layers", "middle.attention.proj", NETWORK,
-             setting(layers, "math", SimpleNamespace(sqrt=float, log=np.log))),
+             setting(attention, "math", SimpleNamespace(sqrt=float))),
     Mutation("Attention: queries for keys", "unet", "layers", "middle.attention.proj", NETWORK,
              setting(layers, "rearrange", queries_for_keys)),
     Mutation("Downsample: padded at the top", "unet", "layers", "down.0.downsample.conv", NETWORK,
