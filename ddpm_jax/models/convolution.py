@@ -206,17 +206,24 @@ def _padded(x: Array, padding: Padding) -> Array:
 
 
 def _shifted(x: Array, kernel: Array, padding: Padding) -> Array:
-    """A depthwise convolution as a sum of shifted images, each times a row of channels."""
-    rows, columns = kernel.shape[:2]
+    """A depthwise convolution as a sum of shifted images, each times a row of channels.
+
+    A row of the kernel is written out and the rows are a loop: written out as well, they take much longer to compile.
+    """
+    rows, columns, _, channels = kernel.shape
     image = _padded(x, padding)
-    height, width = image.shape[1] - rows + 1, image.shape[2] - columns + 1
-    total = jnp.zeros((), image.dtype)
-    for i in range(rows):
-        row = sum(image[:, i : i + height, j : j + width] * kernel[i, j, 0] for j in range(columns))
-        total = lax.optimization_barrier(
-            total + row
-        )  # one loop of a row's columns is faster than one of the whole kernel
-    return total.astype(x.dtype)
+    shape = (x.shape[0], image.shape[1] - rows + 1, image.shape[2] - columns + 1, channels)
+
+    def add(i: Array, total: Array) -> Array:
+        # each slice is taken for one use alone, else it is copied before it is used
+        def product(j: int) -> Array:
+            return lax.dynamic_slice(image, (0, i, j, 0), shape) * lax.dynamic_slice(
+                kernel, (i, j, 0, 0), (1, 1, 1, channels)
+            )
+
+        return total + sum(product(j) for j in range(columns))
+
+    return lax.fori_loop(0, rows, add, jnp.zeros(shape, image.dtype)).astype(x.dtype)
 
 
 def _shifted_kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
