@@ -1,0 +1,8 @@
+"""`ddpm convert` for those who prefer a script: python scripts/convert.py … takes the same arguments."""
+
+import sys
+
+from ddpm_jax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", *sys.argv[1:]]))
