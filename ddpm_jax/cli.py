@@ -311,6 +311,8 @@ def _verify(name: str | None, rest: list[str]) -> int:
     if args.weights is not None and len(args.names) != 1:
         raise UserError(f"--weights needs the name of the one network they belong to; got {len(args.names)} names.")
 
+    import jax
+
     from ddpm_jax import verify
 
     state_dict = None
@@ -325,6 +327,7 @@ def _verify(name: str | None, rest: list[str]) -> int:
             options = {"dtype": dtype, "device": args.device, "seed": args.seed, "state_dict": state_dict}
             reports.append(verify.verify(known, **options))
             print(reports[-1].table(every_row=args.layers) + "\n", flush=True)
+            jax.clear_caches()  # half a gigabyte of programs for each network
     for path in verify.write(reports, args.out):
         print(path)
     return 0 if all(report.ok for report in reports) else 1
