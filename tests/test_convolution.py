@@ -33,6 +33,7 @@ DENSE = {
     "1x1": ((2, 4, 5, 3), (1, 1, 3, 6), 1, sides(0)),
     "7x7, larger than the image": ((2, 5, 4, 2), (7, 7, 2, 3), 1, sides(3)),
     "4x4, stride 2": ((2, 8, 6, 3), (4, 4, 3, 2), 2, sides(1)),
+    "4x4, stride 2, larger than the image": ((2, 4, 2, 3), (4, 4, 3, 2), 2, sides(1)),
     "3x3, stride 2, pixels left over": ((2, 8, 6, 3), (3, 3, 3, 2), 2, sides(1)),
     "3x3, stride 2, padded on one side": ((2, 8, 6, 3), (3, 3, 3, 2), 2, sides(0, 1)),
     "3x3, stride 3": ((2, 7, 10, 3), (3, 3, 3, 2), 3, sides(1)),

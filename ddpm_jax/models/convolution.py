@@ -1,9 +1,9 @@
 """Convolutions with gradients that are fast on CPU as well: the one place where the platform matters.
 
-XLA's CPU compiler is slow at three things: a depthwise convolution; the gradients of a transposed convolution; and every
-gradient of a convolution within `lax.scan`, whose body keeps layouts that its fast convolution does not take. Here all of
-them are made of what it is fast at, ordinary forward convolutions and sums of shifted images. The form is chosen when a
-program is lowered; other platforms get lax's own convolution and its derivative.
+XLA's CPU compiler is slow at four things: a depthwise convolution; a kernel larger than the image; the gradients of a
+transposed convolution; and every gradient of a convolution within `lax.scan`, whose body keeps layouts that its fast
+convolution does not take. Here all of them are made of what it is fast at, ordinary forward convolutions and sums of shifted
+images. The form is chosen when a program is lowered; other platforms get lax's own convolution and its derivative.
 
 Images are NHWC, kernels HWIO; a padding is ((top, bottom), (left, right)), in pixels.
 """
@@ -61,7 +61,12 @@ def dense(
     x: Float[Array, "b h w c_in"], kernel: Float[Array, "kh kw c_in c_out"], strides: Strides, padding: Padding
 ) -> Float[Array, "b h_out w_out c_out"]:
     """Every output channel sees every input channel."""
-    return _plain(x, kernel, strides, padding)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _roomy(x, kernel, padding, strides=strides),
+        default=lambda x, kernel: _plain(x, kernel, strides, padding),
+    )
 
 
 def _dense_forward(x: Array, kernel: Array, strides: Strides, padding: Padding) -> tuple[Array, Any]:
@@ -89,10 +94,22 @@ def _dense_backward(strides: Strides, padding: Padding, kept: tuple[Array, Array
 dense.defvjp(_dense_forward, _dense_backward)
 
 
+def _roomy(x: Array, kernel: Array, padding: Padding, *, strides: Strides = (1, 1), spread: Strides = (1, 1)) -> Array:
+    """A dense convolution of x, with spread - 1 zeros between its pixels.
+
+    An image smaller than the kernel is padded beforehand, since XLA's fast convolution does not take it: a hundred times slower.
+    """
+    if x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]:
+        sides = [(before, after, zeros - 1) for (before, after), zeros in zip(padding, spread, strict=True)]
+        x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0))))
+        padding, spread = ((0, 0), (0, 0)), (1, 1)
+    return lax.conv_general_dilated(x, kernel, strides, padding, lhs_dilation=spread, dimension_numbers=_LAYOUT)
+
+
 def _spread(g: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
     """The transpose of a dense convolution: g with strides - 1 zeros between its pixels, convolved with the flipped kernel."""
     flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))  # else a loop's body convolves strided views
-    return lax.conv_general_dilated(g, flipped, (1, 1), padding, lhs_dilation=strides, dimension_numbers=_LAYOUT)
+    return _roomy(g, flipped, padding, spread=strides)
 
 
 def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
@@ -150,7 +167,7 @@ def _transposed_backward(
         (height - top, height - bottom),
         (width - left, width - right),
     )  # padding of what it is the transpose of
-    return _plain(g, kernel, strides, original), _kernel_gradient(g, x, kernel, strides, original)
+    return dense(g, kernel, strides, original), _kernel_gradient(g, x, kernel, strides, original)
 
 
 transposed.defvjp(_transposed_forward, _transposed_backward)
