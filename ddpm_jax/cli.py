@@ -75,7 +75,7 @@ class EvaluateArgs:
 
 @dataclass(frozen=True)
 class PlotArgs:
-    """Draw pictures of a run: samples, animation, one, middle, noising, schedule, loss; all that fit it unless named."""
+    """Draw pictures of a run: samples, animation, one, middle, beside, noising, schedule, loss; all that fit it unless named."""
 
     kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Which pictures."""

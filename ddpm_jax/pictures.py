@@ -59,15 +59,26 @@ class Pictures:
             path, rows, heading=heading, columns=drawn.frames.shape[1], row_titles=["middle", "final"]
         )
 
+    def beside(self) -> Path:
+        """Samples above images of the data."""
+        self._images_only("beside")
+        num = min(NOISED, self.num or self.run.config.sample.num)
+        drawn, step = self._draw(num_frames=0, num=num)
+        real = self.run.to_data(self._batch(num)["x_0"])
+        return figures.save_grid(
+            self.folder / "beside.png",
+            np.concatenate([drawn.values, real]),
+            heading=self._heading(step),
+            columns=num,
+            row_titles=["samples", "data"],
+        )
+
     def noising(self) -> Path:
         """Rows of data, data with noise at rising times, that noise, and the noise that the network sees in it."""
         self._images_only("noising")
         run, process = self.run, self.run.process
-        source = run.open_source()
-        num = min(NOISED, len(source))
-        batch = next(
-            data.batches(source, shape=run.shape, batch_size=num, scaling=run.scaling, seed=self.seed, num_threads=0)
-        )
+        batch = self._batch(NOISED)
+        num = len(batch["x_0"])
         graphdef, variables, step = run.load()
         x_0 = jnp.asarray(batch["x_0"])
         noise = jax.random.normal(jax.random.key(self.seed), x_0.shape)
@@ -109,6 +120,11 @@ class Pictures:
             raise UserError(f"{self.run.folder} has no metrics yet, so there is no loss to plot; train it first.")
         return figures.save_loss_curve(self.folder / "loss.png", metrics)
 
+    def _batch(self, most: int) -> dict[str, np.ndarray]:
+        source = self.run.open_source()
+        options = {"batch_size": min(most, len(source)), "seed": self.seed, "num_threads": 0}
+        return next(data.batches(source, shape=self.run.shape, scaling=self.run.scaling, **options))
+
     def _draw(self, *, num_frames: int, num: int | None = None) -> tuple[drawing.Samples, int]:
         graphdef, variables, step = self.run.load()
         config = self.run.config.sample
@@ -132,16 +148,19 @@ KINDS: dict[str, Callable[[Pictures], Path]] = {
     "animation": Pictures.animation,
     "one": Pictures.one,
     "middle": Pictures.middle,
+    "beside": Pictures.beside,
     "noising": Pictures.noising,
     "schedule": Pictures.schedule,
     "loss": Pictures.loss,
 }
 
+OF_IMAGES = frozenset({"one", "beside", "noising"})
+
 
 def plot(
     run: Run, kinds: Sequence[str] = (), folder: Path | None = None, *, seed: int = 0, num: int | None = None
 ) -> list[Path]:
-    """Draw pictures of a run into RUN/pictures, or another folder; kinds: of KINDS, all that fit the run unless given.
+    """Draw pictures of a run into RUN/pictures, or another folder; kinds: of KINDS, all that fit the run and its data unless given.
 
     Raises:
         UserError: an unknown kind, or one that does not fit the run; no checkpoint or data where the picture needs them.
@@ -151,6 +170,15 @@ def plot(
             raise UserError(f"a picture must be one of {', '.join(KINDS)}; got {kind!r}.")
     if num is not None and num < 1:
         raise UserError(f"num must be at least 1; got {num}.")
-    fitting = [kind for kind in KINDS if run.holds_images or kind not in ("one", "noising")]
     pictures = Pictures(run, folder or run.folder / "pictures", seed, num)
-    return [KINDS[kind](pictures) for kind in kinds or fitting]
+    return [KINDS[kind](pictures) for kind in kinds or _fitting(run)]
+
+
+def _fitting(run: Run) -> list[str]:
+    """The kinds that a run has what it takes for: one made of a file of weights has neither data nor losses."""
+    unfit = set() if run.holds_images else set(OF_IMAGES)
+    if not run.config.data.source:
+        unfit |= {"beside", "noising"}
+    if not read_metrics(run.folder):
+        unfit.add("loss")
+    return [kind for kind in KINDS if kind not in unfit]

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import cli, presets
+from ddpm_jax.conversion import convert
 from ddpm_jax.errors import UserError
 from ddpm_jax.pictures import KINDS, plot
 from ddpm_jax.training import finetune, open_run, train
@@ -222,10 +223,19 @@ def test_the_pictures_of_points(points_run, tmp_path):
         plot(open_run(points_run), ["noising"], tmp_path)
 
 
+def test_a_run_made_of_weights_has_pictures(finished_run, tmp_path):
+    """But for those of its data and its losses."""
+    config = open_run(finished_run).config
+    convert(finished_run, tmp_path / "digits.npz")
+    (run,) = convert(tmp_path / "digits.npz", tmp_path / "run", config.model)
+    found = [path.stem for path in plot(open_run(run), folder=tmp_path / "pictures", num=2)]
+    assert found == ["samples", "animation", "one", "middle", "schedule"]
+
+
 def test_plot_from_the_command_line(finished_run, tmp_path, capsys):
     assert cli.main(["plot", str(finished_run), "schedule", "loss", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "schedule.png"), str(tmp_path / "loss.png")]
-    assert "a picture must be one of samples, animation, one, middle" in refusal(
+    assert "a picture must be one of samples, animation, one, middle, beside" in refusal(
         capsys, "plot", finished_run, "portrait"
     )
     assert "holds no config.json" in refusal(capsys, "plot", tmp_path)
