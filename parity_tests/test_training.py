@@ -51,7 +51,9 @@ def by_name(model, tree, source):
     return {name: (ours[name], source[name]) for name in ours}
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "run", [pytest.param(run, marks=pytest.mark.slow if run == "never clipped" else ()) for run in RUNS]
+)
 def test_twenty_updates(pair, dtype, run):
     config, prediction, loss = RUNS[run]
     model, twin = pair("unet", dtype, **SMALL, num_classes=3)

@@ -28,7 +28,7 @@ OPTIONS = {
 }
 
 
-SLOW = {"strided_unet_conditional", "tiny_unet", "annotated_unet", "convnext_unet"}
+SLOW = {"double_conv_unet", "strided_unet_conditional", "tiny_unet", "annotated_unet", "convnext_unet"}
 ROUNDING = 1e-5
 """A parameter whose gradients stay below this share of the network's largest holds nothing but rounding in float32."""
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -28,14 +29,21 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[name.upper()] = str(value)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    """Programs that run for milliseconds need not be optimised; undone afterwards, for other test directories' sake."""
+@contextmanager
+def unoptimised() -> Iterator[None]:
+    """Programs that run for milliseconds need not be optimised, neither here nor in commands."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for commands
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Undone after each module, for other test directories' sake."""
+    with unoptimised():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +58,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ddpm_jax.cli import main
 
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    assert main(["train", "digits", *TINY.split(), "--out", str(folder)]) == 0
+    with unoptimised():  # as are the programs that it is compared with
+        assert main(["train", "digits", *TINY.split(), "--out", str(folder)]) == 0
     return folder
 
 

@@ -88,7 +88,7 @@ def refused(result, *shown):
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ("fly", ["'fly'", "train, sample, evaluate"]),
+        ("fly", ["'fly'", "train, finetune, sample, evaluate, plot"]),
         ("train", ["needs a PRESET first"]),
         ("sample", ["needs a RUN first"]),
         ("train --out OUT", ["needs a PRESET first"]),
@@ -173,8 +173,8 @@ def test_mistakes_with_a_run_that_exists(ddpm, finished_run, tiny):
     [
         ("{", r"config\.json cannot be read"),
         ("{}", r"config\.json cannot be read"),
-        ('{"format": 99, "class_names": [], "config": {}}', "format 99; this version of ddpm-jax reads format 1"),
-        ('{"format": 1, "class_names": [], "config": {}}', "cannot be read"),
+        ('{"format": 99, "class_names": [], "config": {}}', "format 99; this version of ddpm-jax reads format 2"),
+        ('{"format": 2, "class_names": [], "config": {}}', "cannot be read"),
     ],
 )
 def test_a_damaged_run_folder(ddpm, tmp_path, text, shown):

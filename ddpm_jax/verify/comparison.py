@@ -42,7 +42,8 @@ def compare(
     jax_model, torch_model: called with the inputs, one output each; neither is changed, and the NNX module's own arrays are not
     used. names: {NNX path: torch path} for modules that are called differently in the two ("encoder.0": "enc").
     training: compare in training mode (statistics of the batch; dropout must be 0). gradients: of the mean square of the output,
-    by input and by parameter. In float32 both sides are held against a float64 run of the torch module as well.
+    by input and by parameter. In float32 both sides are held against a float64 run of the torch module as well; where the input of
+    a ReLU is zero but for rounding, one side may pass a gradient that the other does not: other inputs tell that from a fault.
 
     Raises:
         UserError: parameters that do not match by name or shape (both lists side by side), or weights that are not finite.

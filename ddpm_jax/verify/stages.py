@@ -64,6 +64,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "convnext_unet": {"image_size": 16},
     "convnext_unet_224": {"image_size": 32},
+    "tiny_unet": {"image_size": 16},
     "double_conv_unet": {"dim": 16},
     "annotated_unet": {"dim": 16, "image_size": 16},
 }
