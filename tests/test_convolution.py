@@ -40,10 +40,12 @@ DENSE = {
     "2x2, stride 3, pixels never seen": ((2, 7, 9, 3), (2, 2, 3, 2), 3, sides(0)),
     "2x3, all sides different": ((2, 7, 6, 3), (2, 3, 3, 2), 2, sides(0, 1, 2, 1)),
 }
-DEPTHWISE = {
-    "7x7": ((8, 6, 5, 3), (7, 7, 1, 3), sides(3)),
-    "7x7, odd batch": ((3, 7, 9, 2), (7, 7, 1, 2), sides(3)),
-    "3x5, all sides different": ((2, 5, 6, 3), (3, 5, 1, 3), sides(1, 0, 2, 3)),
+GROUPED = {
+    "depthwise 7x7": ((8, 6, 5, 3), (7, 7, 1, 3), 1, sides(3)),
+    "depthwise 7x7, odd batch": ((3, 7, 9, 2), (7, 7, 1, 2), 1, sides(3)),
+    "depthwise 3x5, all sides different": ((2, 5, 6, 3), (3, 5, 1, 3), 1, sides(1, 0, 2, 3)),
+    "depthwise 3x3, stride 2": ((2, 5, 6, 3), (3, 3, 1, 3), 2, sides(1)),
+    "two groups": ((2, 5, 6, 4), (3, 3, 2, 6), 1, sides(1)),
 }
 TRANSPOSED = {  # padding is lax's: size - 1 less PyTorch's
     "2x2, stride 2": ((2, 3, 4, 5), (2, 2, 3, 5), 2, sides(1)),
@@ -65,12 +67,12 @@ def dense_case(x: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding
     )
 
 
-def depthwise_case(x: tuple[int, ...], kernel: tuple[int, ...], padding: Padding) -> Case:
-    groups = x[-1]
+def grouped_case(x: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: Padding) -> Case:
+    groups = x[-1] // kernel[2]
     return (
-        lambda x, k: convolve(x, k, (1, 1), padding, feature_group_count=groups),
+        lambda x, k: convolve(x, k, (stride, stride), padding, feature_group_count=groups),
         lambda x, k: lax.conv_general_dilated(
-            x, k, (1, 1), padding, dimension_numbers=LAYOUT, feature_group_count=groups
+            x, k, (stride, stride), padding, dimension_numbers=LAYOUT, feature_group_count=groups
         ),
         x,
         kernel,
@@ -90,7 +92,7 @@ def transposed_case(x: tuple[int, ...], kernel: tuple[int, ...], stride: int, pa
 
 CASES = (
     {f"dense {name}": dense_case(*case) for name, case in DENSE.items()}
-    | {f"depthwise {name}": depthwise_case(*case) for name, case in DEPTHWISE.items()}
+    | {name: grouped_case(*case) for name, case in GROUPED.items()}
     | {f"transposed {name}": transposed_case(*case) for name, case in TRANSPOSED.items()}
 )
 

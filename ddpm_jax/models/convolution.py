@@ -36,11 +36,14 @@ def convolve(
     feature_group_count: int = 1,
     **_: Any,
 ) -> Resized:
-    """What `nnx.Conv` takes as `conv_general_dilated`: a dense convolution, or a depthwise one of stride 1; no dilation."""
+    """What `nnx.Conv` takes as `conv_general_dilated`, without dilation: dense, depthwise at stride 1, or else lax's own."""
     (top, bottom), (left, right) = padding
+    step, sides = (strides[0], strides[1]), ((top, bottom), (left, right))
     if feature_group_count == 1:
-        return dense(x, kernel, (strides[0], strides[1]), ((top, bottom), (left, right)))
-    return depthwise(x, kernel, ((top, bottom), (left, right)))
+        return dense(x, kernel, step, sides)
+    if kernel.shape[2:] == (1, x.shape[-1]) and step == (1, 1):
+        return depthwise(x, kernel, sides)
+    return _plain(x, kernel, step, sides)
 
 
 def _plain(x: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
@@ -163,10 +166,8 @@ def _transposed_backward(
     x, kernel = kept
     (top, bottom), (left, right) = padding
     height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
-    original = (
-        (height - top, height - bottom),
-        (width - left, width - right),
-    )  # padding of what it is the transpose of
+    # the padding of the convolution that this is the transpose of
+    original = ((height - top, height - bottom), (width - left, width - right))
     return dense(g, kernel, strides, original), _kernel_gradient(g, x, kernel, strides, original)
 
 
