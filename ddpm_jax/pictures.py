@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ class Pictures:
 
     def _batch(self, most: int) -> dict[str, np.ndarray]:
         source = self.run.open_source()
-        options = {"batch_size": min(most, len(source)), "seed": self.seed, "num_threads": 0}
+        options: dict[str, Any] = {"batch_size": min(most, len(source)), "seed": self.seed, "num_threads": 0}
         return next(data.batches(source, shape=self.run.shape, scaling=self.run.scaling, **options))
 
     def _draw(self, *, num_frames: int, num: int | None = None) -> tuple[drawing.Samples, int]:
