@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ import tyro
 import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import cache_folder
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
 Flat = tyro.conf.arg(name="")
@@ -124,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    _keep_programs()
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -132,6 +135,20 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ddpm: interrupted.", file=sys.stderr)
         return 130
+
+
+def _keep_programs() -> None:
+    """Have JAX, which is not imported yet, keep what it compiles for the next command; a user's own settings are left alone."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_folder("programs")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written to: programs are compiled anew each time
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "2000000000")  # bytes; the least recently used go first
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from flax import nnx
 
 from ddpm_jax import model_configs, models
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
@@ -63,7 +62,7 @@ def fitted(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
         UserError: they fit neither; what is missing, left over or misshapen is listed.
     """
     name = model_configs.name_of(model)
-    entries = layout(nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0))))
+    entries = layout(models.abstract(model))
     keys = {entry.key for entry in entries}
     if name in ORIGINALS and len(keys & set(arrays)) < len(keys) / 2:
         arrays = from_original(name, arrays)
@@ -77,9 +76,9 @@ def fitted(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def _from_run(run: Run, which: Which) -> dict[str, np.ndarray]:
-    model = nnx.eval_shape(run.fresh_model)
+    model = models.abstract(run.config.model)
     with Checkpoints(run.checkpoint_folder) as checkpoints:
-        state = checkpoints.restore(jax.eval_shape(run.fresh_state))
+        state = checkpoints.restore(run.abstract_state())
     arrays = state_to_numpy(model, state)
     if which == "state":
         return arrays
@@ -106,9 +105,9 @@ def _to_run(folder: Path, model: Any, arrays: Mapping[str, np.ndarray]) -> Path:
     # a file says nothing of the points' mean and deviation: samples come as the network makes them
     scaling = IMAGE_SCALINGS[scale] if len(model_configs.shape(model)) == 3 else Scaling(0.0, 1.0)
     run = Run(folder, config, tuple(map(str, range(num_classes or 0))), scaling)
-    network = nnx.eval_shape(run.fresh_model)
+    network = models.abstract(run.config.model)
     if "step" in arrays:
-        state = state_from_numpy(network, jax.eval_shape(run.fresh_state), arrays)
+        state = state_from_numpy(network, run.abstract_state(), arrays)
     else:
         variables = from_torch(layout(network), arrays)
         params = jax.tree.map(lambda a: a.astype("float32"), variables["params"])

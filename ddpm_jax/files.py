@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their name and renamed."""
+"""Files: whole or not there, written beside their name and renamed; and the folder of what is kept between commands."""
 
 import os
 import tempfile
@@ -6,6 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddpm_jax.errors import UserError
+
+
+def cache_folder(name: str) -> Path:
+    """`$DDPM_CACHE/name`, or where that is not set `~/.cache/ddpm-jax/name`; it may not exist yet."""
+    base = os.environ.get("DDPM_CACHE")
+    return (Path(base) if base else Path.home() / ".cache" / "ddpm-jax") / name
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:

@@ -1,13 +1,17 @@
 """Every network against its twin: outputs, layers, gradients by input and by parameter, running statistics."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import WORST
 from twins import make_pair
 
 from ddpm_jax import verify
+from ddpm_jax.verify.kinks import relu_margin
 from ddpm_jax.verify.stages import SMALL
 from ddpm_jax.weights import layout
 from ddpm_torch_ref.models import MODELS
@@ -41,8 +45,8 @@ CASES = {
     ),
     "mlp": ("mlp", {}, NO_LABELS, None),
     "conv_net": ("conv_net", {"dim": 16}, NEITHER, 16),
-    "strided_unet": ("strided_unet", {}, NEITHER, 32),
-    "strided_unet_conditional": ("strided_unet_conditional", {}, BOTH, 32),
+    "strided_unet": ("strided_unet", {}, NEITHER, 16),
+    "strided_unet_conditional": ("strided_unet_conditional", {}, BOTH, 16),
 }
 
 
@@ -54,6 +58,18 @@ def inputs(config, called_with, size, times, seed=0):
     t = np.array(times) if has_t else None
     labels = np.arange(len(times)) % config.num_classes if has_labels else None
     return rng.standard_normal((len(times), *shape)), t, labels
+
+
+def away_from_kinks(twin, candidates):
+    """The candidate whose ReLUs' inputs keep the largest distance from zero, where two sides may switch differently."""
+    exact = copy.deepcopy(twin).double()
+
+    def margin(candidate):
+        tensors = [None if x is None else torch.as_tensor(x) for x in candidate]
+        return min(relu_margin(exact, tensors, training=training) for training in (False, True))
+
+    found = margin(candidates[0])
+    return candidates[0] if found == float("inf") else max(candidates, key=margin)
 
 
 def assert_agreement(report, dtype):
@@ -77,8 +93,7 @@ def test_all_that_it_computes(dtype, case):
     name, options, called_with, size = CASES[case]
     model, twin = make_pair(name, dtype, **options)
     normalised = any(entry.path[0] == "batch_stats" for entry in layout(model))
-    # with these numbers no ReLU's input lies within float32's rounding of zero, where the two sides may switch differently
-    given_inputs = inputs(model.config, called_with, size, [3, 188, 94], seed=1)
+    given_inputs = away_from_kinks(twin, [inputs(model.config, called_with, size, [3, 188, 94], i) for i in range(24)])
     for training in (False, True) if normalised else (False,):
         title = f"{case}, {'training' if training else 'evaluating'}"
         report = verify.compare(model, twin, given_inputs, dtype=dtype, training=training, title=title)

@@ -11,9 +11,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from ddpm_jax import data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import cache
-from ddpm_jax.evaluation.cache import cached_classifier, default_folder
+from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.classifier import NUM_FEATURES, augment, create, train_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance
+from ddpm_jax.files import cache_folder
 
 
 @pytest.fixture(scope="module")
@@ -246,12 +247,12 @@ def test_a_folder_that_cannot_be_made_is_warned_about(few, tmp_path):
 
 def test_where_classifiers_are_kept(few, tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
-    assert default_folder() == tmp_path / "cache" / "classifiers"
+    assert cache_folder("classifiers") == tmp_path / "cache" / "classifiers"
     cached_classifier(*few, epochs=1)
-    assert len(list(default_folder().glob("*.npz"))) == 1
+    assert len(list(cache_folder("classifiers").glob("*.npz"))) == 1
     monkeypatch.delenv("DDPM_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_folder() == tmp_path / ".cache" / "ddpm-jax" / "classifiers"
+    assert cache_folder("classifiers") == tmp_path / ".cache" / "ddpm-jax" / "classifiers"
 
 
 def test_the_cache_refuses_what_training_refuses(few, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -237,7 +238,7 @@ def test_samples_go_to_the_run_unless_told_otherwise(ddpm, killed_run):
 ENVIRONMENT = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
     """SIGINT to a real `ddpm train`: status 130, and the command it prints goes on from the step it names."""
     folder = tmp_path / "my runs" / "first one"
     options = [*tiny, "--train.steps", "1000000", "--train.log-every", "1", "--train.checkpoint-every", "1000000"]
@@ -261,17 +262,29 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
     assert found, out
     step, command = int(found[1]), found[2]
     assert step >= 3 and open_run(folder).load()[2] == step
-    again = subprocess.run(
-        f"{command} --train.steps {step + 2}",
-        shell=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | ENVIRONMENT,
-        timeout=240,
-    )
-    assert again.returncode == 0, again.stderr
-    assert f"step {step} to {step + 2}" in again.stdout
+    _, *again = shlex.split(command)
+    assert cli.main([*again, "--train.steps", str(step + 2)]) == 0
+    assert f"step {step} to {step + 2}" in capsys.readouterr().out
     assert open_run(folder).load()[2] == step + 2
+
+
+def test_programs_are_kept_between_commands(monkeypatch, tmp_path, capsys):
+    """In $DDPM_CACHE, unless JAX was told where; a folder that cannot be made costs nothing but time."""
+    names = [f"JAX_COMPILATION_CACHE_{name}" for name in ("DIR", "MAX_SIZE")]
+    for name in names:
+        monkeypatch.setenv(name, "mine")
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "kept"))
+    assert cli.main(["--version"]) == 0
+    assert [os.environ[name] for name in names] == ["mine", "mine"] and not (tmp_path / "kept").exists()
+    for name in names:
+        monkeypatch.delenv(name)
+    assert cli.main(["--version"]) == 0
+    assert os.environ[names[0]] == str(tmp_path / "kept" / "programs") and int(os.environ[names[1]]) > 0
+    assert (tmp_path / "kept" / "programs").is_dir()
+    del os.environ[names[0]]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "file"))
+    assert cli.main(["--version"]) == 0 and names[0] not in os.environ
 
 
 def test_scripts(tiny, tmp_path):

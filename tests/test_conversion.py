@@ -26,7 +26,7 @@ SUFFIXES = [".safetensors", ".npz", ".pt", ".pth"]
 def state_of(folder):
     run = open_run(folder)
     with Checkpoints(run.checkpoint_folder) as checkpoints:
-        return checkpoints.restore(jax.eval_shape(run.fresh_state))
+        return checkpoints.restore(run.abstract_state())
 
 
 def original(name):

@@ -18,7 +18,7 @@ SMALL = {"image_size": 8, "channels": 1, "dim": 8, "dim_mults": (1, 2), "num_blo
 
 def abstract(**options):
     """The network without numbers, at no cost."""
-    return nnx.eval_shape(lambda: models.create("unet", rngs=nnx.Rngs(0), **options))
+    return models.abstract(models.configs.create("unet", options))
 
 
 @functools.cache

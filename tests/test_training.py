@@ -231,7 +231,7 @@ def test_compute_dtype_leaves_the_state_alone():
 
 def step_of(run):
     """The compiled step of a run: (state, batch) -> (state, metrics)."""
-    graphdef, _ = models.split(nnx.eval_shape(run.fresh_model), training=True)
+    graphdef, _ = models.split(models.abstract(run.config.model), training=True)
     key = jax.random.key(run.config.train.seed)
     return lambda state, batch: train_step(
         state, batch, key, graphdef=graphdef, process=run.process, config=run.config.train
@@ -256,7 +256,7 @@ def test_the_loss_falls_and_the_state_is_donated(finished_run):
 def final_state(folder, step=None):
     run = open_run(folder)
     with Checkpoints(run.checkpoint_folder) as checkpoints:
-        return checkpoints.restore(jax.eval_shape(run.fresh_state), step)
+        return checkpoints.restore(run.abstract_state(), step)
 
 
 def assert_same_states(found, expected):

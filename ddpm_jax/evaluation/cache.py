@@ -1,7 +1,6 @@
 """Trained classifiers kept on disk, so that a second evaluation on the same images need not train one."""
 
 import hashlib
-import os
 import struct
 import warnings
 import zlib
@@ -15,7 +14,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.classifier import Classifier, check_images, create, train_classifier
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import cache_folder, write_atomically
 
 VERSION = 1
 """To be raised with every change of the network or its training: what is kept from before is then not taken any more."""
@@ -46,14 +45,14 @@ def cached_classifier(
 ) -> Classifier:
     """`train_classifier` with the same arguments, or what it returned for them before.
 
-    folder: where classifiers are kept (None: `default_folder()`), one .npz of about 2 MB each. One that is damaged is replaced;
-    a folder that cannot be written to is warned about.
+    folder: where classifiers are kept (None: `cache_folder("classifiers")`), one .npz of about 2 MB each. One that is damaged is
+    replaced; a folder that cannot be written to is warned about.
 
     Raises:
         UserError: what `train_classifier` refuses.
     """
     check_images(images, labels, num_classes)
-    folder = default_folder() if folder is None else folder
+    folder = cache_folder("classifiers") if folder is None else folder
     path = folder / f"{_key(images, labels, num_classes, seed, epochs)}.npz"
     kept = _load(path, num_classes, image_shape=(images.shape[1], images.shape[2], images.shape[3]))
     if kept is not None:
@@ -66,12 +65,6 @@ def cached_classifier(
     except UserError as error:
         warnings.warn(f"The classifier is not kept for the next evaluation: {error}", stacklevel=2)
     return classifier
-
-
-def default_folder() -> Path:
-    """`$DDPM_CACHE/classifiers`, or where that is not set `~/.cache/ddpm-jax/classifiers`."""
-    base = os.environ.get("DDPM_CACHE")
-    return (Path(base) if base else Path.home() / ".cache" / "ddpm-jax") / "classifiers"
 
 
 def _key(images: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, epochs: int | None) -> str:

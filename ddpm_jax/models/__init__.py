@@ -1,5 +1,6 @@
 """Networks by name: `create("unet", rngs=nnx.Rngs(0), dim=64)`; every one is called as model(x_t, t, labels)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from ddpm_jax.models.strided_unet import ConvNet, StridedUNet
 from ddpm_jax.models.tiny_unet import TinyUNet
 from ddpm_jax.models.unet import UNet
 
-__all__ = ["MODELS", "UNet", "Variables", "apply", "build", "configs", "create", "num_params", "split"]
+__all__ = ["MODELS", "UNet", "Variables", "abstract", "apply", "build", "configs", "create", "num_params", "split"]
 
 MODELS: dict[type, Callable[..., nnx.Module]] = {
     configs.AnnotatedUNet: AnnotatedUNet,
@@ -45,16 +46,30 @@ def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
 
 def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
     """The network that a config of `model_configs` describes, its parameters drawn by one compiled program."""
-    module, key = MODELS[type(config)], rngs.params()
-
-    def draw(key: jax.Array) -> nnx.State:
-        return nnx.state(module(config, rngs=nnx.Rngs(params=key)))
-
+    key = rngs.params()
     if isinstance(key, jax.core.Tracer):  # within somebody else's program: eval_shape's, for one
-        return module(config, rngs=nnx.Rngs(params=key))
-    model = nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0)))
-    nnx.update(model, jax.jit(draw, compiler_options=once())(key))
+        return MODELS[type(config)](config, rngs=nnx.Rngs(params=key))
+    model = abstract(config)
+    nnx.update(model, _draw()(key, config))
     return model
+
+
+def abstract(config: Any) -> nnx.Module:
+    """The network that a config of `model_configs` describes, without numbers: jax.ShapeDtypeStruct in the place of each array."""
+    return nnx.merge(*_structure(config))
+
+
+@functools.cache  # to build a network layer by layer takes about half a second
+def _structure(config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: MODELS[type(config)](config, rngs=nnx.Rngs(0))))
+
+
+@functools.cache
+def _draw() -> Callable[[jax.Array, Any], nnx.State]:
+    def draw(key: jax.Array, config: Any) -> nnx.State:
+        return nnx.state(MODELS[type(config)](config, rngs=nnx.Rngs(params=key)))
+
+    return jax.jit(draw, static_argnums=1, compiler_options=once())
 
 
 def num_params(model: nnx.Module) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from ddpm_jax import data, figures, model_configs, models
 from ddpm_jax.errors import UserError
@@ -67,7 +66,7 @@ def train(
 
     with Checkpoints(run.checkpoint_folder, config.train.keep_checkpoints) as checkpoints:
         if resume and checkpoints.latest_step is not None:
-            state = checkpoints.restore(jax.eval_shape(run.fresh_state))
+            state = checkpoints.restore(run.abstract_state())
         elif start is not None:
             state = state_of(start.variables, make_optimizer(config.train))
             checkpoints.save(state)  # from here on the run needs no other
@@ -137,7 +136,7 @@ def _run_steps(
 ) -> TrainState:
     """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
     config, process = run.config.train, run.process
-    graphdef, _ = models.split(nnx.eval_shape(run.fresh_model), training=True)
+    graphdef, _ = models.split(models.abstract(run.config.model), training=True)
     key = jax.random.key(config.seed)
     rate = learning_rate(config)
     total = config.total_steps
@@ -231,7 +230,7 @@ def _announce(run: Run, state: TrainState, source: data.Source, start: int) -> N
 
 
 def _draw(run: Run, variables: models.Variables, *, num_frames: int) -> samples.Samples:
-    graphdef, _ = models.split(nnx.eval_shape(run.fresh_model))
+    graphdef, _ = models.split(models.abstract(run.config.model))
     num = run.config.sample.num
     return samples.draw(run, graphdef, variables, run.labels(num), num, config=run.config.sample, num_frames=num_frames)
 

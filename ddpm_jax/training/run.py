@@ -19,7 +19,7 @@ from ddpm_jax.files import write_atomically
 from ddpm_jax.presets import Preset
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.state import TrainState, create_state
+from ddpm_jax.training.state import TrainState, create_state, state_of
 from ddpm_jax.training.step import make_optimizer
 
 CONFIG = "config.json"
@@ -91,13 +91,18 @@ class Run:
         """The state before the first step."""
         return create_state(self.fresh_model(), make_optimizer(self.config.train))
 
+    def abstract_state(self) -> TrainState:
+        """The shapes and dtypes of a state."""
+        _, variables = models.split(models.abstract(self.config.model))
+        return jax.eval_shape(lambda given: state_of(given, make_optimizer(self.config.train)), variables)
+
     def load(self) -> tuple[nnx.GraphDef, models.Variables, int]:
         """The network for sampling, with the averaged parameters of the newest checkpoint, and that checkpoint's step.
 
         Raises:
             UserError: there is no checkpoint, or it does not fit the config.
         """
-        graphdef, _ = models.split(nnx.eval_shape(self.fresh_model))
+        graphdef, _ = models.split(models.abstract(self.config.model))
         return graphdef, *self.load_variables()
 
     def load_variables(self, *, ema: bool = True) -> tuple[models.Variables, int]:
@@ -109,7 +114,7 @@ class Run:
         if not self.checkpoint_folder.is_dir():
             raise UserError(f"{self.folder} holds no checkpoint yet; train it first.")
         with Checkpoints(self.checkpoint_folder) as checkpoints:
-            state = checkpoints.restore(jax.eval_shape(self.fresh_state))
+            state = checkpoints.restore(self.abstract_state())
         return state.variables(ema=ema), int(state.step)
 
     def labels(self, num: int, wanted: tuple[str, ...] = ()) -> np.ndarray | None:

@@ -21,6 +21,7 @@ from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer
 from ddpm_jax.training.step import apply_gradients, gradients
 from ddpm_jax.verify.comparison import compare, environment, row
+from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import Report, Row
 from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_torch
 
@@ -36,6 +37,8 @@ BATCH = 3
 """Examples in a batch: enough for statistics, and few enough to be quick."""
 WALK = 8
 """Steps of the trajectory."""
+DRAWS = 24
+"""How often inputs are drawn, at most, for a network with ReLUs."""
 TRAINING = TrainConfig(lr=5e-4, warmup_steps=2, grad_clip=0.1, ema_decay=0.2)
 """Of three steps: the rate warms up from 0 in the first two, the average's decay (2/11, then 0.2) in the second."""
 STAGES = (
@@ -98,8 +101,8 @@ class Verification:
             tensors = {key: torch.as_tensor(np.asarray(value)) for key, value in state_dict.items()}
             counters = {key: value for key, value in self.twin.state_dict().items() if key.endswith(IGNORED)}
             self.twin.load_state_dict(counters | tensors, strict=True)
-        self.model = nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **options))
         self.config: Any = configs.create(name, options)
+        self.model = models.abstract(self.config)
         process, self.sampling = SYSTEMS[name]
         # a network that looks a table up knows how many steps there are
         num_steps = getattr(self.config, "num_steps", process.num_steps)
@@ -109,13 +112,12 @@ class Verification:
         self.process = GaussianDiffusion(schedule, process.prediction, process.loss)
         self.twin_process = self.twins.processes.GaussianDiffusion(twin_schedule, process.prediction, process.loss)
         *size, channels = configs.shape(self.config)
-        shape = (channels, *size)
-        self.x_0, self.noise = (self.rng.standard_normal((BATCH, *shape)) for _ in range(2))
         first, last = schedule.timesteps[[0, -1]]
         self.t = np.array([first, (first + last) // 2, last])
         self.labels = (
             None if not getattr(self.config, "num_classes", None) else np.arange(BATCH) % self.config.num_classes
         )
+        self._draw_away_from_kinks((BATCH, channels, *size))
 
     def run(self, stages: Collection[str] = STAGES) -> Report:
         """The report, of some of the stages only if asked for: what takes long is to compile the gradients."""
@@ -317,6 +319,21 @@ class Verification:
         model = nnx.clone(self.model)
         load_torch(model, copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype)).state_dict())
         return model
+
+    def _draw_away_from_kinks(self, shape: tuple[int, ...]) -> None:
+        """Data and noise at which no ReLU is within rounding of its kink, or the best of a few draws."""
+        exact = copy.deepcopy(self.twin).double()
+        t = self.torch.as_tensor(self.t)
+        labels = None if self.labels is None else self.torch.as_tensor(self.labels)
+        best = -1.0
+        for _ in range(DRAWS):
+            x_0, noise = self.rng.standard_normal((2, *shape))
+            x_t = self.twin_process.add_noise(self.torch.as_tensor(x_0), self.torch.as_tensor(noise), t)
+            margin = min(relu_margin(exact, (x_t, t, labels), training=training) for training in (False, True))
+            if margin > best:
+                best, self.x_0, self.noise = margin, x_0, noise
+            if margin > SAFE:
+                break
 
     def _randomise(self) -> None:
         """Every parameter drawn anew, none of them zero, so that layers which start at zero take part as well."""
