@@ -167,6 +167,36 @@ def test_in_float32_the_oracle_says_which_side_is_off(side):
     assert report.verdict().split(". ")[0].endswith(f"look at {side}")
 
 
+class JaxReLU(nnx.Module):
+    def __init__(self):
+        self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return 1 + nnx.relu(self.linear(x))
+
+
+class TorchReLU(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 3)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.eye(3))
+            self.linear.bias.zero_()
+
+    def forward(self, x):
+        x = self.linear(x)
+        return 1 + (x.clamp(min=0) if x.dtype == torch.float32 else torch.relu(x))
+
+
+@pytest.mark.parametrize("nearest", [0.0, 0.1])
+def test_a_divergence_at_a_kink_is_told_from_a_fault(nearest):
+    """At zero itself clamp has the gradient 1 and relu 0: both are right, and the verdict says why they differ."""
+    x = np.array([[1.0, -2.0, nearest]])
+    report = verify.compare(JaxReLU(), TorchReLU(), (x,), dtype="float32")
+    assert report.ok == (nearest > 0)
+    assert ("a ReLU's input within rounding of zero: 0e+00" in report.verdict()) == (nearest == 0)
+
+
 # Recording ------------------------------------------------------------------------------------------------------
 
 

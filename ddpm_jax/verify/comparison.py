@@ -14,7 +14,8 @@ from flax import nnx
 from ddpm_jax.compilation import compiler_options
 from ddpm_jax.errors import UserError
 from ddpm_jax.verify.capture import Captured, align, recorded_nnx, recorded_torch
-from ddpm_jax.verify.report import LONELY, Report, Row
+from ddpm_jax.verify.kinks import SAFE, relu_margin
+from ddpm_jax.verify.report import KINK, LONELY, Report, Row
 from ddpm_jax.verify.tolerances import relative_error, tolerance
 from ddpm_jax.weights.bridge import Entry, at, from_torch, layout, renamed
 
@@ -43,7 +44,8 @@ def compare(
     used. names: {NNX path: torch path} for modules that are called differently in the two ("encoder.0": "enc").
     training: compare in training mode (statistics of the batch; dropout must be 0). gradients: of the mean square of the output,
     by input and by parameter. In float32 both sides are held against a float64 run of the torch module as well; where the input of
-    a ReLU is zero but for rounding, one side may pass a gradient that the other does not: other inputs tell that from a fault.
+    a ReLU is zero but for rounding, one side may pass a gradient that the other does not: the report says so, and other inputs tell
+    that from a fault.
 
     Raises:
         UserError: parameters that do not match by name or shape (both lists side by side), or weights that are not finite.
@@ -56,6 +58,11 @@ def compare(
         theirs = _run_torch(torch_model, entries, inputs, dtype, training, gradients)
         exact = _run_torch(torch_model, entries, inputs, "float64", training, gradients) if dtype != "float64" else None
         ours = _run_jax(jax_model, entries, torch_model, inputs, dtype, training, gradients)
+    if gradients and exact is not None:
+        tensors = [None if x is None else _torch().from_numpy(_typed(x, "float64", np.int64)) for x in inputs]
+        margin = relu_margin(copy.deepcopy(torch_model).double().cpu(), tensors, training=training)
+        if margin < SAFE:
+            report.environment[KINK] = f"{margin:.0e} of its largest: gradients may differ; try other inputs"
     theirs["layer"], unmatched = _match_layers(ours["layer"], theirs["layer"], names)
     if exact is not None:
         exact["layer"], _ = _match_layers(ours["layer"], exact["layer"], names)

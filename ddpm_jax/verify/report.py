@@ -14,6 +14,9 @@ from ddpm_jax.files import write_atomically
 LONELY = "layers in one framework only"
 """The entry of an environment that names what could not be compared."""
 
+KINK = "a ReLU's input within rounding of zero"
+"""The entry of an environment that says why gradients may differ."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -83,7 +86,8 @@ class Report:
         if first.jax_error is not None and first.torch_error is not None:
             off = "JAX" if first.jax_error > first.torch_error else "PyTorch"
             text += f"; against float64, JAX is off by {first.jax_error:.1e}, PyTorch by {first.torch_error:.1e}: look at {off}"
-        return text + f". {sum(not row.ok for row in self.rows)} of {len(self.rows)} quantities diverge."
+        text += f". {sum(not row.ok for row in self.rows)} of {len(self.rows)} quantities diverge."
+        return text + (f" {KINK}: {self.environment[KINK]}." if KINK in self.environment else "")
 
     def table(self, *, every_row: bool = False) -> str:
         """Fixed-width text: the worst row of each stage, or every row, then the verdict."""
@@ -126,7 +130,7 @@ def to_markdown(reports: Sequence[Report]) -> str:
     ]
     environments: dict[str, list[Report]] = {}
     for report in reports:
-        shown = {name: value for name, value in report.environment.items() if name not in ("*", LONELY)}
+        shown = {name: value for name, value in report.environment.items() if name not in ("*", LONELY, KINK)}
         environments.setdefault(", ".join(f"{name} {value}" for name, value in shown.items()), []).append(report)
     for environment, group in environments.items():
         stages = list(dict.fromkeys(stage for report in group for stage in report.worst()))
