@@ -104,7 +104,7 @@ def test_network(name, precision):
 
 
 @PRECISIONS
-@pytest.mark.parametrize("expansion", [1, 3])
+@pytest.mark.parametrize("expansion", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_convnext_unet(expansion, precision):
     rec = record(f"convnext_unet_{precision}")
     t, labels = integers(rec["t"]), integers(rec["classes"])

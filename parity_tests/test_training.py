@@ -52,7 +52,7 @@ def by_name(model, tree, source):
 
 
 @pytest.mark.parametrize(
-    "run", [pytest.param(run, marks=pytest.mark.slow if run == "never clipped" else ()) for run in RUNS]
+    "run", [pytest.param(run, marks=() if run == "always clipped" else pytest.mark.slow) for run in RUNS]
 )
 def test_twenty_updates(pair, dtype, run):
     config, prediction, loss = RUNS[run]

@@ -39,7 +39,7 @@ CONFIGS = {
 }
 
 
-SLOW = {"cifar10 at a quarter of its width", "widths and odd sizes"}
+SLOW = {"cifar10 at a quarter of its width", "widths and odd sizes", "head_dim"}
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_programs_are_kept_between_commands(monkeypatch, tmp_path, capsys):
     assert cli.main(["--version"]) == 0 and names[0] not in os.environ
 
 
-def test_scripts(tiny, tmp_path):
+def test_scripts(finished_run, tiny, tmp_path):
     """scripts/train.py and scripts/sample.py take the arguments of the command and hand on its exit status."""
 
     def script(name, *arguments):
@@ -296,12 +296,11 @@ def test_scripts(tiny, tmp_path):
             capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=tmp_path,
         )  # fmt: skip
 
-    trained = script("train.py", "digits", *tiny, "--train.steps", 2, "--train.log-every", 1, "--out", "run")
-    assert trained.returncode == 0, trained.stderr
-    assert "step 2/2" in trained.stderr and (tmp_path / "run" / "samples.png").is_file()
-    sampled = script("sample.py", "run", "--num", 10, "--labels", 4)
+    refused = script("train.py", "digits", *tiny, "--out", finished_run)
+    assert refused.returncode == 2 and "--resume" in refused.stderr and "Traceback" not in refused.stderr
+    sampled = script("sample.py", finished_run, "--num", 10, "--labels", 4, "--out", "drawn")
     assert sampled.returncode == 0, sampled.stderr
-    with np.load(tmp_path / "run" / "samples" / "samples.npz") as archive:
+    with np.load(tmp_path / "drawn" / "samples.npz") as archive:
         assert list(archive["labels"]) == [4] * 10
     wrong = script("sample.py", "nowhere")
     assert wrong.returncode == 2 and "nowhere does not exist" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -27,8 +27,7 @@ def gaussian_eps(process, x_t, t):
     return sigma * (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
 
 
-@pytest.mark.parametrize("num_steps", [None, 250])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "num_steps"), [("ancestral beta", None), *((step, 250) for step in STEPS)])
 def test_samples_of_a_gaussian(step, num_steps):
     process = processes.GaussianDiffusion(schedules.cosine(1000))
     name, options = STEPS[step]
