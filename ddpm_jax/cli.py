@@ -73,6 +73,34 @@ class EvaluateArgs:
     """Real images looked at, at most."""
     held_out: str | None = None
     """Data that the run was not trained on, as tfds:mnist:test; a part of the run's own unless given."""
+    likelihood: bool = False
+    """Bits per dimension of num images by the variational bound, instead of measuring samples."""
+
+
+@dataclass(frozen=True)
+class EditArgs:
+    """Edit images with a run: inpaint draws what a mask hides, vary noises part of the way and denoises, interpolate walks from
+    each image to the next; leaves edit.npz and edit.png."""
+
+    config: Annotated[SampleConfig, Flat]
+    kind: Annotated[Literal["inpaint", "vary", "interpolate"], tyro.conf.Positional]
+    """What to do."""
+    images: tuple[Path, ...] = ()
+    """Image files; num images of the run's data unless given."""
+    mask: str = "middle"
+    """Of inpaint: left, right, top, bottom, middle, or an image that is white where to draw."""
+    labels: tuple[str, ...] = ()
+    """Classes to draw, by name or number, in turn; the images' own unless given."""
+    strength: float = 0.5
+    """Of vary: how far an image is noised, in (0, 1]."""
+    resample: int = 10
+    """Of inpaint: how often each stretch of the walk is taken (RePaint)."""
+    jump: int = 10
+    """Of inpaint: steps in a stretch."""
+    seed: int = 0
+    """Start of the random draws."""
+    out: Path | None = None
+    """Where to; RUN/edits/KIND unless given."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +308,19 @@ def _plot(name: str | None, rest: list[str]) -> int:
     return 0
 
 
+def _edit(name: str | None, rest: list[str]) -> int:
+    run, config = _run_and_config(name)
+    default = EditArgs(dataclasses.replace(config, num=8), "vary")
+    args = _parse(EditArgs, f"ddpm edit {name or 'RUN'}", rest, default=default)
+
+    from ddpm_jax.edits import edit
+
+    options = {key: getattr(args, key) for key in ("images", "mask", "labels", "strength", "resample", "jump", "seed")}
+    for path in edit(run, args.kind, args.out or run.folder / "edits" / args.kind, args.config, **options):
+        print(path)
+    return 0
+
+
 def _evaluate(name: str | None, rest: list[str]) -> int:
     run, config = _run_and_config(name)
     points = run is not None and not run.holds_images
@@ -289,6 +330,15 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
     args = _parse(EvaluateArgs, f"ddpm evaluate {name or 'RUN'}", rest, default=default)
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
+
+    if args.likelihood:
+        from ddpm_jax.evaluation import evaluate_likelihood
+
+        found, path = evaluate_likelihood(
+            run, args.config, seed=args.seed, batch_size=args.batch_size, held_out=args.held_out
+        )
+        print(f"{found.table()}\n  {path}")
+        return 0
 
     from ddpm_jax.evaluation import evaluate_run
 
@@ -368,6 +418,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "finetune": (_finetune, "RUN", "train on from a run's weights, in a run folder of its own"),
     "sample": (_sample, "RUN", "draw samples from a run folder"),
     "evaluate": (_evaluate, "RUN", "measure the samples of a run folder"),
+    "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
     "verify": (_verify, "[NAME ...]", "hold networks to their PyTorch twins, layer by layer"),

@@ -14,8 +14,6 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.presets import RECIPES, SYSTEMS, DataConfig, Preset, TrainConfig
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.run import Run, create_folder, open_run
-from ddpm_jax.training.state import state_of
-from ddpm_jax.training.step import make_optimizer
 from ddpm_jax.weights import from_original, from_torch, layout, read_tensors, write_tensors
 from ddpm_jax.weights.files import SUFFIXES
 from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
@@ -92,6 +90,8 @@ def _to_run(folder: Path, model: Any, arrays: Mapping[str, np.ndarray]) -> Path:
     process, sampling = SYSTEMS[model_configs.name_of(model)]
     if hasattr(model, "num_steps"):
         process = dataclasses.replace(process, num_steps=model.num_steps)
+    if getattr(model, "learn_variance", False):
+        process = dataclasses.replace(process, loss="hybrid")
     num_classes = getattr(model, "num_classes", None)
     recipes = [recipe.config for recipe in RECIPES.values() if type(recipe.config.model) is type(model)]
     scale = recipes[0].data.scale if recipes else "signed"
@@ -111,7 +111,7 @@ def _to_run(folder: Path, model: Any, arrays: Mapping[str, np.ndarray]) -> Path:
     else:
         variables = from_torch(layout(network), arrays)
         params = jax.tree.map(lambda a: a.astype("float32"), variables["params"])
-        state = state_of({**variables, "params": params}, make_optimizer(config.train))
+        state = run.state_of({**variables, "params": params})
     create_folder(run)
     with Checkpoints(run.checkpoint_folder) as checkpoints:
         checkpoints.save(state)

@@ -43,6 +43,8 @@ class UNet:
     """How levels halve and double: a convolution (DDPM), or a resampling residual block (ADM)."""
     learn_variance: bool = False
     """Twice the output channels: the second half says where the variance lies (improved DDPM)."""
+    self_conditioning: bool = False
+    """Twice the input channels: the second half is the network's last estimate of x_0 (Chen et al. 2023)."""
 
     def __post_init__(self) -> None:
         _at_least_1(self, "image_size", "channels", "dim", "num_blocks", "num_heads", "norm_groups")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, figures, models
+from ddpm_jax import data, figures, models, samplers, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import samples as drawing
 from ddpm_jax.training.metrics import read_metrics
@@ -78,20 +78,23 @@ class Pictures:
         """Rows of data, data with noise at rising times, that noise, and the noise that the network sees in it."""
         self._images_only("noising")
         run, process = self.run, self.run.process
-        batch = self._batch(NOISED)
+        batch = self._batch(min(NOISED, process.checked(None)))
         num = len(batch["x_0"])
         graphdef, variables, step = run.load()
         x_0 = jnp.asarray(batch["x_0"])
         noise = jax.random.normal(jax.random.key(self.seed), x_0.shape)
-        first, last = process.schedule.timesteps[[0, -1]]
-        t = jnp.asarray(np.linspace(first, last, num + 1)[1:].astype(np.int32))
+        t = jnp.asarray(process.times(num)[:num][::-1])
         x_t = process.add_noise(x_0, noise, t)
         labels = jnp.asarray(batch["label"]) if run.class_names else None
-        output, _ = models.apply(graphdef, variables, x_t, t, labels)
-        predicted = process.estimate(x_t, output, t).eps
+        nothing = jnp.zeros_like(x_t) if run.inputs.self_conditioned else None
+
+        def predict(x, time):
+            return models.apply(graphdef, variables, x, time, labels)[0]
+
+        predicted = samplers.denoise(process, predict, x_t, t, guess=nothing).eps
         # noise is shown as an image of mean 127.5, two standard deviations to either end
         shown = [run.to_data(x) for x in (x_0, x_t)] + [data.to_images(eps / 2) for eps in (noise, predicted)]
-        titles = [f"t = {int(time)}" for time in t] + [""] * (3 * num)
+        titles = [f"t = {float(time):g}" for time in t] + [""] * (3 * num)
         return figures.save_grid(
             self.folder / "noising.png",
             np.concatenate(shown),
@@ -103,7 +106,12 @@ class Pictures:
 
     def schedule(self) -> Path:
         """The noise schedule by t, on a logarithmic axis."""
-        table, config = self.run.process.schedule, self.run.config.process
+        config = self.run.config.process
+        if config.kind != "diffusion":
+            raise UserError(f"the picture schedule is of a diffusion, and {self.run.folder} is of kind {config.kind}.")
+        table = schedules.create(config.schedule, config.num_steps)
+        if config.zero_terminal_snr:
+            table = schedules.zero_terminal_snr(table)
         times = table.timesteps
         curves = {
             "beta": table.betas[times],
@@ -178,6 +186,8 @@ def plot(
 def _fitting(run: Run) -> list[str]:
     """The kinds that a run has what it takes for: one made of a file of weights has neither data nor losses."""
     unfit = set() if run.holds_images else set(OF_IMAGES)
+    if run.config.process.kind != "diffusion":
+        unfit.add("schedule")
     if not run.config.data.source:
         unfit |= {"beside", "noising"}
     if not read_metrics(run.folder):

@@ -37,13 +37,27 @@ class ProcessConfig:
     """How noise is added, and what is learned of it."""
 
     schedule: Literal["linear", "cosine", "quadratic", "sigmoid", "linear_inclusive", "cosine_unclipped"] = "linear"
-    """Noise schedule."""
+    """Noise schedule of a diffusion."""
     num_steps: int = 1000
-    """T, the number of timesteps."""
+    """T, the number of timesteps; a flow scales its times by it for the network."""
+    kind: Literal["diffusion", "flow", "blending"] = "diffusion"
+    """A Gaussian diffusion along a schedule, or the straight path of flow matching or of alpha-blending (IADB)."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that x_T holds no data at all; needs prediction v or x0."""
     prediction: Literal["eps", "x0", "v"] = "eps"
-    """What the network outputs: the noise, the clean image, or the velocity between them."""
-    loss: Literal["mse", "l1", "huber"] = "mse"
-    """Error of that output."""
+    """What the network of a diffusion outputs: the noise, the clean image, or the velocity between them."""
+    loss: Literal["mse", "l1", "huber", "vlb", "hybrid"] = "mse"
+    """Error of that output; vlb: the variational bound; hybrid: mse and the bound, where model.learn_variance is set."""
+    weighting: Literal["none", "p2", "snr", "truncated_snr", "min_snr"] = "none"
+    """Weight of the error by the signal-to-noise ratio."""
+    p2_gamma: float = 1.0
+    """Exponent of weighting p2, (p2_k + SNR)^-p2_gamma."""
+    p2_k: float = 1.0
+    """See p2_gamma."""
+    min_snr_gamma: float = 5.0
+    """Bound of weighting min_snr, min(SNR, min_snr_gamma)."""
+    times: Literal["uniform", "low_discrepancy", "loss_aware", "logit_normal"] = "uniform"
+    """How times to train at are drawn: loss_aware belongs to a diffusion, logit_normal to straight paths."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,8 @@ class TrainConfig:
     """What follows the warm-up: the same rate, or a cosine down to lr_end at the last step, also in one step for each epoch."""
     lr_end: float = 0.0
     """Where a cosine would end."""
+    label_dropout: float = 0.0
+    """Share of the labels that are hidden from the network, in [0, 1): above 0 it can be guided when it samples."""
     reset_optimizer: bool = False
     """Forget Adam's moments at the beginning of every epoch."""
     grad_clip: float | None = 1.0
@@ -109,6 +125,8 @@ class TrainConfig:
             raise UserError(f"train.lr must be positive and finite; got {self.lr:g}.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1); got {self.ema_decay:g}.")
+        if not 0 <= self.label_dropout < 1:
+            raise UserError(f"train.label_dropout must lie in [0, 1); got {self.label_dropout:g}.")
         if self.grad_clip is not None and not self.grad_clip > 0:
             raise UserError(f"train.grad_clip must be positive, or None; got {self.grad_clip:g}.")
         if not 0 <= self.lr_end < math.inf:
@@ -154,23 +172,55 @@ class SampleConfig:
         UserError: a number outside its range.
     """
 
-    sampler: Literal["ancestral", "ddim", "strided"] = "ancestral"
-    """The reverse chain (DDPM), DDIM, or the update of system 1."""
+    sampler: Literal[
+        "ancestral",
+        "ddim",
+        "strided",
+        "dpmpp_2m",
+        "dpmpp_2m_sde",
+        "dpmpp_3m",
+        "unipc",
+        "euler",
+        "euler_ancestral",
+        "heun",
+        "midpoint",
+    ] = "ancestral"
+    """The reverse chain (DDPM), DDIM, the update of system 1, DPM-Solver++, UniPC, or a method of Karras et al.; midpoint: of
+    flows.
+    """
     steps: int | None = None
-    """Denoising steps, at most the schedule's; None: all of them."""
+    """Denoising steps, at most the schedule's; None: all of them. heun and midpoint evaluate the network twice in each."""
     eta: float = 0.0
     """Share of fresh noise for ddim and strided: 0 deterministic, 1 as the reverse chain."""
-    variance: Literal["beta", "posterior"] = "beta"
-    """Ancestral sampling's variance: the upper or the lower bound (DDPM, section 3.2)."""
+    variance: Literal["beta", "posterior", "learned"] = "beta"
+    """Ancestral sampling's variance: the upper or the lower bound (DDPM, section 3.2), or what the network learned."""
+    spacing: Literal["even", "quadratic", "karras", "log_snr"] | None = None
+    """Where a diffusion's steps lie; None: where the sampler's authors put them."""
+    churn: float = 0.0
+    """Of heun: noise added anew over the whole walk (S_churn of Karras et al.)."""
     clip: float | None = 1.0
     """Bound on the predicted clean image while sampling; None: no bound."""
+    threshold: float | None = None
+    """Quantile, in (0, 1], of the clean image's values that may widen the bound before it is scaled back (Imagen); None: a fixed
+    bound.
+    """
+    guidance: float = 1.0
+    """Classifier-free guidance's scale: 1 none, 0 forgets the labels. Needs a network trained with label dropout."""
+    guidance_from: float = 0.0
+    """Earliest time at which to guide, as a share of the noisiest, in [0, 1]."""
+    guidance_to: float = 1.0
+    """Latest time at which to guide, as a share of the noisiest, in [0, 1]."""
+    guidance_rescale: float = 0.0
+    """Share of a guided output brought back to its unguided deviation, in [0, 1]."""
     num: int = 36
     """How many samples."""
 
     @property
     def step_options(self) -> dict[str, Any]:
         """The options of the sampler's step, as `samplers.create` takes them."""
-        return {"variance": self.variance} if self.sampler == "ancestral" else {"eta": self.eta}
+        if self.sampler == "ancestral":
+            return {"variance": self.variance}
+        return {"eta": self.eta} if self.sampler in ("ddim", "strided") else {}
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -181,6 +231,23 @@ class SampleConfig:
             raise UserError(f"sample.eta must lie in [0, 1]; got {self.eta:g}.")
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"sample.clip must be positive, or None; got {self.clip:g}.")
+        if self.threshold is not None and not (0 < self.threshold <= 1 and self.clip is not None):
+            raise UserError(
+                f"sample.threshold must lie in (0, 1], and needs sample.clip; got {self.threshold:g} and {self.clip}."
+            )
+        if not (0 <= self.churn < math.inf and (self.churn == 0 or self.sampler == "heun")):
+            raise UserError(
+                f"sample.churn must not be negative, and belongs to heun; got {self.churn:g} with {self.sampler}."
+            )
+        if not 0 <= self.guidance < math.inf:
+            raise UserError(f"sample.guidance must not be negative; got {self.guidance:g}.")
+        if not 0 <= self.guidance_from <= self.guidance_to <= 1:
+            raise UserError(
+                f"sample.guidance_from and guidance_to must be two numbers of [0, 1] in order; "
+                f"got {self.guidance_from:g} and {self.guidance_to:g}."
+            )
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"sample.guidance_rescale must lie in [0, 1]; got {self.guidance_rescale:g}.")
 
 
 @dataclass(frozen=True)
@@ -199,7 +266,11 @@ class Preset:
                 f"sample.clip bounds what lies in [-clip, clip], and data.scale = unit gives [0, 1]: sample.clip must be None; "
                 f"got {self.sample.clip:g}."
             )
-        if self.sample.steps is not None and self.sample.steps > self.process.num_steps:
+        if (
+            self.process.kind == "diffusion"
+            and self.sample.steps is not None
+            and self.sample.steps > self.process.num_steps
+        ):
             raise UserError(
                 f"sample.steps must be at most process.num_steps ({self.process.num_steps}); got {self.sample.steps}."
             )
@@ -258,6 +329,18 @@ RECIPES: dict[str, Recipe] = {
             sample  = SampleConfig("ddim", steps=50, num=100),
         ),
     ),
+    "digits-flow": Recipe(
+        "The digits by flow matching: a straight path, its velocity learned, Heun's method.",
+        Preset(
+            data    = DataConfig("digits"),
+            model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                   attention_resolutions=(4,), norm_groups=8),
+            process = ProcessConfig(kind="flow"),
+            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
+                                  log_every=20, sample_every=400, checkpoint_every=400),
+            sample  = SampleConfig("heun", steps=25, clip=None, num=100),
+        ),
+    ),
     "images": Recipe(
         "Your own pictures: ddpm train images --data.source PATH; 32x32 in colour, a GPU's evening.",
         Preset(
@@ -277,6 +360,17 @@ RECIPES: dict[str, Recipe] = {
             train   = TrainConfig(steps=800_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
                                   log_every=100, sample_every=10_000, checkpoint_every=5_000),
             sample  = SampleConfig("ancestral"),
+        ),
+    ),
+    "cifar10-flow": Recipe(
+        "CIFAR-10 by flow matching, with the network of Ho et al. 2020: a day on one large GPU.",
+        Preset(
+            data    = DataConfig("tfds:cifar10", flip=True, labels=False),
+            model   = configs.UNet(dropout=0.1),
+            process = ProcessConfig(kind="flow", times="logit_normal"),
+            train   = TrainConfig(steps=400_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
+                                  log_every=100, sample_every=10_000, checkpoint_every=5_000),
+            sample  = SampleConfig("heun", steps=50, clip=None),
         ),
     ),
     "mnist-convnext": _system(
@@ -303,6 +397,26 @@ RECIPES: dict[str, Recipe] = {
         "mlp", "System 4: 25,000 points of a grid of discs, 40 epochs of 1,000 steps.",
         DataConfig("disc-grid"),                                 _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500,
                                                                        checkpoint_every=10_000)),
+    "spiral-flow": Recipe(
+        "The spiral by flow matching, otherwise as spiral.",
+        Preset(
+            data    = DataConfig("spiral"),
+            model   = configs.MLP(),
+            process = ProcessConfig(kind="flow"),
+            train   = _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500, checkpoint_every=10_000),
+            sample  = SampleConfig("heun", steps=50, clip=None, num=1200),
+        ),
+    ),
+    "spiral-iadb": Recipe(
+        "The spiral by iterative alpha-(de)blending, otherwise as spiral.",
+        Preset(
+            data    = DataConfig("spiral"),
+            model   = configs.MLP(),
+            process = ProcessConfig(kind="blending"),
+            train   = _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500, checkpoint_every=10_000),
+            sample  = SampleConfig("euler", steps=200, clip=None, num=1200),
+        ),
+    ),
     "mnist-strided": _system(
         "strided_unet", "System 5: MNIST as 32x32 in three channels.",
         DataConfig("tfds:mnist", labels=False),                  _adam(1e-4, 16, steps=10_000)),

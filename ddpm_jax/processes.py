@@ -1,5 +1,6 @@
 """What is learned: how data becomes noise, and what a network's output says of the data and the noise in x_t."""
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -7,16 +8,25 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
+from ddpm_jax import bound
 from ddpm_jax.errors import UserError
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.schedules import Schedule, Table
 
 Prediction = Literal["eps", "x0", "v"]
 Loss = Literal["mse", "l1", "huber"]
-Variance = Literal["beta", "posterior"]
-Predict = Callable[[Float[Array, "b *shape"], Int[Array, "b"]], Float[Array, "b *shape"]]
-"""A network seen from outside: (x_t, t) -> what it was trained to predict."""
+DiffusionLoss = Literal["mse", "l1", "huber", "vlb", "hybrid"]
+Weighting = Literal["none", "p2", "snr", "truncated_snr", "min_snr"]
+FixedVariance = Literal["beta", "posterior"]
+Variance = Literal["beta", "posterior", "learned"]
+TimeDraw = Literal["uniform", "low_discrepancy"]
+FlowTimeDraw = Literal["uniform", "low_discrepancy", "logit_normal"]
+Predict = Callable[[Float[Array, "b *shape"], Num[Array, "b"]], Float[Array, "b *out"]]
+"""A network seen from outside: (x_t, t) -> what it was trained to output; t as `Process.network_time` gives it."""
+
+HYBRID_SHARE = 1e-3
+"""What the bound counts for beside the mean square error (improved DDPM, eq. 16)."""
 
 
 class Level(NamedTuple):
@@ -31,36 +41,126 @@ class Estimate(NamedTuple):
 
     x_0: Float[Array, "b *shape"]
     eps: Float[Array, "b *shape"]
+    variance_logit: Float[Array, "b *shape"] | None = None
+    """Of a network that learns the variance: where it lies between its bounds, -1 the lower and 1 the upper."""
 
 
 @dataclass(frozen=True)
-class GaussianDiffusion:
-    """Data mixed with Gaussian noise along a discrete schedule (Ho et al. 2020).
+class Process(abc.ABC):
+    """A path from data to noise, x_t = alpha_t x_0 + sigma_t eps, and what a network learns of it."""
+
+    @abc.abstractmethod
+    def level(self, t: Num[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
+        """The levels of the times t, shape (n,), in the dtype of `like` and shaped (n, 1, ...) to broadcast against it."""
+
+    @abc.abstractmethod
+    def target(
+        self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Num[Array, "b"]
+    ) -> Float[Array, "b *shape"]:
+        """What the network should output for x_t = add_noise(x_0, noise, t)."""
+
+    @abc.abstractmethod
+    def estimate(self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *out"], t: Num[Array, "b"]) -> Estimate:
+        """The pair (x_0, eps) that a network's output stands for: x_t = alpha_t x_0 + sigma_t eps holds exactly for it."""
+
+    @abc.abstractmethod
+    def draw_times(self, key: jax.Array, n: int) -> Num[Array, "n"]:
+        """n times to train at."""
+
+    @abc.abstractmethod
+    def times(self, num_steps: int | None = None) -> np.ndarray:
+        """The descending grid a sampler walks: num_steps + 1 evenly spaced times, from the noisiest to the clean end."""
+
+    @abc.abstractmethod
+    def checked(self, num_steps: int | None) -> int:
+        """A number of sampling steps, the process's own for None. Raises UserError where it is out of range."""
+
+    def network_time(self, t: Num[Array, "b"]) -> Num[Array, "b"]:
+        """The times as the network is told them."""
+        return t
+
+    def add_noise(
+        self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Num[Array, "b"]
+    ) -> Float[Array, "b *shape"]:
+        """x_t = alpha_t x_0 + sigma_t eps (DDPM, eq. 4)."""
+        alpha, sigma = self.level(t, x_0)
+        return alpha * x_0 + sigma * noise
+
+    def eps_given_x_0(
+        self, x_t: Float[Array, "b *shape"], x_0: Float[Array, "b *shape"], t: Num[Array, "b"]
+    ) -> Float[Array, "b *shape"]:
+        """The noise that takes x_0 to x_t: (x_t - alpha_t x_0) / sigma_t."""
+        alpha, sigma = self.level(t, x_t)
+        return (x_t - alpha * x_0) / sigma
+
+    @abc.abstractmethod
+    def loss_per_example(
+        self,
+        predict: Predict,
+        x_0: Float[Array, "b *shape"],
+        noise: Float[Array, "b *shape"],
+        t: Num[Array, "b"],
+    ) -> Float[Array, "b"]:
+        """The error of predict(x_t, t) against its target, averaged over each example."""
+
+
+@dataclass(frozen=True)
+class GaussianDiffusion(Process):
+    """Data mixed with Gaussian noise along a discrete schedule (Ho et al. 2020); its times are integers.
 
     prediction: what the network is trained to output: the noise `eps`, the data `x0`, or the velocity `v` = alpha eps - sigma x_0
-    (Salimans & Ho 2022). loss: mean square, mean absolute, or Huber (delta 1) error of that output, times the P2 weight
-    (p2_k + snr)^-p2_gamma (Choi et al. 2022, eq. 8), which is 1 for the default p2_gamma of 0.
+    (Salimans & Ho 2022).
+    loss: mean square, mean absolute, or Huber (delta 1) error of that output; `vlb`: T times the term of the variational bound, in
+    bits per dimension; `hybrid`: mse plus a thousandth of vlb, which there trains the variance alone (Nichol & Dhariwal 2021, eq.
+    16). weighting of mse, l1 and huber, by the signal-to-noise ratio: `p2` is (p2_k + SNR)^-p2_gamma times the error of the
+    output (Choi et al. 2022, eq. 8); `snr`, `truncated_snr` = max(SNR, 1) (Salimans & Ho 2022) and `min_snr` = min(SNR,
+    min_snr_gamma) (Hang et al. 2023) are weights of the error of x_0, which is that of eps / SNR, and that of v / (SNR + 1).
+    learned_variance: the network's output has twice the channels; the second half places the variance of the reverse step between
+    its bounds (improved DDPM, eq. 15).
+    time_draw: times to train at are independent and uniform, or evenly spread with one common offset (Kingma et al. 2021, app.
+    I.1).
 
     Raises:
-        UserError: an unknown prediction or loss.
+        UserError: an unknown word, numbers out of range, or options that exclude each other.
     """
 
     schedule: Schedule
     prediction: Prediction = "eps"
-    loss: Loss = "mse"
-    p2_gamma: float = 0.0
+    loss: DiffusionLoss = "mse"
+    weighting: Weighting = "none"
+    p2_gamma: float = 1.0
     p2_k: float = 1.0
+    min_snr_gamma: float = 5.0
+    learned_variance: bool = False
+    time_draw: TimeDraw = "uniform"
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("prediction", self.prediction, get_args(Prediction)),
-            ("loss", self.loss, get_args(Loss)),
-        ):
-            if value not in allowed:
-                raise UserError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
+        _check_words(
+            prediction=(self.prediction, Prediction),
+            loss=(self.loss, DiffusionLoss),
+            weighting=(self.weighting, Weighting),
+            time_draw=(self.time_draw, TimeDraw),
+        )
+        if not self.p2_gamma >= 0:
+            raise UserError(f"p2_gamma must not be negative; got {self.p2_gamma}.")
+        for name in ("p2_k", "min_snr_gamma"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be positive; got {getattr(self, name)}.")
+        if self.loss == "hybrid" and not self.learned_variance:
+            raise UserError("loss = hybrid trains a learned variance: it needs learned_variance = True.")
+        if self.learned_variance and self.loss not in ("vlb", "hybrid"):
+            raise UserError(f"a learned variance is trained by loss = hybrid or vlb alone; got {self.loss}.")
+        if self.loss == "vlb" and self.weighting != "none":
+            raise UserError(
+                f"the bound has weights of its own: loss = vlb needs weighting = none; got {self.weighting}."
+            )
+        if self.prediction == "eps" and not self.schedule.alphas_cumprod[self.schedule.timesteps].all():
+            raise UserError(
+                "prediction = eps says nothing where x_t holds no data, as at a zero terminal SNR: use v or x0."
+            )
 
-    def level(self, t: Int[Array, "b"] | np.ndarray, like: Float[Array, "..."]) -> Level:
-        """The levels of the times t, shape (n,), cast once to the dtype of `like` and shaped (n, 1, ...) to broadcast against it.
+    def level(self, t: Int[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
+        """The levels of the times t, cast once.
 
         t = schedule.first - 1 is the clean end of a chain that starts at 0: alpha 1, sigma 0.
         """
@@ -69,15 +169,7 @@ class GaussianDiffusion:
             np.append(np.ones(clean), self.schedule.sqrt_alphas_cumprod),
             np.append(np.zeros(clean), self.schedule.sqrt_one_minus_alphas_cumprod),
         )
-        shape = (-1,) + (1,) * (like.ndim - 1)
-        return Level(*(jnp.asarray(table, like.dtype)[jnp.asarray(t) + clean].reshape(shape) for table in tables))
-
-    def add_noise(
-        self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Int[Array, "b"]
-    ) -> Float[Array, "b *shape"]:
-        """x_t = alpha_t x_0 + sigma_t eps for t in schedule.timesteps (DDPM, eq. 4)."""
-        alpha, sigma = self.level(t, x_0)
-        return alpha * x_0 + sigma * noise
+        return Level(*(_at(table, jnp.asarray(t) + clean, like) for table in tables))
 
     def target(
         self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Int[Array, "b"]
@@ -90,28 +182,31 @@ class GaussianDiffusion:
         alpha, sigma = self.level(t, x_0)
         return alpha * noise - sigma * x_0
 
-    def estimate(self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *shape"], t: Int[Array, "b"]) -> Estimate:
-        """The pair (x_0, eps) that a network's output stands for: x_t = alpha_t x_0 + sigma_t eps holds exactly for it."""
+    def estimate(self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *out"], t: Int[Array, "b"]) -> Estimate:
+        """The pair (x_0, eps) that a network's output stands for, and its word on the variance where it learns one."""
         alpha, sigma = self.level(t, x_t)
+        output, logit = self.halves(output)
         if self.prediction == "eps":
-            return Estimate((x_t - sigma * output) / alpha, output)
+            return Estimate((x_t - sigma * output) / alpha, output, logit)
         if self.prediction == "x0":
-            return Estimate(output, (x_t - alpha * output) / sigma)
-        return Estimate(alpha * x_t - sigma * output, sigma * x_t + alpha * output)
+            return Estimate(output, (x_t - alpha * output) / sigma, logit)
+        return Estimate(alpha * x_t - sigma * output, sigma * x_t + alpha * output, logit)
 
-    def eps_given_x_0(
-        self, x_t: Float[Array, "b *shape"], x_0: Float[Array, "b *shape"], t: Int[Array, "b"]
-    ) -> Float[Array, "b *shape"]:
-        """The noise that takes x_0 to x_t: (x_t - alpha_t x_0) / sigma_t."""
-        alpha, sigma = self.level(t, x_t)
-        return (x_t - alpha * x_0) / sigma
+    def halves(
+        self, output: Float[Array, "b *out"]
+    ) -> tuple[Float[Array, "b *shape"], Float[Array, "b *shape"] | None]:
+        """What of the output concerns the mean, and what the variance (None: it is not learned)."""
+        if not self.learned_variance:
+            return output, None
+        mean, logit = jnp.split(output, 2, axis=-1)
+        return mean, logit
 
     def posterior(
         self,
         x_0: Float[Array, "b *shape"],
         x_t: Float[Array, "b *shape"],
         t: Int[Array, "b"],
-        variance: Variance = "posterior",
+        variance: FixedVariance = "posterior",
     ) -> tuple[Float[Array, "b *shape"], Float[Array, "..."]]:
         """Mean of q(x_{t-1} | x_t, x_0) and the variance given to the reverse step (DDPM, eq. 6-7 and section 3.2).
 
@@ -119,17 +214,54 @@ class GaussianDiffusion:
         """
         schedule = self.schedule
         chosen = schedule.posterior_variance if variance == "posterior" else schedule.betas
-        shape = (-1,) + (1,) * (x_t.ndim - 1)
-        coef1, coef2, var = (
-            jnp.asarray(table, x_t.dtype)[t].reshape(shape)
-            for table in (schedule.posterior_mean_coef1, schedule.posterior_mean_coef2, chosen)
-        )
+        tables = (schedule.posterior_mean_coef1, schedule.posterior_mean_coef2, chosen)
+        coef1, coef2, var = (_at(table, t, x_t) for table in tables)
         return coef1 * x_0 + coef2 * x_t, var
 
+    def log_variance(self, hat: Estimate, t: Int[Array, "b"], variance: Variance) -> Float[Array, "..."]:
+        """Logarithm of the reverse step's variance in the bound, finite at the first timestep too (improved DDPM, section 3.1)."""
+        schedule = self.schedule
+        lower = _at(schedule.posterior_log_variance_clipped, t, hat.x_0)
+        if variance == "posterior":
+            return lower
+        betas = schedule.betas.copy()
+        if variance == "beta":
+            if schedule.num_steps > 1:
+                betas[schedule.first] = schedule.posterior_variance[schedule.first + 1]
+            return _at(np.log(betas), t, hat.x_0)
+        if hat.variance_logit is None:
+            raise UserError("variance = learned needs a network that learns it: learned_variance = True.")
+        with np.errstate(divide="ignore"):
+            upper = _at(np.log(betas), t, hat.x_0)
+        fraction = (hat.variance_logit + 1) / 2
+        return fraction * upper + (1 - fraction) * lower
+
+    def bound_term(
+        self,
+        hat: Estimate,
+        x_0: Float[Array, "b *shape"],
+        x_t: Float[Array, "b *shape"],
+        t: Int[Array, "b"],
+        variance: Variance = "posterior",
+    ) -> Float[Array, "b"]:
+        """The term of the variational bound that belongs to t, in bits per dimension (DDPM, eq. 5).
+
+        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); at the first timestep -log p(x_0 | x_t) of 8-bit data in [-1, 1]. The terms
+        of all t and the prior's add up to the bound. hat: what the network makes of x_t = add_noise(x_0, noise, t).
+        """
+        mean, _ = self.posterior(x_0, x_t, t)
+        mean_hat, _ = self.posterior(hat.x_0, x_t, t)
+        log_variance = _at(self.schedule.posterior_log_variance_clipped, t, x_t)
+        log_variance_hat = self.log_variance(hat, t, variance)
+        kl = bound.normal_kl(mean, log_variance, mean_hat, log_variance_hat)
+        return jnp.where(t == self.schedule.first, bound.decoder(x_0, mean_hat, log_variance_hat), kl)
+
     def draw_times(self, key: jax.Array, n: int) -> Int[Array, "n"]:
-        """n timesteps, uniform over schedule.timesteps."""
-        first = self.schedule.first
-        return jax.random.randint(key, (n,), first, first + self.schedule.num_steps)
+        """n timesteps out of schedule.timesteps."""
+        first, num_steps = self.schedule.first, self.schedule.num_steps
+        if self.time_draw == "uniform":
+            return jax.random.randint(key, (n,), first, first + num_steps)
+        return first + jnp.int32(_spread(key, n) * num_steps).clip(0, num_steps - 1)
 
     def loss_per_example(
         self,
@@ -139,18 +271,37 @@ class GaussianDiffusion:
         t: Int[Array, "b"],
     ) -> Float[Array, "b"]:
         """The error of predict(x_t, t) against its target, averaged over each example; mse of eps is L_simple (DDPM, eq. 14)."""
-        error = predict(self.add_noise(x_0, noise, t), t) - self.target(x_0, noise, t)
-        if self.loss == "mse":
-            loss = error**2
-        elif self.loss == "l1":
-            loss = jnp.abs(error)
-        else:
-            size = jnp.abs(error)
-            loss = jnp.where(size < 1.0, 0.5 * error**2, size - 0.5)
-        loss = loss.mean(axis=tuple(range(1, loss.ndim)))
-        if self.p2_gamma == 0:
+        x_t = self.add_noise(x_0, noise, t)
+        output = predict(x_t, self.network_time(t))
+        variance: Variance = "learned" if self.learned_variance else "posterior"
+        if self.loss == "vlb":
+            return self.schedule.num_steps * self.bound_term(self.estimate(x_t, output, t), x_0, x_t, t, variance)
+        mean, logit = self.halves(output)
+        loss = _error(mean - self.target(x_0, noise, t), "mse" if self.loss == "hybrid" else self.loss)
+        if self.weighting != "none":
+            loss = loss * jnp.asarray(self.weights, loss.dtype)[t]
+        if logit is None:
             return loss
-        return loss * jnp.asarray((self.p2_k + self.schedule.snr) ** -self.p2_gamma, loss.dtype)[t]
+        # the mean is left to the mean square error: the bound's gradients are too noisy for it
+        hat = self.estimate(x_t, jnp.concatenate([jax.lax.stop_gradient(mean), logit], axis=-1), t)
+        return loss + HYBRID_SHARE * self.schedule.num_steps * self.bound_term(hat, x_0, x_t, t, variance)
+
+    @property
+    def weights(self) -> Table:
+        """What the error of the output counts for at each t, by `weighting`."""
+        snr = self.schedule.snr
+        if self.weighting == "none":
+            return np.ones_like(snr)
+        if self.weighting == "p2":
+            return (self.p2_k + snr) ** -self.p2_gamma
+        of_x_0 = {
+            "snr": snr,
+            "truncated_snr": np.maximum(snr, 1.0),
+            "min_snr": np.minimum(snr, self.min_snr_gamma),
+        }[self.weighting]
+        per_output = {"x0": np.ones_like(snr), "eps": snr, "v": snr + 1.0}[self.prediction]
+        # entries without noise belong to no timestep
+        return np.divide(of_x_0, per_output, out=np.ones_like(snr), where=np.isfinite(of_x_0 + per_output))
 
     def times(self, num_steps: int | None = None) -> np.ndarray:
         """The descending grid a sampler walks: num_steps + 1 evenly spaced int32 times, from the last timestep to the clean end.
@@ -158,9 +309,142 @@ class GaussianDiffusion:
         num_steps None is the whole chain. Raises UserError unless 1 <= num_steps <= T.
         """
         last = int(self.schedule.timesteps[-1])
+        num_steps = self.checked(num_steps)
+        return np.round(np.linspace(last, self.schedule.first - 1, num_steps + 1)).astype(np.int32)
+
+    def checked(self, num_steps: int | None) -> int:
+        """A number of sampling steps; None: T. Raises UserError unless it lies in 1..T."""
         longest = self.schedule.num_steps
         if num_steps is None:
-            num_steps = longest
+            return longest
         if not 1 <= num_steps <= longest:
             raise UserError(f"steps must lie in 1..{longest} (the schedule's length); got {num_steps}.")
-        return np.round(np.linspace(last, self.schedule.first - 1, num_steps + 1)).astype(np.int32)
+        return num_steps
+
+
+@dataclass(frozen=True)
+class LinearPath(Process):
+    """x_t = (1 - t) x_0 + t eps for t in [0, 1]: alpha = 1 - t, sigma = t.
+
+    num_steps: networks are told t (num_steps - 1), which is what their embeddings are made for; also the steps of a sampler that is
+    given no number. time_draw: times to train at are uniform, evenly spread with one common offset, or logit-normal, 1 / (1 +
+    e^-z) of a standard normal z, which favours the middle (Esser et al. 2024, section 3.1).
+
+    Raises:
+        UserError: an unknown word, or num_steps below 2.
+    """
+
+    num_steps: int = 1000
+    loss: Loss = "mse"
+    time_draw: FlowTimeDraw = "uniform"
+
+    def __post_init__(self) -> None:
+        _check_words(loss=(self.loss, Loss), time_draw=(self.time_draw, FlowTimeDraw))
+        if self.num_steps < 2:
+            raise UserError(f"num_steps must be at least 2; got {self.num_steps}.")
+
+    def level(self, t: Float[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
+        """alpha = 1 - t and sigma = t."""
+        sigma = jnp.asarray(t, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
+        return Level(1 - sigma, sigma)
+
+    def network_time(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """t (num_steps - 1)."""
+        return t * (self.num_steps - 1)
+
+    def draw_times(self, key: jax.Array, n: int) -> Float[Array, "n"]:
+        """n times in [0, 1)."""
+        if self.time_draw == "logit_normal":
+            return jax.nn.sigmoid(jax.random.normal(key, (n,)))
+        return _spread(key, n) if self.time_draw == "low_discrepancy" else jax.random.uniform(key, (n,))
+
+    def loss_per_example(
+        self,
+        predict: Predict,
+        x_0: Float[Array, "b *shape"],
+        noise: Float[Array, "b *shape"],
+        t: Float[Array, "b"],
+    ) -> Float[Array, "b"]:
+        """The error of predict(x_t, t) against its target, averaged over each example."""
+        output = predict(self.add_noise(x_0, noise, t), self.network_time(t))
+        return _error(output - self.target(x_0, noise, t), self.loss)
+
+    def times(self, num_steps: int | None = None) -> np.ndarray:
+        """num_steps + 1 evenly spaced float64 times from 1 to 0; None: the process's own number. UserError unless at least 1."""
+        return np.linspace(1.0, 0.0, self.checked(num_steps) + 1)
+
+    def checked(self, num_steps: int | None) -> int:
+        """A number of sampling steps; None: the process's own. Raises UserError unless it is at least 1."""
+        if num_steps is None:
+            return self.num_steps
+        if num_steps < 1:
+            raise UserError(f"steps must be at least 1; got {num_steps}.")
+        return num_steps
+
+
+@dataclass(frozen=True)
+class FlowMatching(LinearPath):
+    """The network learns the velocity dx/dt = eps - x_0 of the straight path (Lipman et al. 2023; Liu et al. 2023)."""
+
+    def target(
+        self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Float[Array, "b"]
+    ) -> Float[Array, "b *shape"]:
+        """eps - x_0."""
+        return noise - x_0
+
+    def estimate(
+        self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *shape"], t: Float[Array, "b"]
+    ) -> Estimate:
+        """The pair (x_0, eps) whose difference is the velocity."""
+        alpha, sigma = self.level(t, x_t)
+        return Estimate(x_t - sigma * output, x_t + alpha * output)
+
+
+@dataclass(frozen=True)
+class AlphaBlending(LinearPath):
+    """Iterative alpha-(de)blending: the network learns x_0 - eps, and is told the share 1 - t of the data (Heitz et al. 2023)."""
+
+    def network_time(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """(1 - t) (num_steps - 1)."""
+        return (1 - t) * (self.num_steps - 1)
+
+    def target(
+        self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Float[Array, "b"]
+    ) -> Float[Array, "b *shape"]:
+        """x_0 - eps."""
+        return x_0 - noise
+
+    def estimate(
+        self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *shape"], t: Float[Array, "b"]
+    ) -> Estimate:
+        """The pair (x_0, eps) whose difference is the output."""
+        alpha, sigma = self.level(t, x_t)
+        return Estimate(x_t + sigma * output, x_t - alpha * output)
+
+
+def _error(difference: Float[Array, "b *shape"], loss: str) -> Float[Array, "b"]:
+    """Mean square, mean absolute or Huber (delta 1) size of the difference, over all axes but the first."""
+    if loss == "mse":
+        error = difference**2
+    elif loss == "l1":
+        error = jnp.abs(difference)
+    else:
+        size = jnp.abs(difference)
+        error = jnp.where(size < 1.0, 0.5 * difference**2, size - 0.5)
+    return error.mean(axis=tuple(range(1, error.ndim)))
+
+
+def _spread(key: jax.Array, n: int) -> Float[Array, "n"]:
+    """n numbers in [0, 1), evenly spaced around the circle from a uniform start."""
+    return (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0
+
+
+def _at(table: Table, t: Int[Array, "b"], like: Float[Array, "..."]) -> Float[Array, "..."]:
+    """table[t] in the dtype of `like`, shaped to broadcast against it."""
+    return jnp.asarray(table, like.dtype)[t].reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _check_words(**words: tuple[str, object]) -> None:
+    for name, (word, allowed) in words.items():
+        if word not in get_args(allowed):
+            raise UserError(f"{name} must be one of {', '.join(get_args(allowed))}; got {word!r}.")

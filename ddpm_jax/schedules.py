@@ -200,6 +200,25 @@ def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
     return Schedule(1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), alphas_cumprod, first=1)
 
 
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The schedule with sqrt(A) shifted and stretched so that A_T = 0, and A at the first timestep stays (Lin et al. 2024, alg. 1).
+
+    x_T is then pure noise, as it is when sampling starts; a network that predicts eps learns nothing there.
+
+    Raises:
+        UserError: fewer than two timesteps.
+    """
+    if schedule.num_steps < 2:
+        raise UserError(f"a zero terminal SNR needs at least 2 timesteps; got num_steps = {schedule.num_steps}.")
+    first, root = schedule.first, schedule.sqrt_alphas_cumprod
+    kept = root[first]
+    alphas_cumprod = ((root - root[-1]) * kept / (kept - root[-1])) ** 2
+    alphas_cumprod[:first] = schedule.alphas_cumprod[:first]
+    betas = 1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+    betas[:first] = schedule.betas[:first]
+    return Schedule(betas, alphas_cumprod, first)
+
+
 def _squared_cosine(num_steps: int, s: float) -> Table:
     if s <= 0:
         raise UserError(f"s must be positive; got {s:g}.")

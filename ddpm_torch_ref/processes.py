@@ -1,68 +1,128 @@
-"""The Gaussian diffusion: what is added to the data, and what a network is asked to predict."""
+"""What is learned: what is added to the data, and what a network is asked to predict.
+
+Every process here is x_t = alpha_t x_0 + sigma_t eps: the Gaussian diffusion with a table of levels, flow matching and
+alpha-blending with alpha_t = 1 - t, sigma_t = t.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm_torch_ref import likelihood
 from ddpm_torch_ref.schedules import Schedule, Table
 
 Predict = Callable[[Tensor, Tensor], Tensor]
+Time = TypeVar("Time", float, Tensor)
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("beta", "posterior")
+WEIGHTINGS = ("none", "p2", "snr", "truncated_snr", "min_snr")
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
+BOUND_LOSSES = ("hybrid", "vlb")
+HYBRID_BOUND_WEIGHT = 0.001
+"""Lambda of Nichol & Dhariwal 2021, eq. 16."""
 
 
 class Estimate(NamedTuple):
-    """A network's idea of the two parts of x_t, each of x_t's shape."""
+    """A network's idea of the two parts of x_t, each of x_t's shape, and of the reverse step's variance, where it has one.
+
+    variance_logit is v in about [-1, 1], of x_t's shape, or None: (v + 1)/2 is the share of log beta in the log variance.
+    """
 
     x_0: Tensor
     eps: Tensor
+    variance_logit: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianDiffusion:
     """x_t = sqrt(A_t) x_0 + sqrt(1 - A_t) eps, with a network that predicts eps, x_0 or v.
 
-    Images are (B, C, H, W), t is (B,) int64, each one of schedule.timesteps.
+    Images are (B, C, H, W), points (B, D); t is (B,) int64, each one of schedule.timesteps.
 
     Args:
         schedule: the tables of A_t and its kin.
         prediction: "eps" (Ho et al. 2020), "x0", or "v" = sqrt(A_t) eps - sqrt(1 - A_t) x_0 (Salimans &
             Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models").
-        loss: "mse", "l1", or "huber" (smooth L1, quadratic below a difference of 1).
-        p2_gamma: g of the loss's weight (p2_k + A_t/(1 - A_t))^-g, at least 0; 0 weighs all t alike (Choi et al. 2022,
-            "Perception Prioritized Training of Diffusion Models", eq. 8).
-        p2_k: see p2_gamma; above 0.
+        loss: "mse", "l1", "huber" (smooth L1, quadratic below a difference of 1); "vlb", the bound's term of t in bits per
+            dimension, times T, with the learned variance or else the posterior one; "hybrid", the mean square plus 0.001 of
+            that, whose gradient then reaches the variance alone (Nichol & Dhariwal 2021, "Improved Denoising Diffusion
+            Probabilistic Models", eq. 16).
+        weighting: of the loss over t, S = A_t/(1 - A_t) being the signal-to-noise ratio.
+            "none": 1.
+            "p2": (p2_k + S)^-p2_gamma on the error of whatever is predicted (Choi et al. 2022, "Perception Prioritized
+            Training of Diffusion Models", eq. 8).
+            The rest weigh the squared error of x_0: "snr" by S, "truncated_snr" by max(S, 1) (Salimans & Ho 2022, section 4),
+            "min_snr" by min(S, min_snr_gamma) (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy").
+            Where a network predicts another quantity, its error is converted: see `loss_weights`.
+        p2_gamma: at least 0; 0 weighs all t alike.
+        p2_k: above 0.
+        min_snr_gamma: above 0.
+        learned_variance: the network's output has twice x_t's channels (axis 1), the second half being v: the reverse step's
+            log variance is f log beta + (1 - f) log beta~, f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15).
 
     Raises:
-        ValueError: an unknown prediction or loss, or a number out of range.
+        ValueError: an unknown prediction, loss or weighting; a number out of range; prediction "eps" where A_t is 0 at a valid
+            t, as eps then says nothing of x_0; loss "hybrid" without learned_variance; loss "hybrid" or "vlb" on a chain whose
+            clean end has A below 1; loss "vlb" with a weighting, as the bound has its own.
     """
 
     schedule: Schedule
     prediction: str = "eps"
     loss: str = "mse"
-    p2_gamma: float = 0.0
+    weighting: str = "none"
+    p2_gamma: float = 1.0
     p2_k: float = 1.0
+    min_snr_gamma: float = 5.0
+    learned_variance: bool = False
 
     def __post_init__(self) -> None:
         _choose("prediction", self.prediction, PREDICTIONS)
-        _choose("loss", self.loss, tuple(LOSSES))
+        _choose("loss", self.loss, (*LOSSES, *BOUND_LOSSES))
+        _choose("weighting", self.weighting, WEIGHTINGS)
         if not self.p2_gamma >= 0:
             raise ValueError(f"p2_gamma must be at least 0; got {self.p2_gamma}.")
         if not self.p2_k > 0:
             raise ValueError(f"p2_k must be above 0; got {self.p2_k}.")
+        if not self.min_snr_gamma > 0:
+            raise ValueError(f"min_snr_gamma must be above 0; got {self.min_snr_gamma}.")
+        if self.prediction == "eps" and (self.schedule.alphas_cumprod[self.schedule.first :] == 0).any():
+            raise ValueError("prediction must be x0 or v on a schedule whose last alphas_cumprod is 0; got 'eps'.")
+        if self.loss == "hybrid" and not self.learned_variance:
+            raise ValueError("loss must be other than 'hybrid' without learned_variance; got 'hybrid'.")
+        if self.loss == "vlb" and self.weighting != "none":
+            raise ValueError(f"weighting must be none with loss 'vlb', which weighs t itself; got {self.weighting!r}.")
+        if self.loss in BOUND_LOSSES:
+            likelihood.check_clean_end(self.schedule)
+
+    @property
+    def clean_end(self) -> int:
+        """The time at which every chain of steps ends, one before the first valid t."""
+        return self.schedule.first - 1
+
+    def level(self, t: float) -> tuple[float, float]:
+        """(alpha, sigma) of one time of a grid: a valid t, or the clean end; (1, 0) before a table from t = 0."""
+        if t < 0:
+            return 1.0, 0.0
+        schedule = self.schedule
+        return float(schedule.sqrt_alphas_cumprod[int(t)]), float(schedule.sqrt_one_minus_alphas_cumprod[int(t)])
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told of t: t itself."""
+        return t
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t, a draw of q(x_t | x_0) (DDPM eq. 4)."""
         return self._alpha(t, x_0) * x_0 + self._sigma(t, x_0) * noise
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should have said."""
+        """What the network should have said; with learned variance, the first half of it."""
         if self.prediction == "eps":
             return noise
         if self.prediction == "x0":
@@ -70,17 +130,18 @@ class GaussianDiffusion:
         return self._alpha(t, x_0) * noise - self._sigma(t, x_0) * x_0
 
     def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
-        """The pair (x_0, eps) that a network's output at x_t stands for."""
+        """The pair (x_0, eps) that a network's output at x_t stands for, and the variance's logit where it is learned."""
+        output, variance_logit = self._split(output)
         if self.prediction == "eps":
             x_0 = (
                 _at(self.schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
                 - _at(self.schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * output
             )
-            return Estimate(x_0, output)
+            return Estimate(x_0, output, variance_logit)
         if self.prediction == "x0":
-            return Estimate(output, self.implied_noise(x_t, output, t))
+            return Estimate(output, self.implied_noise(x_t, output, t), variance_logit)
         alpha, sigma = self._alpha(t, x_t), self._sigma(t, x_t)
-        return Estimate(alpha * x_t - sigma * output, sigma * x_t + alpha * output)
+        return Estimate(alpha * x_t - sigma * output, sigma * x_t + alpha * output, variance_logit)
 
     def implied_noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
         """The eps that leads from x_0 to x_t: (x_t - sqrt(A_t) x_0) / sqrt(1 - A_t)."""
@@ -104,12 +165,85 @@ class GaussianDiffusion:
         table = schedule.betas if variance == "beta" else schedule.posterior_variance
         return mean, _at(table, t, x_t)
 
+    def log_variance(self, x_t: Tensor, t: Tensor, variance: str, variance_logit: Tensor | None = None) -> Tensor:
+        """Log variance of the reverse step p(x_{t-1} | x_t), (B, 1, 1, 1), or of x_t's shape where it is learned.
+
+        Args:
+            x_t: (B, C, H, W) noised images, for dtype, device and number of axes.
+            t: (B,) times.
+            variance: "posterior"; "beta"; or "learned", f log beta + (1 - f) log beta~, f = (variance_logit + 1)/2. The first
+                valid t has no posterior variance: the successor's stands there for it, and for "beta" too.
+            variance_logit: (B, C, H, W), for "learned" only: that of `estimate`.
+
+        Raises:
+            ValueError: an unknown variance, or "learned" without variance_logit.
+
+        Ho et al. 2020, section 3.2; Nichol & Dhariwal 2021, eq. 15.
+        """
+        _choose("variance", variance, (*VARIANCES, "learned"))
+        smaller = self.schedule.posterior_log_variance_clipped
+        with np.errstate(divide="ignore"):
+            larger = np.log(self.schedule.betas)
+        if variance == "posterior":
+            return _at(smaller, t, x_t)
+        if variance == "beta":
+            larger[self.schedule.first] = smaller[self.schedule.first]
+            return _at(larger, t, x_t)
+        if variance_logit is None:
+            raise ValueError("variance must be beta or posterior where there is no variance_logit; got 'learned'.")
+        fraction = (variance_logit + 1) / 2
+        return fraction * _at(larger, t, x_t) + (1 - fraction) * _at(smaller, t, x_t)
+
+    def loss_weights(self) -> Table:
+        """(T + first,) the weight of the loss at each t.
+
+        With mean squares of errors, |x_0 error|^2 = |eps error|^2 / S = |v error|^2 / (S + 1): a weight meant for x_0 is divided
+        by 1, S or S + 1 according to what is predicted (Salimans & Ho 2022, section 4).
+        """
+        # Entry 0 of a table that starts at t = 1 may have S = inf; it is not a valid t.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            snr = self.schedule.snr
+            if self.weighting == "none":
+                return np.ones_like(snr)
+            if self.weighting == "p2":
+                return (self.p2_k + snr) ** -self.p2_gamma
+            if self.weighting == "snr":
+                for_x_0 = snr
+            elif self.weighting == "truncated_snr":
+                for_x_0 = np.maximum(snr, 1)
+            else:
+                for_x_0 = np.minimum(snr, self.min_snr_gamma)
+            if self.prediction == "x0":
+                return for_x_0
+            if self.prediction == "eps":
+                return for_x_0 / snr
+            return for_x_0 / (snr + 1)
+
     def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """(B,) loss of predict(x_t, t) against the target, a mean over all but the batch, weighted (DDPM eq. 14)."""
-        output = predict(self.add_noise(x_0, noise, t), t)
-        loss = LOSSES[self.loss](output, self.target(x_0, noise, t), reduction="none")
-        weight = _at((self.p2_k + self.schedule.snr) ** -self.p2_gamma, t, x_0)
-        return (weight * loss).flatten(1).mean(1)
+        x_t = self.add_noise(x_0, noise, t)
+        output = predict(x_t, t)
+        num_steps = self.schedule.num_steps
+        if self.loss == "vlb":
+            variance = "learned" if self.learned_variance else "posterior"
+            return num_steps * likelihood.term(self, self.estimate(x_t, output, t), x_0, x_t, t, variance)
+
+        compare = LOSSES["mse" if self.loss == "hybrid" else self.loss]
+        error = compare(self._split(output)[0], self.target(x_0, noise, t), reduction="none")
+        loss = (_at(self.loss_weights(), t, x_0) * error).flatten(1).mean(1)
+        if self.loss == "hybrid":
+            hat = self.estimate(x_t, output, t)
+            # The bound's gradient is noisy: the mean learns from the mean square alone (Nichol & Dhariwal 2021, section 3.1).
+            hat = Estimate(hat.x_0.detach(), hat.eps.detach(), hat.variance_logit)
+            loss = loss + HYBRID_BOUND_WEIGHT * num_steps * likelihood.term(self, hat, x_0, x_t, t, "learned")
+        return loss
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prediction, and the variance's logit."""
+        if not self.learned_variance:
+            return output, None
+        prediction, variance_logit = output.chunk(2, dim=1)
+        return prediction, variance_logit
 
     def _alpha(self, t: Tensor, like: Tensor) -> Tensor:
         return _at(self.schedule.sqrt_alphas_cumprod, t, like)
@@ -118,9 +252,114 @@ class GaussianDiffusion:
         return _at(self.schedule.sqrt_one_minus_alphas_cumprod, t, like)
 
 
+@dataclass(frozen=True, eq=False)
+class FlowMatching:
+    """x_t = (1 - t) x_0 + t eps on a straight line, with a network that predicts its velocity eps - x_0.
+
+    Images are (B, C, H, W), points (B, D); t is (B,) floating point in [0, 1], 0 at the data and 1 at the noise.
+
+    Args:
+        num_steps: a network made for the times 0..num_steps - 1 of a chain is told t (num_steps - 1); at least 2.
+        loss: "mse", "l1", or "huber" (smooth L1, quadratic below a difference of 1).
+
+    Raises:
+        ValueError: num_steps < 2, or an unknown loss.
+
+    Lipman et al. 2023, "Flow Matching for Generative Modeling", section 4; Liu et al. 2023, "Flow Straight and Fast", eq. 1. Both
+    have their time run the other way, from noise at 0 to data at 1.
+    """
+
+    num_steps: int = 1000
+    loss: str = "mse"
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 2:
+            raise ValueError(f"num_steps must be at least 2; got {self.num_steps}.")
+        _choose("loss", self.loss, tuple(LOSSES))
+
+    @property
+    def clean_end(self) -> float:
+        """The time of the data, 0."""
+        return 0.0
+
+    def level(self, t: Time) -> tuple[Time, Time]:
+        """(alpha, sigma) = (1 - t, t)."""
+        return 1 - t, t
+
+    def times(self, num_steps: int) -> NDArray[np.float64]:
+        """(num_steps + 1,) times, evenly spread from 1 down to 0.
+
+        Raises:
+            ValueError: num_steps < 1.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
+        return np.linspace(1, 0, num_steps + 1)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told of t: t (num_steps - 1)."""
+        return t * (self.num_steps - 1)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = (1 - t) x_0 + t eps."""
+        alpha, sigma = self.level(_wide(t, x_0))
+        return alpha * x_0 + sigma * noise
+
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should have said: the velocity dx_t/dt = eps - x_0."""
+        return noise - x_0
+
+    def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
+        """The pair (x_0, eps) that a network's output at x_t stands for: follow the line to both its ends."""
+        alpha, sigma = self.level(_wide(t, x_t))
+        velocity = self._velocity(output)
+        return Estimate(x_t - sigma * velocity, x_t + alpha * velocity)
+
+    def implied_noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """The eps that leads from x_0 to x_t, t > 0: (x_t - (1 - t) x_0) / t."""
+        alpha, sigma = self.level(_wide(t, x_t))
+        return (x_t - alpha * x_0) / sigma
+
+    def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """(B,) loss of predict(x_t, network_time(t)) against the target, a mean over all but the batch."""
+        output = predict(self.add_noise(x_0, noise, t), self.network_time(t))
+        return LOSSES[self.loss](output, self.target(x_0, noise, t), reduction="none").flatten(1).mean(1)
+
+    def _velocity(self, output: Tensor) -> Tensor:
+        return output
+
+
+class AlphaBlending(FlowMatching):
+    """Iterative alpha-(de)blending: x_a = (1 - a) eps + a x_0, with a network that predicts x_0 - eps.
+
+    The straight line of flow matching, travelled the other way: here too t = 1 - a, 0 at the data and 1 at the noise. The
+    network is told a (num_steps - 1).
+
+    Heitz et al. 2023, "Iterative alpha-(de)Blending: a Minimalist Deterministic Diffusion Model", algorithms 3 and 4.
+    """
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told of t: a (num_steps - 1), a = 1 - t."""
+        return (1 - t) * (self.num_steps - 1)
+
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should have said: x_0 - eps, the change of x_a with a."""
+        return x_0 - noise
+
+    def _velocity(self, output: Tensor) -> Tensor:
+        return -output
+
+
+Process = GaussianDiffusion | FlowMatching
+
+
 def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:
     """table[t] in the dtype and on the device of `like`, (B, 1, ...) so that it broadcasts against it."""
-    values = torch.tensor(table, dtype=like.dtype, device=like.device)[t]
+    return _wide(torch.tensor(table, dtype=like.dtype, device=like.device)[t], like)
+
+
+def _wide(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...), which broadcasts against `like`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 

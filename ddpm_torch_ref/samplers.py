@@ -1,7 +1,8 @@
-"""Samplers: steps x_t -> x_s in terms of A_t (alphas_cumprod), and the one loop that runs them."""
+"""Samplers: steps x_t -> x_s in terms of A_t (alphas_cumprod), the one loop that runs them, and grids of times."""
 
 from collections.abc import Callable, Sequence
-from math import sqrt
+from functools import partial
+from math import inf, log, sqrt
 
 import numpy as np
 import torch
@@ -11,11 +12,20 @@ from torch import Tensor
 from ddpm_torch_ref.processes import GaussianDiffusion, Predict
 from ddpm_torch_ref.schedules import Schedule
 
-Step = Callable[[Schedule, Tensor, Tensor, int, int, Tensor], Tensor]
+Step = Callable[..., Tensor]
+"""(schedule, x_t, eps, t, s, noise) -> x_s."""
 
 
 def ancestral_step(
-    schedule: Schedule, x_t: Tensor, eps: Tensor, t: int, s: int, noise: Tensor, variance: str = "beta"
+    schedule: Schedule,
+    x_t: Tensor,
+    eps: Tensor,
+    t: int,
+    s: int,
+    noise: Tensor,
+    variance: str = "beta",
+    *,
+    variance_logit: Tensor | None = None,
 ) -> Tensor:
     """x_t -> x_s, s < t, by p(x_s | x_t).
 
@@ -26,24 +36,33 @@ def ancestral_step(
         t: a valid time.
         s: an earlier one, or schedule.first - 1, the clean end.
         noise: (B, C, H, W) standard normal; zeros for the mean alone.
-        variance: of the step: "beta", or "posterior" = beta (1 - A_s)/(1 - A_t).
+        variance: of the step: "beta"; "posterior", beta~ = beta (1 - A_s)/(1 - A_t); or "learned", whose logarithm is
+            f log beta + (1 - f) log beta~, f = (variance_logit + 1)/2. To a clean end, A_s = 1, a learned one adds no noise.
+        variance_logit: (B, C, H, W), about [-1, 1], for "learned" only: that of process.estimate.
 
     Raises:
-        ValueError: an unknown variance.
+        ValueError: an unknown variance, or "learned" without variance_logit.
 
     Ho et al. 2020, algorithm 2; with beta = 1 - A_t / A_s for a chain that leaves steps out (Nichol &
-    Dhariwal 2021, section 4).
+    Dhariwal 2021, section 4), whose eq. 15 is the learned variance.
     """
     abar_t, abar_s = _abar(schedule, t), _abar(schedule, s)
     beta = 1 - abar_t / abar_s
-    if variance == "beta":
-        step_variance = beta
-    elif variance == "posterior":
-        step_variance = beta * (1 - abar_s) / (1 - abar_t)
-    else:
-        raise ValueError(f"variance must be one of beta, posterior; got {variance!r}.")
+    posterior = beta * (1 - abar_s) / (1 - abar_t)
     mean = (x_t - beta / sqrt(1 - abar_t) * eps) * sqrt(abar_s / abar_t)
-    return mean + sqrt(step_variance) * noise
+    if variance == "beta":
+        return mean + sqrt(beta) * noise
+    if variance == "posterior":
+        return mean + sqrt(posterior) * noise
+    if variance != "learned":
+        raise ValueError(f"variance must be one of beta, posterior, learned; got {variance!r}.")
+    if variance_logit is None:
+        raise ValueError("variance must be beta or posterior where there is no variance_logit; got 'learned'.")
+    if posterior == 0:
+        return mean
+    fraction = (variance_logit + 1) / 2
+    log_variance = fraction * log(beta) + (1 - fraction) * log(posterior)
+    return mean + (0.5 * log_variance).exp() * noise
 
 
 def ddim_step(schedule: Schedule, x_t: Tensor, eps: Tensor, t: int, s: int, noise: Tensor, eta: float = 0.0) -> Tensor:
@@ -122,6 +141,62 @@ def strided_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
     return np.append(tau[:num_steps][::-1], tau[-1])
 
 
+def quadratic_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
+    """(num_steps + 1,) times, descending, whose distance from the first valid t grows with the square; then the clean end.
+
+    t = first + (T - 1) (i/n)^2, rounded, for i = n..1: from the last t, dense near the data. Where two would fall together,
+    they move apart by the least that keeps the grid strictly descending.
+
+    Raises:
+        ValueError: num_steps outside 1..T.
+
+    Song et al. 2021, "Denoising Diffusion Implicit Models", appendix D.2.
+    """
+    _check_num_steps(schedule, num_steps)
+    fractions = np.arange(num_steps, 0, -1) / num_steps
+    return _descending(schedule, np.round(schedule.first + (schedule.num_steps - 1) * fractions**2).astype(np.int64))
+
+
+def karras_times(schedule: Schedule, num_steps: int, rho: float = 7.0) -> NDArray[np.int64]:
+    """(num_steps + 1,) times, descending, evenly spread in tau^(1/rho), tau = sqrt((1 - A)/A); then the clean end.
+
+    From the last valid t to the first, each the valid t that is nearest in log tau. Where two would fall together, they move
+    apart by the least that keeps the grid strictly descending.
+
+    Args:
+        schedule: one whose A_T is above 0.
+        num_steps: n, in 1..T.
+        rho: above 0; the larger, the denser near the data.
+
+    Raises:
+        ValueError: num_steps outside 1..T, rho <= 0, or A_T = 0.
+
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", eq. 5.
+    """
+    _check_num_steps(schedule, num_steps)
+    if not rho > 0:
+        raise ValueError(f"rho must be above 0; got {rho}.")
+    log_taus = -_log_ratios(schedule)
+    ends = np.exp(log_taus[[-1, 0]]) ** (1 / rho)
+    return _nearest(schedule, log_taus, rho * np.log(np.linspace(ends[0], ends[1], num_steps)))
+
+
+def logsnr_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
+    """(num_steps + 1,) times, descending, evenly spread in lambda = log sqrt(A/(1 - A)); then the clean end.
+
+    From the last valid t to the first, each the valid t that is nearest in lambda. Where two would fall together, they move
+    apart by the least that keeps the grid strictly descending.
+
+    Raises:
+        ValueError: num_steps outside 1..T, or A_T = 0.
+
+    Lu et al. 2022, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", section 3.3.
+    """
+    _check_num_steps(schedule, num_steps)
+    lambdas = _log_ratios(schedule)
+    return _nearest(schedule, lambdas, np.linspace(lambdas[-1], lambdas[0], num_steps))
+
+
 @torch.no_grad()
 def sample(
     process: GaussianDiffusion,
@@ -133,6 +208,7 @@ def sample(
     clip: float | None = None,
     *,
     means: bool = False,
+    learned_variance: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run a step down a grid of times, from pure noise to images.
 
@@ -145,6 +221,7 @@ def sample(
         noises: noises[i], of x_T's shape, is the noise of step i; the last step takes none.
         clip: clip x_0 to [-clip, clip] at every step and recompute eps from it; None leaves both.
         means: list the mean of each step in place of its state: these are the frames of system 1.
+        learned_variance: hand the step the estimate's variance_logit, as ancestral_step with variance "learned" wants it.
 
     Returns:
         The images, and the list of all n + 1 states from x_T to them.
@@ -155,12 +232,13 @@ def sample(
     for i in range(num_steps):
         t, s = int(times[i]), int(times[i + 1])
         t_batch = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
-        x_0, eps = process.estimate(x_t, predict(x_t, t_batch), t_batch)
+        x_0, eps, variance_logit = process.estimate(x_t, predict(x_t, t_batch), t_batch)
         if clip is not None:
             eps = process.implied_noise(x_t, x_0.clamp(-clip, clip), t_batch)
         zeros = torch.zeros_like(x_t)
-        x_s = step(process.schedule, x_t, eps, t, s, noises[i] if i < num_steps - 1 else zeros)
-        states.append(step(process.schedule, x_t, eps, t, s, zeros) if means else x_s)
+        move = partial(step, variance_logit=variance_logit) if learned_variance else step
+        x_s = move(process.schedule, x_t, eps, t, s, noises[i] if i < num_steps - 1 else zeros)
+        states.append(move(process.schedule, x_t, eps, t, s, zeros) if means else x_s)
         x_t = x_s
     return x_t, states
 
@@ -173,3 +251,28 @@ def _abar(schedule: Schedule, t: int) -> float:
 def _check_num_steps(schedule: Schedule, num_steps: int) -> None:
     if not 1 <= num_steps <= schedule.num_steps:
         raise ValueError(f"num_steps must lie in 1..{schedule.num_steps}, the schedule's T; got {num_steps}.")
+
+
+def _log_ratios(schedule: Schedule) -> NDArray[np.float64]:
+    """(T,) lambda = log(alpha/sigma) of the valid t, ascending in t; the grids that are spread in it need it finite."""
+    abars = schedule.alphas_cumprod[schedule.first :]
+    if abars[-1] == 0:
+        raise ValueError("schedule must have its last alphas_cumprod above 0, for a grid spread in alpha/sigma; got 0.")
+    return 0.5 * np.log(abars / (1 - abars))
+
+
+def _nearest(schedule: Schedule, table: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The grid of those valid t whose entries of the table are nearest to the wanted ones, the smaller t of two as near."""
+    nearest = [int(np.argmin(np.abs(table - value))) for value in wanted]
+    return _descending(schedule, schedule.first + np.array(nearest, dtype=np.int64))
+
+
+def _descending(schedule: Schedule, times: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The times made strictly descending, and the clean end after them."""
+    below = inf
+    for i in range(len(times)):
+        times[i] = below = min(times[i], below - 1)
+    for i in range(len(times)):
+        # Going down may have used up the room that the last ones need.
+        times[i] = max(times[i], schedule.first + len(times) - 1 - i)
+    return np.append(times, schedule.first - 1)

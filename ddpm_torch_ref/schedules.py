@@ -37,7 +37,8 @@ class Schedule:
     Args:
         betas: (T + first,) variances of the forward steps; those at valid t lie in (0, 1).
         first: first valid t, 0 or 1.
-        _products: (T + first,) A_t, for a schedule made of them whose last b_t rounds to 1; None: the products of 1 - b_t.
+        _products: (T + first,) A_t, for a schedule made of them whose last b_t is 1 or rounds to it; None: the products of
+            1 - b_t. Only the last A_t may be 0 (see zero_terminal_snr).
 
     Raises:
         ValueError: no valid t, or a beta or a product out of range.
@@ -225,6 +226,32 @@ def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
     return Schedule(logistic * (beta_end - beta_start) + beta_start)
 
 
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The schedule with sqrt(A_t) shifted and scaled so that A_T is exactly 0 and the first valid A_t stays as it is.
+
+    The last x_t is then nothing but noise, and no network can tell its x_0 from eps: predict "v" or "x0".
+
+    Args:
+        schedule: of at least two steps; entry 0 of a table that starts at t = 1 stays as it is.
+
+    Raises:
+        ValueError: T < 2.
+
+    Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1.
+    """
+    if schedule.num_steps < 2:
+        raise ValueError(
+            f"schedule must have at least 2 steps, to keep its first and zero its last; got {schedule.num_steps}."
+        )
+    first = schedule.first
+    roots = schedule.sqrt_alphas_cumprod[first:]
+    shifted = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    products = np.concatenate([schedule.alphas_cumprod[:first], shifted**2])
+    before = np.concatenate([[1], products[:-1]])
+    betas = np.concatenate([schedule.betas[:first], (1 - products / before)[first:]])
+    return Schedule(betas, first=first, _products=products)
+
+
 def _check(num_steps: int, **betas: float) -> None:
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
@@ -235,5 +262,6 @@ def _check(num_steps: int, **betas: float) -> None:
 
 def _check_range(name: str, table: Table, first: int) -> None:
     for t in range(first, len(table)):
-        if not 0 < table[t] < 1:
+        last_is_noise = name == "products" and t == len(table) - 1 and table[t] == 0
+        if not 0 < table[t] < 1 and not last_is_noise:
             raise ValueError(f"{name} must lie in (0, 1); {name}[{t}] = {table[t]}.")

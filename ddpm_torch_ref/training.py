@@ -1,4 +1,4 @@
-"""Training: the learning rate, the moving average, the state, and the one step that changes it."""
+"""Training: the times and labels drawn, the learning rate, the moving average, the state, and the one step that changes it."""
 
 import copy
 from dataclasses import dataclass
@@ -7,7 +7,86 @@ from math import cos, pi
 import torch
 from torch import Tensor, nn
 
-from ddpm_torch_ref.processes import GaussianDiffusion
+from ddpm_torch_ref.processes import Process
+from ddpm_torch_ref.schedules import Schedule
+
+
+def low_discrepancy_times(schedule: Schedule, num_examples: int, u: float) -> Tensor:
+    """(num_examples,) int64 valid times, each uniform by itself, evenly spread together: first + floor(((u + i/n) mod 1) T).
+
+    Args:
+        schedule: its first valid t and T.
+        num_examples: n, at least 1.
+        u: one uniform draw for the whole batch, in [0, 1).
+
+    Raises:
+        ValueError: num_examples < 1, or u outside [0, 1).
+
+    Kingma et al. 2021, "Variational Diffusion Models", appendix I.1.
+    """
+    if num_examples < 1:
+        raise ValueError(f"num_examples must be at least 1; got {num_examples}.")
+    if not 0 <= u < 1:
+        raise ValueError(f"u must lie in [0, 1); got {u}.")
+    # float64: a product that rounds up to T would be no valid time.
+    fractions = (u + torch.arange(num_examples, dtype=torch.float64) / num_examples) % 1
+    return schedule.first + torch.floor(fractions * schedule.num_steps).to(torch.int64)
+
+
+class LossAwareTimes:
+    """Probabilities p_t of drawing each t, in proportion to the root mean square of its last losses.
+
+    Uniform until every t has a full history. A loss at t then counts 1/(T p_t), so that its mean stays what it is by uniform
+    draws. Times are counted by index, 0..T-1, as in schedule.timesteps.
+
+    Args:
+        num_steps: T, at least 1.
+        history: losses remembered of each t, at least 1.
+        uniform_share: share of the uniform distribution in p, in [0, 1].
+
+    Raises:
+        ValueError: a number out of range.
+
+    Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", section 3.3, eq. 18.
+    """
+
+    def __init__(self, num_steps: int, history: int = 10, uniform_share: float = 0.001) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
+        if history < 1:
+            raise ValueError(f"history must be at least 1; got {history}.")
+        if not 0 <= uniform_share <= 1:
+            raise ValueError(f"uniform_share must lie in [0, 1]; got {uniform_share}.")
+        self.num_steps = num_steps
+        self.history = history
+        self.uniform_share = uniform_share
+        self.losses: list[list[float]] = [[] for _ in range(num_steps)]
+        """The last losses of each t, the oldest first."""
+
+    def update(self, t_index: Tensor, losses: Tensor) -> None:
+        """Remember the unweighted loss of each example, (B,), at its time's index, (B,); the oldest go."""
+        for i, loss in zip(t_index.tolist(), losses.tolist(), strict=True):
+            self.losses[i] = [*self.losses[i], loss][-self.history :]
+
+    def weights(self) -> Tensor:
+        """(T,) float64 probabilities p_t, whose sum is 1."""
+        uniform = torch.full((self.num_steps,), 1 / self.num_steps, dtype=torch.float64)
+        if any(len(losses) < self.history for losses in self.losses):
+            return uniform
+        roots = torch.tensor(self.losses, dtype=torch.float64).square().mean(1).sqrt()
+        return (1 - self.uniform_share) * roots / roots.sum() + self.uniform_share * uniform
+
+    def importance(self, t_index: Tensor) -> Tensor:
+        """(B,) float64 the weight 1/(T p_t) of each loss drawn by p."""
+        return 1 / (self.num_steps * self.weights()[t_index])
+
+
+def drop_labels(labels: Tensor, null_label: int, drop: Tensor) -> Tensor:
+    """(B,) labels, those where the (B,) boolean `drop` is true replaced by null_label: the network learns to do without.
+
+    Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", algorithm 1.
+    """
+    return torch.where(drop, torch.full_like(labels, null_label), labels)
 
 
 def learning_rate(
@@ -81,7 +160,7 @@ class TrainState:
 
 def train_step(
     state: TrainState,
-    process: GaussianDiffusion,
+    process: Process,
     x_0: Tensor,
     noise: Tensor,
     t: Tensor,
@@ -90,6 +169,7 @@ def train_step(
     ema: float,
     grad_clip: float | None = None,
     lr: float | None = None,
+    self_condition: bool | None = None,
 ) -> dict[str, float]:
     """One update of the state, in place (DDPM algorithm 1, with everything drawn by the caller).
 
@@ -103,6 +183,9 @@ def train_step(
         ema: decay of the moving average, in [0, 1]; ema_decay makes it smaller in early steps.
         grad_clip: largest global norm of the gradient; None leaves it.
         lr: learning rate of this step; None keeps the optimiser's.
+        self_condition: for a network whose input is x_t and a guess of x_0, one after the other along the channels: False, the
+            guess is zeros; True, it is the network's own x_0 from a first pass with zeros, through which no gradient flows. None:
+            the network takes x_t alone. Chen et al. 2023, "Analog Bits", algorithm 1, draw it true half of the time.
 
     Returns:
         loss, the mean over the batch, and grad_norm, before clipping.
@@ -112,7 +195,18 @@ def train_step(
             group["lr"] = lr
     state.model.train()
     state.optimizer.zero_grad()
-    loss = process.loss_per_example(lambda x_t, t: state.model(x_t, t, labels), x_0, noise, t).mean()
+
+    def predict(x_t: Tensor, network_time: Tensor) -> Tensor:
+        if self_condition is None:
+            return state.model(x_t, network_time, labels)
+        guess = torch.zeros_like(x_t)
+        if self_condition:
+            with torch.no_grad():
+                output = state.model(torch.cat([x_t, guess], dim=1), network_time, labels)
+                guess = process.estimate(x_t, output, t).x_0
+        return state.model(torch.cat([x_t, guess], dim=1), network_time, labels)
+
+    loss = process.loss_per_example(predict, x_0, noise, t).mean()
     loss.backward()
     grad_norm = _clip_gradients(state.model, grad_clip)
     state.optimizer.step()

@@ -165,7 +165,8 @@ def test_losses(loss, wanted):
 
 def test_the_p2_weight():
     plain, weighted = (
-        processes.GaussianDiffusion(schedules.linear(10, 0.1, 0.5), p2_gamma=gamma, p2_k=2.0) for gamma in (0, 1.5)
+        processes.GaussianDiffusion(schedules.linear(10, 0.1, 0.5), weighting=weighting, p2_gamma=1.5, p2_k=2.0)
+        for weighting in ("none", "p2")
     )
     x_0, noise, t = normal(2, 1, 4, 4), normal(2, 1, 4, 4, seed=1), torch.tensor([0, 9])
     loss, got = (process.loss_per_example(lambda x_t, t: x_t, x_0, noise, t) for process in (plain, weighted))
@@ -511,7 +512,7 @@ def test_the_unet_trains():
         (lambda: schedules.cosine(10, max_beta=1.0), r"max_beta must lie in \(0, 1\); got 1.0"),
         (lambda: schedules.Schedule(np.array([0.1, 1.2])), r"betas\[1\] = 1.2"),
         (lambda: processes.GaussianDiffusion(schedules.linear(2), "epsilon"), r"eps, x0, v; got 'epsilon'"),
-        (lambda: processes.GaussianDiffusion(schedules.linear(2), loss="l2"), r"mse, l1, huber; got 'l2'"),
+        (lambda: processes.GaussianDiffusion(schedules.linear(2), loss="l2"), r"mse, l1, huber, hybrid, vlb; got 'l2'"),
         (lambda: samplers.times(schedules.linear(10), 11), r"num_steps must lie in 1..10.*got 11"),
         (
             lambda: samplers.ddim_step(schedules.linear(2), normal(1), normal(1), 1, 0, normal(1), eta=2.0),
@@ -519,7 +520,7 @@ def test_the_unet_trains():
         ),
         (
             lambda: samplers.ancestral_step(schedules.linear(2), normal(1), normal(1), 1, 0, normal(1), "small"),
-            r"variance must be one of beta, posterior; got 'small'",
+            r"variance must be one of beta, posterior, learned; got 'small'",
         ),
         (lambda: training.learning_rate(0, 1.0, 5, 5), r"decay_steps must exceed warmup_steps = 5; got 5"),
         (lambda: models.create("u_net"), r"name must be one of annotated_unet, .*, unet; got 'u_net'"),

@@ -132,7 +132,10 @@ def test_huber_is_smooth_at_its_seam():
     ("call", "message"),
     [
         (lambda schedule: processes.GaussianDiffusion(schedule, "epsilon"), "eps, x0, v; got 'epsilon'"),
-        (lambda schedule: processes.GaussianDiffusion(schedule, loss="l2"), "loss must be .*mse, l1, huber; got 'l2'"),
+        (
+            lambda schedule: processes.GaussianDiffusion(schedule, loss="l2"),
+            "loss must be .*mse, l1, huber, vlb, hybrid; got 'l2'",
+        ),
         (lambda schedule: processes.GaussianDiffusion(schedule).times(0), r"steps must lie in 1..10 .*got 0"),
         (lambda schedule: processes.GaussianDiffusion(schedule).times(11), r"steps must lie in 1..10 .*got 11"),
     ],

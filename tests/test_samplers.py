@@ -245,10 +245,10 @@ def test_the_same_options_give_the_same_step():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: samplers.create("ddpm"), r"must be one of ddim, ancestral.*; got 'ddpm'"),
+        (lambda: samplers.create("ddpm"), r"must be one of ancestral, ddim.*; got 'ddpm'"),
         (lambda: samplers.create("ddim", variance="beta"), "ddim has no option 'variance'; it has eta"),
         (lambda: samplers.create("ddim", eta=1.5), r"eta must lie in \[0, 1\]; got 1.5"),
-        (lambda: samplers.create("ancestral", variance="small"), "beta or posterior; got 'small'"),
+        (lambda: samplers.create("ancestral", variance="small"), "beta, posterior, learned; got 'small'"),
         (lambda: samplers.sample(Affine(), PROCESS, jax.random.key(0), SHAPE, num_steps=21), r"1..20 .*got 21"),
         (
             lambda: samplers.sample(Affine(), PROCESS, jax.random.key(0), SHAPE, num_steps=3, num_frames=5),

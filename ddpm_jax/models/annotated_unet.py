@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
@@ -91,7 +91,7 @@ class TimeMLP(nnx.Module):
         self.linear1 = linear(dim, out_dim, rngs=rngs)
         self.linear2 = linear(out_dim, out_dim, rngs=rngs)
 
-    def __call__(self, t: Int[Array, "b"], dtype: jnp.dtype) -> Vector:
+    def __call__(self, t: Num[Array, "b"], dtype: jnp.dtype) -> Vector:
         """t (B,) -> (B, out_dim)."""
         h = self.linear1(timestep_embedding(t, self.dim, dtype))
         return self.linear2(jax.nn.gelu(h, approximate=self.approximate))
@@ -152,7 +152,7 @@ class AnnotatedUNet(nnx.Module):
     def __call__(
         self,
         x_t: Image,
-        t: Int[Array, "b"],
+        t: Num[Array, "b"],
         labels: None = None,
         *,
         rngs: nnx.Rngs | None = None,

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
@@ -78,7 +78,7 @@ class ConvNeXtUNet(nnx.Module):
     def __call__(
         self,
         x_t: Image,
-        t: Int[Array, "b"] | None = None,
+        t: Num[Array, "b"] | None = None,
         labels: Int[Array, "b"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.layers import Image, Resized
@@ -74,7 +74,7 @@ class DoubleConvUNet(nnx.Module):
     def __call__(
         self,
         x_t: Image,
-        t: Int[Array, "b"],
+        t: Num[Array, "b"],
         labels: None = None,
         *,
         rngs: nnx.Rngs | None = None,

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 Variables = dict[str, Any]
 """{"params": nested dict of arrays, "batch_stats": the same for running statistics, empty where a network has none}."""
@@ -22,7 +22,7 @@ def apply(
     graphdef: nnx.GraphDef,
     variables: Variables,
     x_t: Float[Array, "b *shape"],
-    t: Int[Array, "b"],
+    t: Num[Array, "b"],
     labels: Int[Array, "b"] | None = None,
     *,
     key: jax.Array | None = None,

@@ -7,7 +7,7 @@ from typing import Literal
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from ddpm_jax.models.attention import attend
 from ddpm_jax.models.convolution import Image, Resized, convolve
@@ -16,7 +16,7 @@ xavier = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nnx.initializers.zeros_init()
 
 
-def timestep_embedding(t: Int[Array, "b"], dim: int, dtype: jnp.dtype) -> Float[Array, "b {dim}"]:
+def timestep_embedding(t: Num[Array, "b"], dim: int, dtype: jnp.dtype) -> Float[Array, "b {dim}"]:
     """Sines, then cosines, of t at dim / 2 frequencies from 1 down to 1/10000 (Ho et al. 2020).
 
     t: (B,) timesteps. dim: even, at least 4. Computed in float32 at least, whatever the dtype, since t reaches thousands.
@@ -66,7 +66,7 @@ class TimeMLP(nnx.Module):
         self.linear1 = nnx.Linear(dim, out_dim, kernel_init=xavier, rngs=rngs)
         self.linear2 = nnx.Linear(out_dim, out_dim, kernel_init=xavier, rngs=rngs)
 
-    def __call__(self, t: Int[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b d"]:
+    def __call__(self, t: Num[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b d"]:
         """t (B,) -> (B, out_dim) in the given dtype."""
         return self.linear2(nnx.silu(self.linear1(timestep_embedding(t, self.dim, dtype))))
 

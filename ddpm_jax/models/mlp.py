@@ -4,7 +4,7 @@ import itertools
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.torch_style import linear
@@ -21,7 +21,7 @@ class MLP(nnx.Module):
     def __call__(
         self,
         x_t: Float[Array, "b d"],
-        t: Int[Array, "b"],
+        t: Num[Array, "b"],
         labels: None = None,
         *,
         rngs: nnx.Rngs | None = None,

@@ -5,7 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
@@ -25,7 +25,7 @@ class ConvNet(nnx.Module):
     def __call__(
         self,
         x_t: Image,
-        t: Int[Array, "b"] | None = None,
+        t: Num[Array, "b"] | None = None,
         labels: None = None,
         *,
         rngs: nnx.Rngs | None = None,
@@ -63,7 +63,7 @@ class StridedUNet(nnx.Module):
     def __call__(
         self,
         x_t: Image,
-        t: Int[Array, "b"] | None = None,
+        t: Num[Array, "b"] | None = None,
         labels: Int[Array, "b"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,

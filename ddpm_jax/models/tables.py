@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 
 @functools.cache
@@ -32,6 +32,11 @@ def timestep_table(num_steps: int, dim: int, form: Literal["original", "sinusoid
     return np.where(rows[:, None] % 2 == 0, sines, np.cos(sines[(1 - rows) % num_steps]))
 
 
-def look_up(table: np.ndarray, t: Int[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b d"]:
-    """The rows of t, cast once to the dtype."""
-    return jnp.asarray(table, dtype)[t]
+def look_up(table: np.ndarray, t: Num[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b d"]:
+    """The rows of t, cast once to the dtype; for a t between two rows, the point on the line that joins them."""
+    rows = jnp.asarray(table, dtype)
+    if jnp.issubdtype(t.dtype, jnp.integer):
+        return rows[t]
+    below = jnp.floor(t).astype(jnp.int32).clip(0, len(table) - 2)
+    share = (t - below).astype(dtype)[:, None]
+    return (1 - share) * rows[below] + share * rows[below + 1]

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
@@ -98,7 +98,8 @@ class UNet(nnx.Module):
         def upsample(dim):
             return Upsample(dim, rngs=rngs) if config.resample == "conv" else block(dim, dim, double_nearest)
 
-        self.conv_in = conv(config.channels, config.dim, 3, rngs=rngs)
+        in_channels = config.channels * (2 if config.self_conditioning else 1)
+        self.conv_in = conv(in_channels, config.dim, 3, rngs=rngs)
         self.time_mlp = TimeMLP(config.dim, time_dim, rngs=rngs)
         self.class_embed = (
             None
@@ -132,12 +133,14 @@ class UNet(nnx.Module):
     def __call__(
         self,
         x_t: Image,
-        t: Int[Array, "b"],
+        t: Num[Array, "b"],
         labels: Int[Array, "b"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b h w out"]:
         """Predict from x_t (B, H, W, C) at timesteps t (B,), for classes labels (B,); rngs: dropout's, while training.
+
+        With self-conditioning, x_t holds an estimate of x_0, or zeros, behind its own channels: (B, H, W, 2 C).
 
         Raises:
             UserError: labels missing for a class-conditional network, or given to another.

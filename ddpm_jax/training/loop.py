@@ -19,9 +19,10 @@ from ddpm_jax.presets import Preset
 from ddpm_jax.training import samples
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, read_metrics
+from ddpm_jax.training.objective import process_of
 from ddpm_jax.training.run import Run, environment, start_run
-from ddpm_jax.training.state import TrainState, state_of
-from ddpm_jax.training.step import learning_rate, make_optimizer, train_step, train_steps
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.step import learning_rate, train_step, train_steps
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def train(
     """
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
+    process_of(config)  # refuses what excludes each other, before any data is read
     source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image, classes=config.data.classes)
     _batches(config, source, scaling=None)  # refuses what does not fit, before the folder is touched
     of_start: dict[str, Any] = {} if start is None else {"scaling": start.scaling, "origin": start.origin}
@@ -68,7 +70,7 @@ def train(
         if resume and checkpoints.latest_step is not None:
             state = checkpoints.restore(run.abstract_state())
         elif start is not None:
-            state = state_of(start.variables, make_optimizer(config.train))
+            state = run.state_of(start.variables)
             checkpoints.save(state)  # from here on the run needs no other
         elif run.origin is not None:
             raise UserError(f"{folder} holds no checkpoint to resume from; start it anew with --overwrite.")
@@ -154,7 +156,7 @@ def _run_steps(
         if not run.class_names:
             batch = {"x_0": batch["x_0"]}
         update = train_step if per_call == 1 else train_steps
-        state, numbers = update(state, batch, key, graphdef=graphdef, process=process, config=config)
+        state, numbers = update(state, batch, key, graphdef=graphdef, process=process, config=config, inputs=run.inputs)
         flight.take_off(step + 1, numbers)
         first_call = step == start
         step += per_call

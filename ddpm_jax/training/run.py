@@ -13,14 +13,16 @@ import numpy as np
 from flax import nnx
 
 import ddpm_jax
-from ddpm_jax import data, model_configs, models, presets, schedules
+from ddpm_jax import data, model_configs, models, presets
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.presets import Preset
-from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.processes import Process
+from ddpm_jax.training import loss_aware
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.state import TrainState, create_state, state_of
-from ddpm_jax.training.step import make_optimizer
+from ddpm_jax.training.objective import process_of
+from ddpm_jax.training.state import TrainState, state_of
+from ddpm_jax.training.step import Inputs, make_optimizer
 
 CONFIG = "config.json"
 FORMAT = 2
@@ -47,11 +49,16 @@ class Run:
     """Of a fine-tuned run: the run it started from, that run's step, and which of its weights."""
 
     @property
-    def process(self) -> GaussianDiffusion:
+    def process(self) -> Process:
         """The forward process it is trained on."""
-        config = self.config.process
-        schedule = schedules.create(config.schedule, config.num_steps)
-        return GaussianDiffusion(schedule, config.prediction, config.loss)
+        return process_of(self.config)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What its network is shown besides x_t, t and its label."""
+        model: Any = self.config.model
+        null_label = model.num_classes - 1 if self.config.train.label_dropout else None
+        return Inputs(null_label, getattr(model, "self_conditioning", False))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,12 +96,18 @@ class Run:
 
     def fresh_state(self) -> TrainState:
         """The state before the first step."""
-        return create_state(self.fresh_model(), make_optimizer(self.config.train))
+        return self.state_of(models.split(self.fresh_model())[1])
+
+    def state_of(self, variables: models.Variables) -> TrainState:
+        """The state before the first step, from given parameters and running statistics."""
+        config = self.config.process
+        history = loss_aware.empty(config.num_steps) if config.times == "loss_aware" else None
+        return state_of(variables, make_optimizer(self.config.train), history)
 
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of a state."""
         _, variables = models.split(models.abstract(self.config.model))
-        return jax.eval_shape(lambda given: state_of(given, make_optimizer(self.config.train)), variables)
+        return jax.eval_shape(self.state_of, variables)
 
     def load(self) -> tuple[nnx.GraphDef, models.Variables, int]:
         """The network for sampling, with the averaged parameters of the newest checkpoint, and that checkpoint's step.
@@ -243,10 +256,17 @@ def _fit_to_data(config: Preset, source: data.Source) -> tuple[Preset, tuple[str
     if not hasattr(model, "num_classes") or not (config.data.labels and (source.class_names or asked_for)):
         if asked_for:
             raise UserError(f"model.num_classes = {asked_for} needs labels; remove it, or --data.no-labels.")
+        if config.train.label_dropout:
+            raise UserError(
+                f"train.label_dropout = {config.train.label_dropout:g} needs a network and data with classes."
+            )
         return config, ()
-    num_classes = asked_for or len(source.class_names)
-    data.check_labels(source, num_classes)
-    names = source.class_names + tuple(str(i) for i in range(len(source.class_names), num_classes))
+    dropped = int(config.train.label_dropout > 0)  # one class more, which stands for none
+    num_classes = asked_for or len(source.class_names) + dropped
+    if num_classes <= dropped:
+        raise UserError(f"model.num_classes must be at least 2 with train.label_dropout; got {num_classes}.")
+    data.check_labels(source, num_classes - dropped)
+    names = source.class_names + tuple(str(i) for i in range(len(source.class_names), num_classes - dropped))
     return replace(config, model=replace(model, num_classes=num_classes)), names
 
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from flax import nnx
 
 from ddpm_jax import figures, models, samplers
 from ddpm_jax.data import PointSource
+from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training.run import Run
@@ -59,8 +61,9 @@ def draw(
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
     """
-    step = samplers.create(config.sampler, **config.step_options)
-    times = samplers.times(config.sampler, run.process, config.steps)
+    process = run.process
+    step = samplers.create(config.sampler, process, **config.step_options)
+    times = samplers.times(config.sampler, process, config.steps, spacing=config.spacing, churn=config.churn)
     num_steps = len(times) - 1
     num_frames = min(num_frames, num_steps + 1)
     size = min(num, batch_size)
@@ -71,13 +74,16 @@ def draw(
         batch_labels = None if labels is None else np.resize(labels[start : start + size], size)
         x_0, walk = samplers.sample(
             (graphdef, variables),
-            run.process,
+            process,
             jax.random.fold_in(key, start // size),
             (size, *run.shape),
             None if batch_labels is None else jax.numpy.asarray(batch_labels),
             step=step,
             times=times,
             clip=config.clip,
+            threshold=config.threshold,
+            guidance=guidance_of(run, config),
+            self_conditioned=run.inputs.self_conditioned,
             num_frames=num_frames,
             frames_before_noise=config.sampler == "strided",
             dtype=None if run.config.train.dtype == "float32" else run.config.train.dtype,
@@ -94,6 +100,30 @@ def draw(
         first_call_s=seconds[0],
         later_call_s=float(np.mean(seconds[1:])) if len(seconds) > 1 else None,
     )
+
+
+def guidance_of(run: Run, config: SampleConfig) -> dict[str, Any] | None:
+    """The options of classifier-free guidance that a config asks for; None: it asks for none.
+
+    Raises:
+        UserError: the run was trained without label dropout, or without classes.
+    """
+    if config.guidance == 1:
+        return None
+    null_label = run.inputs.null_label
+    if null_label is None:
+        raise UserError(
+            f"guidance = {config.guidance:g} needs a network that was trained with some labels hidden (--train.label-dropout 0.1); "
+            f"{run.folder} was not."
+        )
+    longest = float(run.config.process.num_steps)
+    return {
+        "null_label": null_label,
+        "scale": config.guidance,
+        "interval": (config.guidance_from * longest, config.guidance_to * longest),
+        "rescale": config.guidance_rescale,
+        "channels": run.shape[-1],
+    }
 
 
 def save_picture(path: Path, run: Run, samples: Samples, heading: str) -> Path:

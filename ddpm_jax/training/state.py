@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from ddpm_jax import models
+from ddpm_jax.training.loss_aware import LossHistory
 
 
 @jax.tree_util.register_dataclass
@@ -25,19 +26,26 @@ class TrainState:
     ema_params: Any
     """Exponential moving average of params: what samples are drawn with."""
     opt_state: optax.OptState
+    loss_history: Any = None
+    """The latest losses of every timestep, a `LossHistory`; None where times are not drawn by them."""
 
     def variables(self, *, ema: bool) -> models.Variables:
         """What `models.apply` takes: with the averaged parameters, or those being trained."""
         return {"params": self.ema_params if ema else self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+def create_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, loss_history: LossHistory | None = None
+) -> TrainState:
     """The state before the first update of a network as it is."""
-    return state_of(models.split(model)[1], optimizer)
+    return state_of(models.split(model)[1], optimizer, loss_history)
 
 
-def state_of(variables: models.Variables, optimizer: optax.GradientTransformation) -> TrainState:
+def state_of(
+    variables: models.Variables, optimizer: optax.GradientTransformation, loss_history: LossHistory | None = None
+) -> TrainState:
     """The state before the first update from given parameters and running statistics: the average starts as a copy."""
     params = variables["params"]
     copy = jax.tree.map(jnp.copy, params)  # a donated buffer must not stand in two places
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], copy, optimizer.init(params))
+    start = jnp.zeros((), jnp.int32)
+    return TrainState(start, params, variables["batch_stats"], copy, optimizer.init(params), loss_history)

@@ -1,5 +1,7 @@
 """One training step: a pure function (state, batch) -> (state, metrics), compiled once with the state donated."""
 
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,7 +12,8 @@ from flax import nnx
 from ddpm_jax import models
 from ddpm_jax.compilation import jit
 from ddpm_jax.presets import TrainConfig
-from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.processes import GaussianDiffusion, Process
+from ddpm_jax.training import loss_aware
 from ddpm_jax.training.state import TrainState
 
 
@@ -45,6 +48,16 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is shown besides x_t, t and its label."""
+
+    null_label: int | None = None
+    """The class that stands for none where labels are dropped."""
+    self_conditioned: bool = False
+    """Whether an estimate of x_0, or zeros, follows x_t's own channels."""
+
+
 def update(
     state: TrainState,
     x_0: jax.Array,
@@ -52,20 +65,28 @@ def update(
     t: jax.Array,
     labels: jax.Array | None,
     key: jax.Array | None,
+    weights: jax.Array | None = None,
+    guess: jax.Array | None = None,
     *,
     graphdef: nnx.GraphDef,
-    process: GaussianDiffusion,
+    process: Process,
     config: TrainConfig,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The step with every draw given: x_0, noise (B, ...), t (B,); key: dropout's. Returns loss and grad_norm as metrics.
 
-    Gradients, Adam's moments and the average stay in the dtype of the parameters; the network computes in config.dtype.
+    weights: (B,) of the examples' losses, None for ones. guess: for a self-conditioned network, a boolean scalar: whether it is
+    shown its own estimate of x_0, found without one and without gradient (Chen et al. 2023, section 3.2), or zeros. Gradients,
+    Adam's moments and the average stay in the dtype of the parameters; the network computes in config.dtype.
     """
-    loss, grads, batch_stats = gradients(
-        state, x_0, noise, t, labels, key, graphdef=graphdef, process=process, config=config
-    )
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return apply_gradients(state, grads, batch_stats, config), metrics
+    options: Any = {"graphdef": graphdef, "process": process, "config": config}
+    losses, grads, batch_stats = gradients(state, x_0, noise, t, labels, key, weights, guess, **options)
+    new = apply_gradients(state, grads, batch_stats, config)
+    if state.loss_history is not None:
+        assert isinstance(process, GaussianDiffusion)
+        history = loss_aware.record(state.loss_history, t - process.schedule.first, losses)
+        new = dataclasses.replace(new, loss_history=history)
+    loss = losses if weights is None else weights * losses
+    return new, {"loss": loss.mean(), "grad_norm": optax.tree.norm(grads)}
 
 
 def gradients(
@@ -75,27 +96,42 @@ def gradients(
     t: jax.Array,
     labels: jax.Array | None,
     key: jax.Array | None,
+    weights: jax.Array | None = None,
+    guess: jax.Array | None = None,
     *,
     graphdef: nnx.GraphDef,
-    process: GaussianDiffusion,
+    process: Process,
     config: TrainConfig,
 ) -> tuple[jax.Array, Any, Any]:
-    """The first half of `update`: mean loss, its gradients by parameter, and the running statistics after the batch."""
+    """The first half of `update`: losses (B,), the gradients of their (weighted) mean by parameter, and the running statistics
+    after the batch."""
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
 
     def mean_loss(params):
         batch_stats = state.batch_stats
 
-        def predict(x_t, t):
+        def call(x, time):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            return models.apply(graphdef, variables, x, time, labels, key=key, dtype=dtype)
+
+        def predict(x_t, time):
             nonlocal batch_stats
-            variables = {"params": params, "batch_stats": batch_stats}
-            output, batch_stats = models.apply(graphdef, variables, x_t, t, labels, key=key, dtype=dtype)
+            if guess is not None:
+                nothing = jnp.zeros_like(x_t)
+
+                def first_guess():
+                    output, _ = call(jnp.concatenate([x_t, nothing], axis=-1), time)
+                    return jax.lax.stop_gradient(process.estimate(x_t, output, t).x_0)
+
+                x_t = jnp.concatenate([x_t, jax.lax.cond(guess, first_guess, lambda: nothing)], axis=-1)
+            output, batch_stats = call(x_t, time)
             return output
 
-        return process.loss_per_example(predict, x_0, noise, t).mean(), batch_stats
+        losses = process.loss_per_example(predict, x_0, noise, t)
+        return (losses if weights is None else weights * losses).mean(), (losses, batch_stats)
 
-    (loss, batch_stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-    return loss, grads, batch_stats
+    (_, (losses, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    return losses, grads, batch_stats
 
 
 def apply_gradients(state: TrainState, grads: Any, batch_stats: Any, config: TrainConfig) -> TrainState:
@@ -107,7 +143,7 @@ def apply_gradients(state: TrainState, grads: Any, batch_stats: Any, config: Tra
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config.ema_decay)
     ema_params = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), state.ema_params, params)
-    return TrainState(state.step + 1, params, batch_stats, ema_params, opt_state)
+    return TrainState(state.step + 1, params, batch_stats, ema_params, opt_state, state.loss_history)
 
 
 def _forget(opt_state: optax.OptState, when: jax.Array) -> optax.OptState:
@@ -123,16 +159,37 @@ def _forget(opt_state: optax.OptState, when: jax.Array) -> optax.OptState:
 
 
 def draw_and_update(
-    state: TrainState, batch: dict[str, jax.Array], key: jax.Array, **static: Any
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    process: Process,
+    config: TrainConfig,
+    inputs: Inputs = Inputs(),
+    **static: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`update` with times and noise drawn from the run's key folded with the step, so that a resumed run draws the same.
+    """`update` with everything drawn from the run's key folded with the step, so that a resumed run draws the same.
 
     batch: "x_0" (B, H, W, C) or (B, 2) and, for a conditional network, "label" (B,).
     """
-    times, noise, dropout = jax.random.split(jax.random.fold_in(key, state.step), 3)
-    x_0 = batch["x_0"]
-    t = static["process"].draw_times(times, x_0.shape[0])
-    return update(state, x_0, jax.random.normal(noise, x_0.shape), t, batch.get("label"), dropout, **static)
+    key = jax.random.fold_in(key, state.step)
+    times, noise, dropout = jax.random.split(key, 3)
+    x_0, labels = batch["x_0"], batch.get("label")
+    weights = guess = None
+    if state.loss_history is None:
+        t = process.draw_times(times, x_0.shape[0])
+    else:
+        assert isinstance(process, GaussianDiffusion)
+        index, weights = loss_aware.draw(state.loss_history, times, x_0.shape[0])
+        t = process.schedule.first + index
+    if labels is not None and config.label_dropout:
+        hidden = jax.random.bernoulli(jax.random.fold_in(key, 0), config.label_dropout, labels.shape)
+        assert inputs.null_label is not None  # a run with dropout has one
+        labels = jnp.where(hidden, inputs.null_label, labels)
+    if inputs.self_conditioned:
+        guess = jax.random.bernoulli(jax.random.fold_in(key, 1))
+    noise = jax.random.normal(noise, x_0.shape)
+    return update(state, x_0, noise, t, labels, dropout, weights, guess, process=process, config=config, **static)
 
 
 def draw_and_update_all(
@@ -142,8 +199,10 @@ def draw_and_update_all(
     return jax.lax.scan(lambda state, batch: draw_and_update(state, batch, key, **static), state, batches)
 
 
-_STATIC = ("graphdef", "process", "config")
+_STATIC = ("graphdef", "process", "config", "inputs")
 train_step = jit(draw_and_update, static_argnames=_STATIC, donate_argnums=0)
-"""The compiled step: train_step(state, batch, key, graphdef=…, process=…, config=…) -> (state, metrics); state is consumed."""
+"""The compiled step: train_step(state, batch, key, graphdef=…, process=…, config=…, inputs=Inputs()) -> (state, metrics); state
+is consumed.
+"""
 train_steps = jit(draw_and_update_all, static_argnames=_STATIC, donate_argnums=0)
 """Several steps in one compiled call: what pays where a step takes no longer than its dispatch."""

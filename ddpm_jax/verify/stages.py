@@ -205,9 +205,9 @@ class Verification:
         for index in range(3):
             noise = (1 + index) * self.noise  # other gradients each time: Adam does not see a scale that they share
             draws = self._jax_images(self.x_0), self._jax_images(noise), jnp.asarray(self.t)
-            loss, grads, batch_stats = first_half(state, *draws, labels)
+            losses, grads, batch_stats = first_half(state, *draws, labels)
             if index == 0:
-                yield from self._gradients(model, loss, grads)
+                yield from self._gradients(model, losses.mean(), grads)
             state = second_half(state, grads, batch_stats)
             twins.train_step(
                 twin_state,

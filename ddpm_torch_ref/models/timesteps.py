@@ -21,8 +21,11 @@ class TimestepTable(nn.Module):
         self.register_buffer("values", torch.from_numpy(values), persistent=False)
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rows of times t, (B,), in the given dtype."""
-        return self.values[t].to(dtype)
+        """The rows of times t, (B,), in the given dtype; a time between two rows gets their mixture."""
+        if not t.is_floating_point():
+            return self.values[t].to(dtype)
+        below = t.floor().long().clamp(0, len(self.values) - 2)
+        return torch.lerp(self.values[below], self.values[below + 1], (t - below).double()[:, None]).to(dtype)
 
 
 class TimeProjection(nn.Module):

@@ -82,6 +82,7 @@ class UNet(nn.Module):
         time_conditioning: "add", or "scale_shift" of the second norm.
         resample: "conv" (Ho et al.), or "residual" blocks that resample (ADM).
         learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
+        self_conditioning: twice the channels at the input, the second half for a guess at x_0 (Chen et al. 2023).
 
     Raises:
         ValueError: an option out of range, or a width that the groups or the heads do not divide.
@@ -106,6 +107,7 @@ class UNet(nn.Module):
         time_conditioning: str = "add",
         resample: str = "conv",
         learn_variance: bool = False,
+        self_conditioning: bool = False,
     ):
         super().__init__()
         check_counts(channels=channels, num_blocks=num_blocks, num_heads=num_heads, norm_groups=norm_groups)
@@ -145,7 +147,7 @@ class UNet(nn.Module):
         self.time_mlp = TimeMLP(dim)
         self.class_embed = nn.Embedding(num_classes, 4 * dim) if num_classes is not None else None
 
-        self.conv_in = conv(channels, dim)
+        self.conv_in = conv(2 * channels if self_conditioning else channels, dim)
         width = dim
         skip_widths = [dim]
         self.down = nn.ModuleList()
@@ -181,7 +183,7 @@ class UNet(nn.Module):
         """Predict from noised images.
 
         Args:
-            x_t: (B, channels, image_size, image_size).
+            x_t: (B, channels, image_size, image_size), or twice the channels with self_conditioning.
             t: (B,) int64 times.
             labels: (B,) int64 classes, 0..num_classes - 1; given if and only if num_classes is.
 

@@ -1,0 +1,127 @@
+"""`ddpm edit`: edit images, the run's own or any file's, with the run's network; leaves the images and a picture of before and
+after.
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import data, editing, figures, samplers
+from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
+from ddpm_jax.data.geometry import fit
+from ddpm_jax.errors import UserError
+from ddpm_jax.files import write_atomically
+from ddpm_jax.presets import SampleConfig
+from ddpm_jax.training import Run
+
+KINDS = ("inpaint", "vary", "interpolate")
+HALVES = ("left", "right", "top", "bottom", "middle")
+"""Masks that have a name: half of the image, or the middle of it."""
+
+
+def edit(
+    run: Run,
+    kind: str,
+    folder: Path,
+    config: SampleConfig,
+    *,
+    images: Sequence[Path] = (),
+    mask: str = "middle",
+    labels: tuple[str, ...] = (),
+    strength: float = 0.5,
+    resample: int = 10,
+    jump: int = 10,
+    seed: int = 0,
+) -> list[Path]:
+    """Edit images and write edit.npz and edit.png; returns their paths.
+
+    kind: `inpaint` draws what the mask hides, `vary` noises an image part of the way and denoises it, `interpolate` walks between
+    neighbouring images. images: files; none: config.num images of the run's data, under their own labels. mask: one of HALVES, or
+    an image file that is white where to draw. labels: classes to draw, of a conditional run, in turn. config: steps, sampler of
+    `vary`, clip, and the images that `interpolate` draws.
+
+    Raises:
+        UserError: an unknown kind, points, a file that is no image, a mask of another size, or numbers out of range.
+    """
+    if kind not in KINDS:
+        raise UserError(f"an edit must be one of {', '.join(KINDS)}; got {kind!r}.")
+    if not run.holds_images:
+        raise UserError(f"edits are of images, and {run.folder} is of points.")
+    if run.inputs.self_conditioned:
+        raise UserError(f"{run.folder} has a self-conditioned network, which edits do not support.")
+    least = 2 if kind == "interpolate" else 1
+    if images and len(images) < least:
+        raise UserError(f"{kind} needs at least {least} images; got {len(images)}.")
+    x_0, own = _images(run, images, max(config.num, least), seed)
+    found: Any = run.labels(len(x_0), labels) if labels or own is None else own
+    hidden = _mask(run, mask) if kind == "inpaint" else np.zeros(0)
+    graphdef, variables, step = run.load()
+    model, process, key = (graphdef, variables), run.process, jax.random.key(seed)
+    of = None if found is None else jnp.asarray(found)
+    rows, titles = [x_0], ["before", "after"]
+    if kind == "inpaint":
+        options: dict[str, Any] = {"num_steps": config.steps, "resample": resample, "jump": jump, "clip": config.clip}
+        edited = editing.inpaint(model, process, key, x_0, hidden, of, **options)
+        grey = run.scaling.apply(np.full_like(run.to_data(x_0), 127))
+        rows, titles = [x_0, np.where(editing.fitting_mask(hidden, x_0.shape), grey, x_0)], ["before", "shown", "after"]
+    elif kind == "vary":
+        walk = samplers.create(config.sampler, process, **config.step_options)
+        options = {"strength": strength, "num_steps": config.steps, "step": walk, "clip": config.clip}
+        edited = editing.vary(model, process, key, x_0, of, **options)
+    else:
+        between = max(config.num, 2)
+        ways = [
+            editing.interpolate(
+                model, process, a, b, between, num_steps=config.steps, label=None if of is None else int(of[i])
+            )
+            for i, (a, b) in enumerate(itertools.pairwise(x_0))
+        ]
+        edited, rows, titles = jnp.concatenate(ways), [], [""] * len(ways)
+    result = run.to_data(edited)
+    shown = np.concatenate([*map(run.to_data, rows), result])
+    columns = len(result) // len(titles) if kind == "interpolate" else len(x_0)
+    arrays: dict[str, Any] = {"images": result} | ({} if found is None else {"labels": np.asarray(found)})
+    heading = f"{run.folder.name}, step {step}, {kind}"
+    return [
+        write_atomically(folder / "edit.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays)),
+        figures.save_grid(folder / "edit.png", shown, heading=heading, columns=columns, row_titles=titles),
+    ]
+
+
+def _images(run: Run, files: Sequence[Path], num: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images as the network sees them, and their labels where they are the run's own."""
+    size, _, channels = run.shape
+    if files:
+        return run.scaling.apply(np.stack([fit(_read(path), size, channels) for path in files])), None
+    source = run.open_source()
+    options: dict[str, Any] = {"batch_size": min(num, len(source)), "seed": seed, "num_threads": 0}
+    batch = next(data.batches(source, shape=run.shape, scaling=run.scaling, **options))
+    return batch["x_0"], batch["label"] if run.class_names else None
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return decode_image(read_file(path))
+    except BadImageError as error:
+        raise UserError(f"{path}: not a readable image ({error}).") from error
+
+
+def _mask(run: Run, mask: str) -> np.ndarray:
+    size = run.shape[0]
+    if mask not in HALVES:
+        return fit(_read(Path(mask)), size, 1)[..., 0] > 127
+    hidden, half, quarter = np.zeros((size, size), bool), size // 2, size // 4
+    parts: dict[str, Any] = {
+        "left": np.s_[:, :half],
+        "right": np.s_[:, half:],
+        "top": np.s_[:half],
+        "bottom": np.s_[half:],
+        "middle": np.s_[quarter : size - quarter, quarter : size - quarter],
+    }
+    hidden[parts[mask]] = True
+    return hidden

@@ -1,0 +1,72 @@
+"""Guidance: predictors wrapped so that what they draw fits a label better."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+from ddpm_jax.processes import Estimate, Predict, Process
+
+
+def classifier_free(
+    predict: Callable[..., jax.Array],
+    labels: Int[Array, "b"],
+    *,
+    null_label: int,
+    scale: float,
+    interval: tuple[float, float] = (0.0, float("inf")),
+    rescale: float = 0.0,
+    channels: int | None = None,
+) -> Predict:
+    """predict(x_t, t, labels) -> output, guided by what it says without a label (Ho & Salimans 2022): u + scale (c - u).
+
+    scale: 1 is the conditional network as it is, 0 the unconditional one. interval: of network times t, both ends included, within
+    which to guide; elsewhere the output is the conditional one (Kynkäänniemi et al. 2024). rescale: share, in [0, 1], of the guided
+    output that is brought back to the conditional one's standard deviation over each example (Lin et al. 2024, eq. 15-16).
+    channels: how many of the output's channels are guided, None for all; what follows says the variance and stays the conditional
+    one's.
+    """
+    nothing = jnp.full_like(labels, null_label)
+
+    def guided(x_t: Float[Array, "b *shape"], t: Num[Array, "b"]) -> Float[Array, "b *out"]:
+        both = predict(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), jnp.concatenate([labels, nothing]))
+        conditional, unconditional = jnp.split(both, 2)
+        c, u = conditional[..., :channels], unconditional[..., :channels]
+        output = u + scale * (c - u)
+        if rescale:
+            axes = tuple(range(1, c.ndim))
+            same = output * (c.std(axes, keepdims=True) / output.std(axes, keepdims=True))
+            output = rescale * same + (1 - rescale) * output
+        inside = ((interval[0] <= t) & (t <= interval[1])).reshape((-1,) + (1,) * (x_t.ndim - 1))
+        output = jnp.where(inside, output, c)
+        return output if channels is None else jnp.concatenate([output, conditional[..., channels:]], axis=-1)
+
+    return guided
+
+
+def classifier_guided(
+    process: Process,
+    predict: Predict,
+    log_prob: Callable[[Float[Array, "b *shape"], Num[Array, "b"]], Float[Array, "b"]],
+    t: Callable[[Num[Array, "b"]], Num[Array, "b"]] = lambda network_time: network_time,
+    *,
+    scale: float = 1.0,
+) -> Predict:
+    """A predictor led up the gradient of a classifier's log p(y | x_t) (Dhariwal & Nichol 2021, algorithm 2), of any prediction.
+
+    eps becomes eps - scale sigma_t grad log p(y | x_t), and x_0 what belongs to it. log_prob(x_t, t): (B,), of the class wanted of
+    each example. t: the process's time of a network time, for processes where they differ.
+    """
+
+    def guided(x_t: Float[Array, "b *shape"], network_time: Num[Array, "b"]) -> Float[Array, "b *out"]:
+        time = t(network_time)
+        output = predict(x_t, network_time)
+        hat = process.estimate(x_t, output, time)
+        alpha, sigma = process.level(time, x_t)
+        gradient = jax.grad(lambda x: log_prob(x, time).sum())(x_t)
+        led = Estimate(hat.x_0 + scale * sigma**2 / alpha * gradient, hat.eps - scale * sigma * gradient)
+        mean = process.target(led.x_0, led.eps, time)
+        return mean if hat.variance_logit is None else jnp.concatenate([mean, hat.variance_logit], axis=-1)
+
+    return guided

@@ -1,0 +1,296 @@
+"""Samplers, paths, weightings, the bound, guidance and drawn times against the twin, whole walks with the same noise."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_close
+from twins import SMALL, compiled, indices, normal, to_nchw, to_nhwc
+
+from ddpm_jax import guidance, models, processes, samplers, schedules
+from ddpm_jax.evaluation import variational_bound
+from ddpm_jax.presets import TrainConfig
+from ddpm_jax.training import create_state, loss_aware, make_optimizer, update
+from ddpm_torch_ref import guidance as twin_guidance
+from ddpm_torch_ref import likelihood as twin_likelihood
+from ddpm_torch_ref import processes as twin_processes
+from ddpm_torch_ref import samplers as twin_samplers
+from ddpm_torch_ref import schedules as twin_schedules
+from ddpm_torch_ref import solvers as twin_solvers
+from ddpm_torch_ref import training as twin_training
+
+SHAPE = (2, 4, 4, 3)
+NUM_STEPS = 12
+
+
+def chain(schedule="linear", num_steps=1000, zero_terminal_snr=False, **options):
+    made = []
+    for module, process in ((schedules, processes), (twin_schedules, twin_processes)):
+        table = getattr(module, schedule)(num_steps)
+        if zero_terminal_snr:
+            table = module.zero_terminal_snr(table)
+        made.append(process.GaussianDiffusion(table, **options))
+    return made
+
+
+PATHS = {
+    "linear": lambda: chain(),
+    "cosine, v": lambda: chain("cosine", prediction="v"),
+    "system 1": lambda: chain("cosine_unclipped", 500, prediction="x0"),
+    "system 5": lambda: chain("linear_inclusive", 400),
+    "no signal": lambda: chain(prediction="v", zero_terminal_snr=True),
+    "flow": lambda: (processes.FlowMatching(), twin_processes.FlowMatching()),
+    "blending": lambda: (processes.AlphaBlending(), twin_processes.AlphaBlending()),
+}
+
+
+def networks(dtype, channels=1):
+    """The same function of (x_t, t) on both sides, linear in neither: nothing agrees by accident."""
+    wild = normal(dtype, *SHAPE, seed=9)
+
+    def ours(x_t, t):
+        time = t.astype(dtype).reshape(-1, 1, 1, 1) / 2000
+        out = jnp.sin(2 * x_t + wild) * (0.6 + time) + 0.3 * x_t
+        return jnp.concatenate([out] + [jnp.cos(x_t + wild)] * (channels - 1), axis=-1)
+
+    def theirs(x_t, t):
+        time = t.to(x_t.dtype).reshape(-1, 1, 1, 1) / 2000
+        out = torch.sin(2 * x_t + to_nchw(wild)) * (0.6 + time) + 0.3 * x_t
+        return torch.cat([out] + [torch.cos(x_t + to_nchw(wild))] * (channels - 1), dim=1)
+
+    return ours, theirs
+
+
+SOLVERS = ["dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler", "euler_ancestral", "heun", "midpoint"]
+
+
+BY_RATIO = ("euler", "euler_ancestral", "heun")
+"""The twin walks these in sigma / alpha, which system 1 takes to 1e16: nothing is left of the data in x / alpha."""
+
+
+def fits(solver, path):
+    if path == "system 1" and solver in BY_RATIO:
+        return False
+    if path in ("flow", "blending"):
+        return solver != "euler_ancestral"  # sigma / alpha is infinite at its start
+    return solver != "midpoint" and (path != "no signal" or solver.startswith(("dpmpp", "unipc")))
+
+
+@pytest.mark.parametrize(
+    ("solver", "path"), [(solver, path) for path in PATHS for solver in SOLVERS if fits(solver, path)]
+)
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_whole_walks(dtype, solver, path, clip):
+    if dtype == "float32" and path == "cosine, v" and solver in BY_RATIO:
+        pytest.skip("sigma / alpha reaches 1e4, too far for float32")
+    process, twin = PATHS[path]()
+    predict, twin_predict = networks(dtype)
+    x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
+    times = process.times(NUM_STEPS)
+    grid = samplers.times(solver, process, NUM_STEPS, spacing="even")
+    step = samplers.create(solver, process)
+    options = {"step": step, "times": grid, "clip": clip, "num_frames": len(grid)}
+    _, frames = jax.jit(lambda x_T, noises: samplers.run(process, predict, x_T, lambda i: noises[i], **options))(
+        x_T, noises
+    )
+    fresh = (list(map(to_nchw, noises)),) if solver in ("dpmpp_2m_sde", "euler_ancestral") else ()
+    walk = getattr(twin_solvers, solver)
+    _, states = walk(twin, twin_predict, to_nchw(x_T), times.tolist(), *fresh, clip=clip)
+    frames = np.asarray(frames)
+    if solver in ("heun", "midpoint"):  # every second state is one on the way
+        frames = np.concatenate([frames[:-1:2], frames[-1:]])
+    assert len(frames) == len(states) == NUM_STEPS + 1
+    for index, (ours, theirs) in enumerate(zip(frames, states, strict=True)):
+        assert_close("trajectory", ours, to_nhwc(theirs), f"{solver} {path} clip {clip} after {index} steps")
+
+
+def test_heun_with_churn(dtype):
+    process, twin = chain()
+    predict, twin_predict = networks(dtype)
+    x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
+    times = samplers.GRIDS["karras"](process, NUM_STEPS)
+    grid = samplers.times("heun", process, NUM_STEPS, churn=3.0)
+    assert (grid[2::2] > grid[1:-1:2]).any()
+    step = samplers.create("heun", process)
+    ours, _ = samplers.run(process, predict, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], step=step, times=grid)
+    # noise i of the twin comes before its step i, ours with the second evaluation of the step before
+    before = [to_nchw(noises[max(2 * i - 1, 0)]) for i in range(NUM_STEPS)]
+    theirs, _ = twin_solvers.heun(twin, twin_predict, to_nchw(x_T), times.tolist(), churn=3.0, noises=before)
+    assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "heun with churn")
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine, v", "system 5", "flow"])
+def test_inversion(dtype, path):
+    process, twin = PATHS[path]()
+    predict, twin_predict = networks(dtype)
+    x_0, times = normal(dtype, *SHAPE, seed=3), process.times(NUM_STEPS)
+    ours = samplers.climb(process, predict, jnp.asarray(x_0), times[::-1])
+    theirs, _ = twin_solvers.ddim_inversion(twin, twin_predict, to_nchw(x_0), times.tolist())
+    assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), f"inversion {path}")
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_grids(data):
+    schedule = data.draw(st.sampled_from(["linear", "cosine", "sigmoid", "linear_inclusive", "cosine_unclipped"]))
+    num_steps = data.draw(st.integers(2, 300))
+    n = data.draw(st.integers(1, num_steps))
+    process, twin = chain(schedule, num_steps, prediction="v")
+    for name in ("quadratic", "karras", "log_snr"):
+        theirs = getattr(twin_samplers, f"{name.replace('_', '')}_times")(twin.schedule, n)
+        np.testing.assert_array_equal(samplers.GRIDS[name](process, n), theirs)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("weighting", ["none", "p2", "snr", "truncated_snr", "min_snr"])
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_weighted_losses(dtype, weighting, prediction, loss):
+    options = {"prediction": prediction, "weighting": weighting, "loss": loss, "p2_gamma": 0.7, "p2_k": 1.3}
+    _same_losses(dtype, *chain("cosine", **options), t=[0, 640], name=f"{weighting} {prediction}")
+
+
+@pytest.mark.parametrize("path", ["flow", "blending"])
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
+def test_losses_of_straight_paths(dtype, path, loss):
+    kind = {"flow": "FlowMatching", "blending": "AlphaBlending"}[path]
+    made = (getattr(module, kind)(loss=loss) for module in (processes, twin_processes))
+    _same_losses(dtype, *made, t=np.array([0.2, 0.9], dtype), name=path)
+
+
+@pytest.mark.parametrize(("loss", "learned"), [("vlb", False), ("vlb", True), ("hybrid", True)])
+def test_losses_of_the_bound(dtype, loss, learned):
+    made = chain("cosine", loss=loss, learned_variance=learned)
+    _same_losses(dtype, *made, t=[0, 640], name=loss, channels=1 + learned)
+
+
+def _same_losses(dtype, process, twin, *, t, name, channels=1):
+    predict, twin_predict = networks(dtype, channels)
+    x_0, noise = np.clip(normal(dtype, *SHAPE, seed=4) / 2, -1, 1), normal(dtype, *SHAPE, seed=5)
+    t, twin_t = (jnp.asarray(t), torch.as_tensor(t)) if isinstance(t, np.ndarray) else indices(t)
+    ours = process.loss_per_example(predict, jnp.asarray(x_0), jnp.asarray(noise), t)
+    theirs = twin.loss_per_example(twin_predict, to_nchw(x_0), to_nchw(noise), twin_t)
+    # in float32 the decoder's difference of two probabilities leaves few digits
+    quantity = "gradient" if process.loss in ("vlb", "hybrid") else "loss"
+    for index in range(2):
+        assert_close(quantity, ours[index], theirs[index], name)
+
+
+@pytest.mark.parametrize(("variance", "clip"), [("posterior", None), ("beta", 1.0), ("learned", 1.0)])
+def test_every_term_of_the_bound(variance, clip):
+    learned = variance == "learned"
+    process, twin = chain("linear", 30, loss="hybrid" if learned else "mse", learned_variance=learned)
+    predict, twin_predict = networks("float64", 1 + learned)
+    x_0 = np.rint(np.clip(normal("float64", *SHAPE, seed=4) / 2, -1, 1) * 127.5 + 127.5) / 127.5 - 1
+    noises = normal("float64", 30, *SHAPE, seed=6)
+    ours = variational_bound(
+        process, predict, jnp.asarray(x_0), lambda i: jnp.asarray(noises)[i], variance=variance, clip=clip
+    )
+    theirs = twin_likelihood.bits_per_dim(
+        twin, twin_predict, to_nchw(x_0), list(map(to_nchw, noises)), variance=variance, clip=clip
+    )
+    assert_close("loss", ours.prior, theirs["prior"], "prior")
+    assert_close("trajectory", ours.terms, theirs["terms"], "terms")
+    assert_close("trajectory", ours.total, theirs["total"], "total")
+
+
+def test_ancestral_sampling_with_a_learned_variance(dtype):
+    process, twin = chain("linear", loss="hybrid", learned_variance=True)
+    predict, twin_predict = networks(dtype, 2)
+    x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, NUM_STEPS, *SHAPE, seed=2)
+    step = samplers.create("ancestral", process, variance="learned")
+    options = {"step": step, "times": process.times(NUM_STEPS), "clip": 1.0}
+    ours, _ = samplers.run(process, predict, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], **options)
+
+    def twin_step(*arguments, **keywords):
+        return twin_samplers.ancestral_step(*arguments, variance="learned", **keywords)
+
+    theirs, _ = twin_samplers.sample(
+        twin, twin_predict, to_nchw(x_T), twin_samplers.times(twin.schedule, NUM_STEPS), twin_step,
+        list(map(to_nchw, noises)), 1.0, learned_variance=True,
+    )  # fmt: skip
+    assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "learned variance")
+
+
+def test_guidance(dtype):
+    predict, twin_predict = networks(dtype, 2)
+    x_t, t, labels = normal(dtype, *SHAPE, seed=7), [30, 800], [0, 1]
+    jax_t, twin_t = indices(t)
+    jax_labels, twin_labels = indices(labels)
+
+    def with_labels(x, t, labels):
+        half = x.shape[0] // 2
+        wide = jnp.concatenate([predict(x[:half], t[:half]), predict(x[half:], t[half:])])
+        return wide * (1 + labels.astype(dtype).reshape(-1, 1, 1, 1) / 3)
+
+    def twin_with_labels(x, t, labels):
+        return twin_predict(x, t) * (1 + labels.to(x.dtype).reshape(-1, 1, 1, 1) / 3)
+
+    for rescale in (0.0, 0.7):
+        ours = guidance.classifier_free(
+            with_labels, jax_labels, null_label=2, scale=3.0, interval=(100.0, 900.0), rescale=rescale, channels=3
+        )
+        theirs = twin_guidance.classifier_free(
+            twin_with_labels, 2, twin_labels, 3.0, interval=(100.0, 900.0), rescale=rescale, num_channels=3
+        )
+        out = ours(jnp.asarray(x_t), jax_t)
+        # torch's standard deviation is the unbiased one, whose factor cancels in the quotient
+        assert_close("step", np.asarray(out), to_nhwc(theirs(to_nchw(x_t), twin_t)), f"rescale {rescale}")
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_classifier_guidance(dtype, prediction):
+    process, twin = chain("cosine", prediction=prediction)
+    predict, twin_predict = networks(dtype)
+    x_t, t = normal(dtype, *SHAPE, seed=7), [30, 800]
+    jax_t, twin_t = indices(t)
+    ours = guidance.classifier_guided(process, predict, lambda x, t: -jnp.cos(x).sum((1, 2, 3)), scale=2.0)
+    theirs = twin_guidance.classifier_guided(twin, twin_predict, lambda x, t: -torch.cos(x).sum((1, 2, 3)), 2.0)
+    assert_close(
+        "gradient", np.asarray(ours(jnp.asarray(x_t), jax_t)), to_nhwc(theirs(to_nchw(x_t), twin_t)), prediction
+    )
+
+
+def test_losses_decide_on_times():
+    """The same draws and losses on both sides: histories, probabilities and weights."""
+    rng = np.random.default_rng(0)
+    history, twin = loss_aware.empty(5, 3), twin_training.LossAwareTimes(5, history=3)
+    for round_of in range(12):
+        index, losses = rng.integers(5, size=8), rng.uniform(0.1, 2, 8)
+        history = loss_aware.record(history, jnp.asarray(index), jnp.asarray(losses, jnp.float32))
+        twin.update(torch.as_tensor(index), torch.as_tensor(losses))
+        np.testing.assert_allclose(loss_aware.probabilities(history), twin.weights(), rtol=1e-5)
+        assert (round_of < 2) == bool(np.allclose(twin.weights(), 0.2)) or round_of < 4
+    drawn, weights = loss_aware.draw(history, jax.random.key(0), 1000)
+    np.testing.assert_allclose(weights, twin.importance(torch.as_tensor(np.asarray(drawn))), rtol=1e-5)
+    found = np.bincount(drawn, minlength=5) / 1000
+    assert np.abs(found - np.asarray(loss_aware.probabilities(history))).max() < 0.06
+
+
+def test_a_self_conditioned_update(pair):
+    """The network sees its own estimate, found without gradient, or zeros."""
+    options = SMALL | {"channels": 1, "dim_mults": (1,), "attention_resolutions": ()}
+    model, twin = pair("unet", "float64", **options, self_conditioning=True)
+    process, twin_process = chain("cosine", prediction="v")
+    graphdef, _ = models.split(model, training=True)
+    config = TrainConfig(steps=1, lr=1e-3, ema_decay=0.5)
+    x_0, noise = normal("float64", 2, 8, 8, 1, seed=1), normal("float64", 2, 8, 8, 1, seed=2)
+    t, twin_t = indices([200, 700])
+
+    @compiled
+    def ours(state, x_0, noise, guess):
+        static = {"graphdef": graphdef, "process": process, "config": config}
+        return update(state, x_0, noise, t, None, None, None, guess, **static)[1]
+
+    for guess in (False, True):
+        metrics = ours(create_state(model, make_optimizer(config)), x_0, noise, guess)
+        twin_state = twin_training.TrainState.create(copy.deepcopy(twin), lr=1e-3)
+        theirs = twin_training.train_step(
+            twin_state, twin_process, to_nchw(x_0), to_nchw(noise), twin_t, ema=0.5, grad_clip=1.0, self_condition=guess
+        )
+        for name in ("loss", "grad_norm"):
+            assert float(metrics[name]) == pytest.approx(theirs[name], rel=1e-9)
