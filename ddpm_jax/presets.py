@@ -184,6 +184,7 @@ class SampleConfig:
         "euler_ancestral",
         "heun",
         "midpoint",
+        "adaptive",
     ] = "ancestral"
     """The reverse chain (DDPM), DDIM, the update of system 1, DPM-Solver++, UniPC, or a method of Karras et al.; midpoint: of
     flows.
@@ -198,6 +199,8 @@ class SampleConfig:
     """Where a diffusion's steps lie; None: where the sampler's authors put them."""
     churn: float = 0.0
     """Of heun: noise added anew over the whole walk (S_churn of Karras et al.)."""
+    tolerance: float = 1e-4
+    """Of adaptive: error allowed in a step of the ODE solver, which chooses their number."""
     clip: float | None = 1.0
     """Bound on the predicted clean image while sampling; None: no bound."""
     threshold: float | None = None
@@ -239,6 +242,8 @@ class SampleConfig:
             raise UserError(
                 f"sample.churn must not be negative, and belongs to heun; got {self.churn:g} with {self.sampler}."
             )
+        if not 0 < self.tolerance < math.inf:
+            raise UserError(f"sample.tolerance must be positive; got {self.tolerance:g}.")
         if not 0 <= self.guidance < math.inf:
             raise UserError(f"sample.guidance must not be negative; got {self.guidance:g}.")
         if not 0 <= self.guidance_from <= self.guidance_to <= 1:

@@ -113,6 +113,7 @@ def test_flows(tiny, tmp_path):
     run = open_run(folder)
     assert type(run.process).__name__ == "FlowMatching" and run.process.num_steps == 20
     assert ddpm("sample", folder, "--sampler", "midpoint", "--steps", 50, "--num", 10) == 0
+    assert ddpm("sample", folder, "--sampler", "adaptive", "--tolerance", 0.1, "--num", 10) == 0
     assert ddpm("plot", folder, "--num", 4) == 0
     assert not (folder / "pictures" / "schedule.png").exists()
 

@@ -1,6 +1,7 @@
 """Samplers of the family against data whose every marginal is known: they converge, each at its order, to the exact answer."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,33 @@ def test_mean_and_deviation(process, name, options):
     error = STD / np.sqrt(len(x_0))
     assert (np.abs(x_0.mean(0) - MEAN) < 5 * error + 0.03 * STD).all()
     assert (np.abs(x_0.std(0) - STD) < 4 * error + 0.04 * STD).all()
+
+
+@pytest.mark.parametrize("process", [FLOW, BLEND])
+def test_an_adaptive_solver_keeps_its_tolerance(process):
+    x_T = np.random.default_rng(0).standard_normal((50, 3))
+    errors, counts = [], []
+    for tolerance in (1e-3, 1e-5, 1e-7):
+        x_0, frames, steps = samplers.solve(
+            process, gaussian(process), jnp.asarray(x_T), tolerance=tolerance, num_frames=3
+        )
+        errors.append(np.abs(np.asarray(x_0) - exact_flow(process, x_T)).max())
+        counts.append(int(steps))
+        assert frames.shape == (3, 50, 3)
+        np.testing.assert_allclose(frames[0], x_T)
+    assert counts == sorted(counts) and counts[0] < counts[2] < 200
+    assert (np.array(errors) < 20 * np.array([1e-3, 1e-5, 1e-7])).all(), errors
+
+
+def test_what_an_adaptive_solver_needs(monkeypatch):
+    x_T = jnp.zeros((2, 3))
+    with pytest.raises(UserError, match="fits process"):
+        samplers.solve(FINE, gaussian(FINE), x_T)
+    with pytest.raises(UserError, match="tolerance must be positive"):
+        samplers.solve(FLOW, gaussian(FLOW), x_T, tolerance=0.0)
+    monkeypatch.setitem(sys.modules, "diffrax", None)
+    with pytest.raises(UserError, match=r"ddpm-jax\[ode\]"):
+        samplers.solve(FLOW, gaussian(FLOW), x_T)
 
 
 # A mixture: three clusters in the plane

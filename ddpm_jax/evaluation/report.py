@@ -89,7 +89,7 @@ def evaluate_run(
 
 def _facts(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
     steps = run.process.checked(config.steps)
-    sampler = f"{config.sampler}, {steps} steps"
+    sampler = "adaptive" if config.sampler == "adaptive" else f"{config.sampler}, {steps} steps"
     facts = {"step": step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": seed}
     return facts | {"data": run.config.data.source}
 

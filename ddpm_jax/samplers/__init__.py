@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import GaussianDiffusion, LinearPath, Process
+from ddpm_jax.samplers.adaptive import sample_adaptively, solve
 from ddpm_jax.samplers.grids import GRIDS, two_stage, with_middles
 from ddpm_jax.samplers.grids import strided as strided_times
 from ddpm_jax.samplers.loop import climb, denoise, frame_steps, invert, run, sample
@@ -48,6 +49,8 @@ __all__ = [
     "midpoint_step",
     "run",
     "sample",
+    "sample_adaptively",
+    "solve",
     "strided_step",
     "strided_times",
     "times",

@@ -1,6 +1,8 @@
 """Samples of a run, and the files they become: an npz, a titled grid or a scatter, a denoising animation."""
 
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,33 +63,21 @@ def draw(
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
     """
-    process = run.process
-    step = samplers.create(config.sampler, process, **config.step_options)
-    times = samplers.times(config.sampler, process, config.steps, spacing=config.spacing, churn=config.churn)
-    num_steps = len(times) - 1
-    num_frames = min(num_frames, num_steps + 1)
+    call, num_steps, num_frames = _sampler(run, config, num_frames)
     size = min(num, batch_size)
     key = jax.random.key(seed)
     values, frames, seconds = [], np.zeros((0, 0)), []
     for start in range(0, num, size):
         begun = time.perf_counter()
         batch_labels = None if labels is None else np.resize(labels[start : start + size], size)
-        x_0, walk = samplers.sample(
+        x_0, walk, *taken = call(
             (graphdef, variables),
-            process,
+            run.process,
             jax.random.fold_in(key, start // size),
             (size, *run.shape),
             None if batch_labels is None else jax.numpy.asarray(batch_labels),
-            step=step,
-            times=times,
-            clip=config.clip,
-            threshold=config.threshold,
-            guidance=guidance_of(run, config),
-            self_conditioned=run.inputs.self_conditioned,
-            num_frames=num_frames,
-            frames_before_noise=config.sampler == "strided",
-            dtype=None if run.config.train.dtype == "float32" else run.config.train.dtype,
         )
+        num_steps = taken[0] if taken else num_steps
         values.append(run.to_data(x_0)[: num - start])
         if start == 0:
             frames = run.to_data(walk[:, : ANIMATED if run.holds_images else None])
@@ -100,6 +90,39 @@ def draw(
         first_call_s=seconds[0],
         later_call_s=float(np.mean(seconds[1:])) if len(seconds) > 1 else None,
     )
+
+
+def _sampler(run: Run, config: SampleConfig, num_frames: int) -> tuple[Callable[..., Any], int, int]:
+    """The call that samples as a config says; how many steps it takes (0: it decides itself), and how many frames it can show.
+
+    Raises:
+        UserError: sampler and options that do not fit each other or the process.
+    """
+    process = run.process
+    options: dict[str, Any] = {
+        "clip": config.clip,
+        "dtype": None if run.config.train.dtype == "float32" else run.config.train.dtype,
+    }
+    guidance, self_conditioned = guidance_of(run, config), run.inputs.self_conditioned
+    if config.sampler == "adaptive":
+        if guidance or self_conditioned or config.threshold:
+            raise UserError(
+                "sampler = adaptive takes neither guidance, nor a threshold, nor a self-conditioned network."
+            )
+        options |= {"tolerance": config.tolerance, "num_frames": num_frames}
+        return functools.partial(samplers.sample_adaptively, **options), 0, num_frames
+    times = samplers.times(config.sampler, process, config.steps, spacing=config.spacing, churn=config.churn)
+    num_frames = min(num_frames, len(times))
+    options |= {
+        "step": samplers.create(config.sampler, process, **config.step_options),
+        "times": times,
+        "threshold": config.threshold,
+        "guidance": guidance,
+        "self_conditioned": self_conditioned,
+        "num_frames": num_frames,
+        "frames_before_noise": config.sampler == "strided",
+    }
+    return functools.partial(samplers.sample, **options), len(times) - 1, num_frames
 
 
 def guidance_of(run: Run, config: SampleConfig) -> dict[str, Any] | None:
