@@ -81,6 +81,11 @@ def setting(owner: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch],
     return lambda patch: patch.setattr(owner, name, value)
 
 
+def replacing(table: dict[str, Any], name: str, value: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    """An entry of a table becomes another."""
+    return lambda patch: patch.setitem(table, name, value)
+
+
 def sampling(sampler: str, **options: Any) -> Callable[[Verification], None]:
     """Not a fault: have the network sampled in another way."""
     return lambda verification: setattr(verification, "sampling", SampleConfig(sampler, clip=None, **options))
@@ -278,6 +283,6 @@ MUTATIONS = [
     Mutation("strided: beta not clipped", "mlp", "sampler step", "t = 0 -> 980", SAMPLING,
              step("strided", unclipped_strided_step), sampling("strided", steps=50, eta=0.1)),
     Mutation("strided: no wrap-around", "mlp", "sampler step", "times", SAMPLING,
-             setting(samplers, "strided_times", without_wrapping), sampling("strided", steps=50, eta=0.1)),
+             replacing(samplers.GRIDS, "strided", without_wrapping), sampling("strided", steps=50, eta=0.1)),
 ]
 # fmt: on

@@ -162,9 +162,8 @@ def test_tables():
     linear = schedules.linear(200)
     for table in ("betas", "alphas_cumprod", "posterior_variance"):
         assert_agrees("call", numbers(getattr(linear, table), "f32"), annotated[table], table)
-    process = processes.GaussianDiffusion(linear)
-    weight = (process.p2_k + linear.snr) ** -process.p2_gamma
-    assert_agrees("call", numbers(weight, "f32"), annotated["p2_loss_weight"], "P2 weight")
+    process = processes.GaussianDiffusion(linear, weighting="p2", p2_gamma=0.0)
+    assert_agrees("call", numbers(process.weights, "f32"), annotated["p2_loss_weight"], "P2 weight")
 
 
 RECORDED = {

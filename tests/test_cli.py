@@ -89,11 +89,11 @@ def refused(result, *shown):
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ("fly", ["'fly'", "train, finetune, sample, evaluate, plot"]),
+        ("fly", ["'fly'", "train, finetune, sample, evaluate, edit, plot"]),
         ("train", ["needs a PRESET first"]),
         ("sample", ["needs a RUN first"]),
         ("train --out OUT", ["needs a PRESET first"]),
-        ("train digit --out OUT", ["'digit'", "digits, images"]),
+        ("train digit --out OUT", ["'digit'", "digits, digits-flow, images"]),
         ("train digits", ["--out"]),
         ("train digits --out OUT --train.learning-rate 1", ["--train.learning-rate"]),
         ("train digits --out OUT --train.steps many", ["--train.steps", "many"]),
@@ -143,7 +143,7 @@ def test_mistakes_before_training(ddpm, tmp_path, monkeypatch, arguments, shown)
         ("--labels -1", ["-1"]),
         ("--num 0", [r"num must be at least 1"]),
         ("--batch-size 0", ["batch_size must be at least 1; got 0"]),
-        ("--sampler euler", ["--sampler", "ancestral", "ddim", "euler"]),
+        ("--sampler eulers", ["--sampler", "ancestral", "ddim", "eulers"]),
         ("--steps 0", ["steps must be at least 1"]),
         ("--steps 21", [r"steps must lie in 1\.\.20", "21"]),
         ("--eta 2", [r"eta must lie in \[0, 1\]; got 2"]),

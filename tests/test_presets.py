@@ -8,10 +8,10 @@ import sys
 import jax
 import pytest
 
-from ddpm_jax import model_configs, models, presets, samplers, schedules
+from ddpm_jax import model_configs, models, presets, samplers
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import PRESETS, Preset, SampleConfig, TrainConfig
-from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.training.objective import process_of
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -44,17 +44,15 @@ def test_every_preset_builds(name):
     labels = t if getattr(model, "num_classes", None) else None
     output, _ = jax.eval_shape(lambda *args: models.apply(graphdef, *args), variables, x_t, t, labels)
     assert output.shape == x_t.shape
-    process = GaussianDiffusion(
-        schedules.create(config.process.schedule, config.process.num_steps),
-        config.process.prediction,
-        config.process.loss,
-    )
+    process = process_of(config)
     steps = config.sample.steps or config.process.num_steps
-    assert len(samplers.times(config.sample.sampler, process, config.sample.steps)) == steps + 1
+    evaluations = 2 * steps - 1 if config.sample.sampler == "heun" else steps
+    assert len(samplers.times(config.sample.sampler, process, config.sample.steps)) == evaluations + 1
+    assert samplers.create(config.sample.sampler, process, **config.sample.step_options)
 
 
 def test_unknown_preset_lists_the_names():
-    with pytest.raises(UserError, match=r"one of digits, images.*'digit'"):
+    with pytest.raises(UserError, match=r"one of digits, digits-flow, images.*'digit'"):
         presets.preset("digit")
 
 
