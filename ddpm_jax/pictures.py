@@ -180,10 +180,10 @@ def plot(
     if num is not None and num < 1:
         raise UserError(f"num must be at least 1; got {num}.")
     pictures = Pictures(run, folder or run.folder / "pictures", seed, num)
-    return [KINDS[kind](pictures) for kind in kinds or _fitting(run)]
+    return [KINDS[kind](pictures) for kind in kinds or fitting(run)]
 
 
-def _fitting(run: Run) -> list[str]:
+def fitting(run: Run) -> list[str]:
     """The kinds that a run has what it takes for: one made of a file of weights has neither data nor losses."""
     unfit = set() if run.holds_images else set(OF_IMAGES)
     if run.config.process.kind != "diffusion":

@@ -90,7 +90,8 @@ def is_slow(case, dtype):
 
     Outputs of either are held to the originals' records besides, and those in float64 have the sharper tolerance.
     """
-    return "," in case or case == "convnext_unet_224" or (dtype == "float32" and case not in QUICK)
+    # strided_unet_conditional is strided_unet and its classes
+    return "," in case or case in ("convnext_unet_224", "strided_unet") or (dtype == "float32" and case not in QUICK)
 
 
 @pytest.mark.parametrize(

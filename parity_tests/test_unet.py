@@ -39,11 +39,20 @@ CONFIGS = {
 }
 
 
-SLOW = {"cifar10 at a quarter of its width", "widths and odd sizes", "head_dim"}
+QUICK = {"small", "scale_shift", "residual", "classes", "learn_variance", "adm"}
+QUICK_IN_FLOAT32 = {"small", "adm"}
+"""The others are slow; those in float64 have the sharper tolerance."""
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CONFIGS]
+    ("dtype", "config"),
+    [
+        pytest.param(dtype, name, marks=() if name in quick else pytest.mark.slow)
+        for dtype, quick in (("float64", QUICK), ("float32", QUICK_IN_FLOAT32))
+        for name in CONFIGS
+    ],
+    indirect=["dtype"],
+    scope="module",
 )
 def test_outputs_and_gradients(pair, dtype, config):
     options = CONFIGS[config]

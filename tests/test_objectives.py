@@ -12,6 +12,7 @@ from ddpm_jax import cli, presets
 from ddpm_jax.data import open_source
 from ddpm_jax.editing import fitting_mask, repaint_times
 from ddpm_jax.errors import UserError
+from ddpm_jax.pictures import fitting, plot
 from ddpm_jax.presets import ProcessConfig
 from ddpm_jax.training import open_run, train
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -112,10 +113,11 @@ def test_flows(tiny, tmp_path):
     assert ddpm("train", "digits-flow", *tiny, "--process.times", "logit_normal", "--out", folder) == 0
     run = open_run(folder)
     assert type(run.process).__name__ == "FlowMatching" and run.process.num_steps == 20
-    assert ddpm("sample", folder, "--sampler", "midpoint", "--steps", 50, "--num", 10) == 0
     assert ddpm("sample", folder, "--sampler", "adaptive", "--tolerance", 0.1, "--num", 10) == 0
-    assert ddpm("plot", folder, "--num", 4) == 0
-    assert not (folder / "pictures" / "schedule.png").exists()
+    assert ddpm("plot", folder, "noising") == 0
+    with pytest.raises(UserError, match="schedule is of a diffusion"):
+        plot(run, ["schedule"])
+    assert "schedule" not in fitting(run) and "noising" in fitting(run)
 
 
 @pytest.mark.parametrize("name", ["spiral-flow", "spiral-iadb"])
