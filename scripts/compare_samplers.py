@@ -62,16 +62,16 @@ def draw_clusters(seed: int) -> np.ndarray:
     return (CENTRES[rng.integers(3, size=POINTS)] + noise).astype(np.float32)
 
 
-def on_clusters() -> dict[str, Any]:
+def on_clusters(names: list[str], counts: list[int]) -> dict[str, Any]:
     """Sliced Wasserstein distance to held-out points, of each sampler by evaluations; beside that of other real points."""
     process = processes.GaussianDiffusion(schedules.linear(1000))
     predict, real = exact(process), draw_clusters(1)
     found: dict[str, list[float]] = {}
-    for name, options in SAMPLERS.items():
+    for name in names:
         found[name] = []
-        for evaluations in EVALUATIONS:
+        for evaluations in counts:
             step = samplers.create(name, process)
-            times = samplers.times(name, process, steps_of(name, evaluations), **options)
+            times = samplers.times(name, process, steps_of(name, evaluations), **SAMPLERS[name])
 
             @jax.jit
             def walk(key: jax.Array, step: Any = step, times: Any = times) -> jax.Array:
@@ -90,22 +90,22 @@ def on_clusters() -> dict[str, Any]:
     return {"sliced_wasserstein": found, "real_against_real": apart}
 
 
-def on_run(folder: Path, num: int) -> dict[str, Any]:
+def on_run(folder: Path, num: int, names: list[str], counts: list[int]) -> dict[str, Any]:
     """Class agreement and Fréchet distance of samples of a run, of each sampler by evaluations; beside those of real images."""
     found: dict[str, Any] = {"class_agreement": {}, "frechet_distance": {}}
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.name  # an evaluation writes into its run's folder
         shutil.copytree(folder, copy)
         run = open_run(copy)
-        for name, options in SAMPLERS.items():
+        for name in names:
             rows: dict[str, list[float]] = {key: [] for key in found if key != "real"}
-            for evaluations in EVALUATIONS:
+            for evaluations in counts:
                 changes = {
                     "sampler": name,
                     "steps": steps_of(name, evaluations),
                     "num": num,
                     "spacing": None,
-                    **options,
+                    **SAMPLERS[name],
                 }
                 evaluation, _ = evaluate_run(run, dataclasses.replace(run.config.sample, **changes), batch_size=num)
                 metrics = {metric.name: metric for metric in evaluation.metrics}
@@ -128,16 +128,23 @@ def main() -> None:
         "--out", type=Path, default=Path("samplers"), help="folder of chart and JSON (default: samplers)"
     )
     parser.add_argument("--num", type=int, default=1000, help="samples of the run for each figure (default: 1000)")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), help="which (default: all)")
+    parser.add_argument("--evaluations", nargs="+", type=int, default=list(EVALUATIONS), help="of the network, a walk")
     arguments = parser.parse_args()
-    print(f"{'evaluations':<18}" + "".join(f"{count:>9}" for count in EVALUATIONS))
-    found: dict[str, Any] = {"evaluations": EVALUATIONS, "clusters": on_clusters()}
-    x = np.array(EVALUATIONS, float)
+    names, counts = arguments.samplers, arguments.evaluations
+    print(f"{'evaluations':<18}" + "".join(f"{count:>9}" for count in counts))
+    found: dict[str, Any] = {"evaluations": counts, "clusters": on_clusters(names, counts)}
+    x = np.array(counts, float)
     curves = {name: np.array(values) for name, values in found["clusters"]["sliced_wasserstein"].items()}
     charts = {
         "clusters": (curves, found["clusters"]["real_against_real"], "sliced Wasserstein distance, three clusters")
     }
     if arguments.run is not None:
-        found["run"] = {"name": arguments.run.name, "num": arguments.num, **on_run(arguments.run, arguments.num)}
+        found["run"] = {
+            "name": arguments.run.name,
+            "num": arguments.num,
+            **on_run(arguments.run, arguments.num, names, counts),
+        }
         curves = {name: np.array(values) for name, values in found["run"]["frechet_distance"].items()}
         charts["run"] = (curves, found["run"]["real"]["frechet_distance"], f"Fréchet distance, {arguments.run.name}")
     for name, (curves, real, heading) in charts.items():
