@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, editing, figures, samplers
+from ddpm_jax import editing, figures, samplers
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
@@ -98,9 +98,7 @@ def _images(run: Run, files: Sequence[Path], num: int, seed: int) -> tuple[np.nd
     size, _, channels = run.shape
     if files:
         return run.scaling.apply(np.stack([fit(_read(path), size, channels) for path in files])), None
-    source = run.open_source()
-    options: dict[str, Any] = {"batch_size": min(num, len(source)), "seed": seed, "num_threads": 0}
-    batch = next(data.batches(source, shape=run.shape, scaling=run.scaling, **options))
+    batch = run.first_batch(num, seed)
     return batch["x_0"], batch["label"] if run.class_names else None
 
 

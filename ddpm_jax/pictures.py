@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +64,7 @@ class Pictures:
         self._images_only("beside")
         num = min(NOISED, self.num or self.run.config.sample.num)
         drawn, step = self._draw(num_frames=0, num=num)
-        real = self.run.to_data(self._batch(num)["x_0"])
+        real = self.run.to_data(self.run.first_batch(num, self.seed)["x_0"])
         return figures.save_grid(
             self.folder / "beside.png",
             np.concatenate([drawn.values, real]),
@@ -78,7 +77,7 @@ class Pictures:
         """Rows of data, data with noise at rising times, that noise, and the noise that the network sees in it."""
         self._images_only("noising")
         run, process = self.run, self.run.process
-        batch = self._batch(min(NOISED, process.checked(None)))
+        batch = self.run.first_batch(min(NOISED, process.checked(None)), self.seed)
         num = len(batch["x_0"])
         graphdef, variables, step = run.load()
         x_0 = jnp.asarray(batch["x_0"])
@@ -128,11 +127,6 @@ class Pictures:
         if not metrics:
             raise UserError(f"{self.run.folder} has no metrics yet, so there is no loss to plot; train it first.")
         return figures.save_loss_curve(self.folder / "loss.png", metrics)
-
-    def _batch(self, most: int) -> dict[str, np.ndarray]:
-        source = self.run.open_source()
-        options: dict[str, Any] = {"batch_size": min(most, len(source)), "seed": self.seed, "num_threads": 0}
-        return next(data.batches(source, shape=self.run.shape, scaling=self.run.scaling, **options))
 
     def _draw(self, *, num_frames: int, num: int | None = None) -> tuple[drawing.Samples, int]:
         graphdef, variables, step = self.run.load()

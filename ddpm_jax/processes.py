@@ -401,25 +401,27 @@ class FlowMatching(LinearPath):
 
 
 @dataclass(frozen=True)
-class AlphaBlending(LinearPath):
-    """Iterative alpha-(de)blending: the network learns x_0 - eps, and is told the share 1 - t of the data (Heitz et al. 2023)."""
+class AlphaBlending(FlowMatching):
+    """Iterative alpha-(de)blending: flow matching the other way round (Heitz et al. 2023).
+
+    The network learns x_0 - eps, and is told the share 1 - t of the data.
+    """
 
     def network_time(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
         """(1 - t) (num_steps - 1)."""
-        return (1 - t) * (self.num_steps - 1)
+        return super().network_time(1 - t)
 
     def target(
         self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Float[Array, "b"]
     ) -> Float[Array, "b *shape"]:
         """x_0 - eps."""
-        return x_0 - noise
+        return -super().target(x_0, noise, t)
 
     def estimate(
         self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *shape"], t: Float[Array, "b"]
     ) -> Estimate:
         """The pair (x_0, eps) whose difference is the output."""
-        alpha, sigma = self.level(t, x_t)
-        return Estimate(x_t + sigma * output, x_t - alpha * output)
+        return super().estimate(x_t, -output, t)
 
 
 def _error(difference: Float[Array, "b *shape"], loss: str) -> Float[Array, "b"]:

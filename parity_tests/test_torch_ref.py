@@ -13,15 +13,6 @@ from ddpm_torch_ref import models, processes, samplers, schedules, training
 MAKERS = [schedules.linear, schedules.cosine, schedules.quadratic, schedules.sigmoid]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other at every small operation cost minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -21,14 +21,6 @@ SMALL = {
 SIZES = {"annotated_unet": 28, "double_conv_unet": 19, "convnext_unet_224": 32}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def images(name, model, batch=2):
     channels = {"convnext_unet": 1, "tiny_unet": 1, "annotated_unet": 1}.get(name, 3)
     size = SIZES.get(name, 16)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from ddpm_jax import bound, data, models, samplers
 from ddpm_jax.compilation import jit
-from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.report import load_images
 from ddpm_jax.files import write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion, Predict, Variance
@@ -168,10 +168,6 @@ def _images(run: Run, num: int, seed: int, held_out: str | None) -> tuple[np.nda
     source = run.open_source() if held_out is None else data.open_source(held_out, classes=run.config.data.classes)
     if len(source) < num:
         raise UserError(f"num must be at most {len(source)}, the images of {source.name}; got {num}.")
-    order = np.random.default_rng(seed).permutation(len(source))[:num]
-    elements = [source[int(index)] for index in order]
-    size, _, channels = run.shape
-    images = np.stack([fit(element["image"], size, channels) for element in elements])
-    labels = np.array([element["label"] for element in elements], np.int32) if run.class_names else None
+    images, labels = load_images(run, source, seed, num)
     told = f"of {source.name}, " + ("seen in training" if held_out is None else "held out")
-    return run.scaling.apply(images), labels, told
+    return run.scaling.apply(images), labels if run.class_names else None, told

@@ -171,7 +171,7 @@ def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
     if num_real < 10:
         raise UserError(f"num_real must be at least 10; got {num_real}.")
     source = data.open_source(config.source, on_bad_image=config.on_bad_image)
-    images, labels = _load(run, source, seed, num_real)
+    images, labels = load_images(run, source, seed, num_real)
     names = source.class_names or ("",)
     if len(names) > 1:
         by_class = np.bincount(labels, minlength=len(names))
@@ -192,7 +192,7 @@ def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
                 f"held_out {held_out} has the classes {', '.join(other.class_names) or '(none)'}; "
                 f"the run's data has {', '.join(source.class_names) or '(none)'}."
             )
-        x, y = _load(run, other, seed, num_real)
+        x, y = load_images(run, other, seed, num_real)
         parts = [(images, labels), (x[::2], y[::2]), (x[1::2], y[1::2])]
         told = f"of {held_out}"
     if config.classes:
@@ -208,7 +208,8 @@ def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
     return _Real(tuple(names), train, test, reference, told)
 
 
-def _load(run: Run, source: data.Source, seed: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+def load_images(run: Run, source: data.Source, seed: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first of a source's images in random order, uint8, cut to the run's shape, and their labels."""
     order = np.random.default_rng(seed).permutation(len(source))[:most]
     elements = [source[int(index)] for index in order]
     size, _, channels = run.shape

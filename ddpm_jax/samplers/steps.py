@@ -136,7 +136,7 @@ def _shrink(t: Level, s: Level) -> Float[Array, "..."]:
 
 def _extrapolated(hat: Estimate, t: Level, s: Level, past: Past) -> Float[Array, "b *shape"]:
     """x_0 halfway to s by the line through its last two estimates; the last one where there is one only, and to the clean end."""
-    (before,), lambda_t = past.seen[:1], log_snr(t)
+    before, lambda_t = past.seen[0], log_snr(t)
     half = (log_snr(s) - lambda_t) / (lambda_t - log_snr(before.level)) / 2
     usable = (past.taken > 0) & (s.sigma > 0)
     return hat.x_0 + jnp.where(usable, half, 0) * (hat.x_0 - before.hat.x_0)

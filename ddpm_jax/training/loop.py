@@ -137,7 +137,7 @@ def _run_steps(
     interruption: "_Interruption",
 ) -> TrainState:
     """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
-    config, process = run.config.train, run.process
+    config, process, inputs = run.config.train, run.process, run.inputs
     graphdef, _ = models.split(models.abstract(run.config.model), training=True)
     key = jax.random.key(config.seed)
     rate = learning_rate(config)
@@ -156,7 +156,7 @@ def _run_steps(
         if not run.class_names:
             batch = {"x_0": batch["x_0"]}
         update = train_step if per_call == 1 else train_steps
-        state, numbers = update(state, batch, key, graphdef=graphdef, process=process, config=config, inputs=run.inputs)
+        state, numbers = update(state, batch, key, graphdef=graphdef, process=process, config=config, inputs=inputs)
         flight.take_off(step + 1, numbers)
         first_call = step == start
         step += per_call

@@ -85,6 +85,12 @@ class Run:
             raise UserError(f"{self.folder} was made from a file of weights and has no data of its own.")
         return data.open_source(config.source, on_bad_image=config.on_bad_image, classes=config.classes)
 
+    def first_batch(self, most: int, seed: int) -> dict[str, np.ndarray]:
+        """The first batch of its data, of `most` examples or of all there are, as its network sees them."""
+        source = self.open_source()
+        options: dict[str, Any] = {"batch_size": min(most, len(source)), "seed": seed, "num_threads": 0}
+        return next(data.batches(source, shape=self.shape, scaling=self.scaling, **options))
+
     @property
     def checkpoint_folder(self) -> Path:
         """Where its checkpoints are."""

@@ -34,11 +34,9 @@ class TrainState:
         return {"params": self.ema_params if ema else self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, loss_history: LossHistory | None = None
-) -> TrainState:
+def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update of a network as it is."""
-    return state_of(models.split(model)[1], optimizer, loss_history)
+    return state_of(models.split(model)[1], optimizer)
 
 
 def state_of(
