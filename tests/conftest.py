@@ -32,11 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @contextmanager
 def unoptimised() -> Iterator[None]:
     """Programs that run for milliseconds need not be optimised, neither here nor in commands."""
+    before = jax.config.read("jax_disable_most_optimizations")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True, scope="module")
