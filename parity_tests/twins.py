@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 from ddpm_jax import models, weights
-from ddpm_jax.compilation import compiler_options
+from ddpm_jax.compilation import once
 from ddpm_torch_ref import models as twin_models
 
 SMALL: dict[str, Any] = {"image_size": 8, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4}
@@ -69,4 +69,4 @@ def make_pair(name: str, dtype: str, *, seed: int = 0, **options: Any) -> tuple[
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """jax.jit for the many programs that run only a few times: what takes long is to optimise them."""
-    return jax.jit(function, compiler_options=compiler_options() | {"xla_backend_optimization_level": 0}, **options)
+    return jax.jit(function, compiler_options=once(), **options)

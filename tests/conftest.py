@@ -1,6 +1,5 @@
-"""Compiled programs are kept between tests, and one small run is trained for all who look at runs."""
+"""Nothing is optimised that runs for milliseconds, and one small run is trained for all who look at runs."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,19 +13,6 @@ TINY = """
     --train.steps 12 --train.batch-size 8 --train.lr 0.01 --train.warmup-steps 0 --train.lr-decay constant
     --train.log-every 2 --train.sample-every 8 --train.checkpoint-every 4 --sample.steps 4 --sample.num 10
 """
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Compiling takes most of the tests' time: XLA's results are kept beside pytest's own cache, for commands too."""
-    if getattr(config, "cache", None) is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    options = {
-        "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    for name, value in options.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ddpm_jax.compilation import compiler_options
+from ddpm_jax.compilation import once
 from ddpm_jax.models.convolution import Padding, convolve, transposed
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -124,8 +124,7 @@ def scanned(function: Callable) -> Callable:
 
 
 def compiled(function: Callable, *args: jax.Array) -> tuple[jax.Array, ...]:
-    options = compiler_options() | {"xla_backend_optimization_level": 0}
-    return jax.jit(function, compiler_options=options)(*args)
+    return jax.jit(function, compiler_options=once())(*args)
 
 
 def assert_close(ours: tuple[jax.Array, ...], theirs: tuple[jax.Array, ...], tolerance: float = 1e-12) -> None:

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from ddpm_jax import models
+from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import layers
 
@@ -36,9 +37,7 @@ def trained(**options):
     return abstract(**SMALL | options), {"params": params, "batch_stats": {}}
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graphdef", "dtype"), compiler_options={"xla_backend_optimization_level": 0}
-)
+@functools.partial(jit, static_argnames=("graphdef", "dtype"))
 def forward(variables, x_t, t, labels, key, *, graphdef, dtype):
     return models.apply(graphdef, variables, x_t, t, labels, key=key, dtype=dtype)[0]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax.compilation import compiler_options
+from ddpm_jax.compilation import compile_for
 from ddpm_jax.errors import UserError
 from ddpm_jax.verify.capture import Captured, align, recorded_nnx, recorded_torch
 from ddpm_jax.verify.kinks import SAFE, relu_margin
@@ -231,7 +231,8 @@ def _run_jax(
 
     order: list[list[str]] = []
     program: Callable[..., Any] = jax.value_and_grad(call, argnums=(0, 1), has_aux=True) if gradients else call
-    found = jax.jit(program, compiler_options=compiler_options())(weights["params"], floats)
+    args = weights["params"], floats
+    found = compile_for(1, program, *args)(*args)
     (_, (output, layers, after)), grads = found if gradients else (found, None)
     after = {"batch_stats": after}
     side: Side = {

@@ -14,7 +14,7 @@ from flax import nnx
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax import models, samplers, schedules
-from ddpm_jax.compilation import compiler_options, once
+from ddpm_jax.compilation import compile_for, once
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
@@ -193,10 +193,10 @@ class Verification:
             options = {"graphdef": graphdef, "process": self.process, "config": TRAINING}
             return gradients(state, x_0, noise, t, labels, None, **options)
 
-        first_half = jax.jit(loss_and_gradients, compiler_options=compiler_options())
-        # a few hundred sums and products run three times: what takes long is to optimise them
-        second_half = jax.jit(functools.partial(apply_gradients, config=TRAINING), compiler_options=once())
         labels = None if self.labels is None else jnp.asarray(self.labels)
+        draws = self._jax_images(self.x_0), self._jax_images(self.noise), jnp.asarray(self.t), labels
+        first_half = compile_for(3, loss_and_gradients, state, *draws)
+        second_half = jax.jit(functools.partial(apply_gradients, config=TRAINING), compiler_options=once())
 
         twins = self.twins.training
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype))
@@ -204,8 +204,8 @@ class Verification:
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
         for index in range(3):
             noise = (1 + index) * self.noise  # other gradients each time: Adam does not see a scale that they share
-            draws = self._jax_images(self.x_0), self._jax_images(noise), jnp.asarray(self.t)
-            losses, grads, batch_stats = first_half(state, *draws, labels)
+            draws = self._jax_images(self.x_0), self._jax_images(noise), jnp.asarray(self.t), labels
+            losses, grads, batch_stats = first_half(state, *draws)
             if index == 0:
                 yield from self._gradients(model, losses.mean(), grads)
             state = second_half(state, grads, batch_stats)
@@ -286,7 +286,8 @@ class Verification:
             options = {"step": step, "times": times, "num_frames": len(times), "clip": self.sampling.clip}
             return samplers.run(self.process, predict, x_T, lambda i: drawn[i], **options)[1]
 
-        frames = jax.jit(walk, compiler_options=compiler_options())(variables, self._jax_images(self.noise))
+        x_T = self._jax_images(self.noise)
+        frames = compile_for(WALK, walk, variables, x_T)(variables, x_T)
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype)).eval()
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
         _, states = self.twins.samplers.sample(
