@@ -77,7 +77,11 @@ class TrainConfig:
     steps_per_call: int | None = None
     """Updates in one call of the compiled program, at most; None: 100 for points, 1 for images."""
     batch_size: int = 128
-    """Examples in a batch."""
+    """Examples in a batch, over all devices."""
+    accumulate: int = 1
+    """Parts that a batch is gone through in, one after the other, to save memory; BatchNorm sees each part alone."""
+    remat: bool = False
+    """Compute activations anew for the gradient, block by block, instead of keeping them: saves memory."""
     lr: float = 2e-4
     """Peak learning rate of Adam."""
     warmup_steps: int = 0
@@ -115,12 +119,14 @@ class TrainConfig:
         for name in ("steps", "epochs", "epoch_steps", "steps_per_call"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1, or None; got {getattr(self, name)}.")
-        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1; got {getattr(self, name)}.")
         for name in ("warmup_steps", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must not be negative; got {getattr(self, name)}.")
+        if self.batch_size % self.accumulate:
+            raise UserError(f"train.accumulate must divide train.batch_size ({self.batch_size}); got {self.accumulate}.")
         if not 0 < self.lr < math.inf:  # false for NaN too
             raise UserError(f"train.lr must be positive and finite; got {self.lr:g}.")
         if not 0 <= self.ema_decay < 1:

@@ -1,0 +1,139 @@
+"""Over which devices and processes a command runs: its options, and joining the other processes. Free of jax until it joins."""
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import tyro
+
+from ddpm_jax.errors import UserError
+
+_ENVIRONMENT = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Over which devices and processes the work is spread. It decides how fast a run is, not what it computes.
+
+    Raises:
+        UserError: a number outside its range.
+    """
+
+    # --parallel MODE, beside --parallel.coordinator and the like
+    mode: Annotated[Literal["data", "fsdp", "pmap"], tyro.conf.arg(name="parallel", prefix_name=False)] = "data"
+    """data: a share of the batch on each device; fsdp: parameters, average and optimiser in shares as well; pmap: data, by
+    jax.pmap."""
+    devices: int | None = None
+    """How many devices; None: all there are."""
+    min_shard: int = 2**14
+    """Of fsdp: tensors of fewer numbers are whole on every device."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 awaits the others; $JAX_COORDINATOR_ADDRESS, or as Slurm or Open MPI says, unless given."""
+    processes: int | None = None
+    """How many processes there are; $JAX_NUM_PROCESSES, or as Slurm or Open MPI says, unless given."""
+    process_id: int | None = None
+    """Which of them this one is, from 0; $JAX_PROCESS_ID, or as Slurm or Open MPI says, unless given."""
+    detect: bool = False
+    """Let JAX find the other processes of a cluster that the environment does not show, as of a TPU pod."""
+    timeout: int = 120
+    """Seconds to wait for the other processes at the start."""
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "processes", "timeout", "min_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"parallel.{name} must be at least 1; got {value}.")
+        if self.process_id is not None and self.process_id < 0:
+            raise UserError(f"parallel.process_id must not be negative; got {self.process_id}.")
+        if None not in (self.processes, self.process_id) and self.process_id >= self.processes:  # type: ignore[operator]
+            raise UserError(
+                f"parallel.process_id must lie in 0..{self.processes - 1}, "  # type: ignore[operator]
+                f"one for each of {self.processes} processes; got {self.process_id}."
+            )
+        if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdecimal():
+            raise UserError(f"parallel.coordinator must have the form HOST:PORT; got {self.coordinator!r}.")
+
+
+def join(config: ParallelConfig) -> None:
+    """Join the other processes of this command, if there are any: call it before anything touches a device.
+
+    From then on only process 0 prints to stdout.
+
+    Raises:
+        UserError: the options are incomplete, or the others cannot be reached within config.timeout seconds.
+    """
+    config = _with_environment(config)
+    given = [getattr(config, name) is not None for name in _ENVIRONMENT]
+    if not any(given) and not config.detect and not _in_cluster():
+        return
+    explicit = all(given)
+    if any(given) and not explicit:
+        missing = [name for name, there in zip(_ENVIRONMENT, given, strict=True) if not there]
+        raise UserError(
+            "parallel.coordinator, processes and process_id belong together; missing: " + ", ".join(missing) + "."
+        )
+    import jax
+
+    if jax.distributed.is_initialized():
+        return
+    if not explicit:
+        # its own messages say what it looked for
+        _initialize("the cluster that JAX detects", config.timeout)
+    elif config.processes != 1:
+        _initialize(
+            str(config.coordinator),
+            config.timeout,
+            coordinator_address=config.coordinator,
+            num_processes=config.processes,
+            process_id=config.process_id,
+            cluster_detection_method="deactivate",
+        )
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+
+
+def leave(status: int) -> int:
+    """The exit status of a command that failed; does not return where other processes would be waited for.
+
+    JAX's own end waits until all processes are there, and some may be waiting for this one within a step.
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _with_environment(config: ParallelConfig) -> ParallelConfig:
+    found = {}
+    for name, variable in _ENVIRONMENT.items():
+        text = os.environ.get(variable)
+        if text and getattr(config, name) is None:
+            if name != "coordinator" and not text.isdecimal():
+                raise UserError(f"${variable} must be a whole number; got {text!r}.")
+            found[name] = text if name == "coordinator" else int(text)
+    return replace(config, **found)  # type: ignore[arg-type]
+
+
+def _in_cluster() -> bool:
+    """Whether a launcher that JAX knows has started several processes, of which this is one."""
+    slurm = "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"
+    return slurm or os.environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
+
+
+def _initialize(where: str, timeout: int, **options: object) -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize(initialization_timeout=timeout, **options)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the other processes cannot be reached at {where} within {timeout} s (--parallel.timeout): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
