@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import cache_folder
+from ddpm_jax.launch import ALL_DEVICES, ParallelConfig, join, leave, several
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
 Flat = tyro.conf.arg(name="")
@@ -34,6 +36,7 @@ class TrainArgs:
     """Go on from the run folder's newest checkpoint."""
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,10 @@ class SampleArgs:
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
-    """Samples drawn at a time."""
+    """Samples drawn at a time, over all devices."""
     out: Path | None = None
     """Where to; RUN/samples unless given."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class EvaluateArgs:
     """Data that the run was not trained on, as tfds:mnist:test; a part of the run's own unless given."""
     likelihood: bool = False
     """Bits per dimension of num images by the variational bound, instead of measuring samples."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True)
@@ -159,10 +164,15 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(arguments)
     except UserError as error:
         print(f"ddpm: {error}", file=sys.stderr)
-        return 2
+        return leave(2)
     except KeyboardInterrupt:
         print("ddpm: interrupted.", file=sys.stderr)
-        return 130
+        return leave(130)
+    except Exception:
+        if several():
+            traceback.print_exc()
+        leave(1)
+        raise
 
 
 def _keep_programs() -> None:
@@ -206,10 +216,12 @@ def _train(name: str | None, rest: list[str]) -> int:
     about = f"{TrainArgs.__doc__}\n\n{name}: {RECIPES[name].about}" if name else TrainArgs.__doc__
     args = _parse_training(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, description=about)
 
+    join(args.parallel)
+
     from ddpm_jax.training import train
 
     def run() -> Any:
-        return train(args.config, args.out, resume=args.resume, overwrite=args.overwrite)
+        return train(args.config, args.out, resume=args.resume, overwrite=args.overwrite, parallel=args.parallel)
 
     return _report_training(run, args.out, f"ddpm train {name}", rest)
 
@@ -225,11 +237,11 @@ def _finetune(name: str | None, rest: list[str]) -> int:
     # the length of an epoch is that of the new data
     chosen = dataclasses.replace(origin.config, train=dataclasses.replace(origin.config.train, epoch_steps=None))
     args = _parse_training(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, description=FinetuneArgs.__doc__)
+    join(args.parallel)
 
     def run() -> Any:
-        return finetune(
-            origin, args.config, args.out, weights=args.weights, resume=args.resume, overwrite=args.overwrite
-        )
+        options = {key: getattr(args, key) for key in ("weights", "resume", "overwrite", "parallel")}
+        return finetune(origin, args.config, args.out, **options)
 
     return _report_training(run, args.out, f"ddpm finetune {name}", rest)
 
@@ -269,24 +281,29 @@ def _sample(name: str | None, rest: list[str]) -> int:
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
+    join(args.parallel)
+
+    from ddpm_jax.parallel import layout_of
     from ddpm_jax.training import samples
 
     labels = run.labels(args.config.num, args.labels)
-    graphdef, variables, step = run.load()
-    drawn = samples.draw(
+    layout = layout_of(args.parallel)
+    graphdef, variables, step = run.load(layout)
+    drawn, paths = samples.draw_and_save(
+        args.out or run.folder / "samples",
         run,
         graphdef,
         variables,
         labels,
         args.config.num,
+        heading=lambda drawn: f"{run.folder.name}, step {step}, {args.config.sampler} {int(drawn.frame_steps[-1])}",
         config=args.config,
         seed=args.seed,
         batch_size=args.batch_size,
         num_frames=samples.FRAMES,
+        layout=layout,
     )
     steps = int(drawn.frame_steps[-1])
-    heading = f"{run.folder.name}, step {step}, {args.config.sampler} {steps}"
-    paths = samples.save_all(args.out or run.folder / "samples", run, drawn, heading)
     first = min(args.config.num, args.batch_size)
     speed = f"{first} samples in one call of {drawn.first_call_s:.1f} s, compilation included"
     if drawn.later_call_s is not None:
@@ -331,19 +348,22 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
+    join(args.parallel)
+
+    from ddpm_jax.parallel import layout_of
+
+    options = {"seed": args.seed, "batch_size": args.batch_size, "held_out": args.held_out}
+    options["layout"] = layout_of(args.parallel)
     if args.likelihood:
         from ddpm_jax.evaluation import evaluate_likelihood
 
-        found, path = evaluate_likelihood(
-            run, args.config, seed=args.seed, batch_size=args.batch_size, held_out=args.held_out
-        )
+        found, path = evaluate_likelihood(run, args.config, **options)
         print(f"{found.table()}\n  {path}")
         return 0
 
     from ddpm_jax.evaluation import evaluate_run
 
-    options = {"seed": args.seed, "batch_size": args.batch_size, "num_real": args.num_real, "held_out": args.held_out}
-    evaluation, path = evaluate_run(run, args.config, **options)
+    evaluation, path = evaluate_run(run, args.config, num_real=args.num_real, **options)
     print(f"{evaluation.table()}\n  {path}")
     return 0
 

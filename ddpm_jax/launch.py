@@ -1,13 +1,21 @@
-"""Over which devices and processes a command runs: its options, and joining the other processes. Free of jax until it joins."""
+"""Over which devices and processes a command runs: its options, joining the other processes, and agreeing with them.
 
+Free of jax until it joins.
+"""
+
+import json
 import os
+import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from ddpm_jax.errors import UserError
+
+T = TypeVar("T")
 
 _ENVIRONMENT = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -59,6 +67,10 @@ class ParallelConfig:
             raise UserError(f"parallel.coordinator must have the form HOST:PORT; got {self.coordinator!r}.")
 
 
+ALL_DEVICES = ParallelConfig()
+"""Data parallel over all devices there are."""
+
+
 def join(config: ParallelConfig) -> None:
     """Join the other processes of this command, if there are any: call it before anything touches a device.
 
@@ -97,17 +109,99 @@ def join(config: ParallelConfig) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
 
 
-def leave(status: int) -> int:
-    """The exit status of a command that failed; does not return where other processes would be waited for.
-
-    JAX's own end waits until all processes are there, and some may be waiting for this one within a step.
-    """
+def several() -> bool:
+    """Whether other processes have been joined."""
     jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what a run leaves, checkpoints apart; the only one, or process 0."""
+    return not several() or sys.modules["jax"].process_index() == 0
+
+
+def leave(status: int) -> int:
+    """The exit status of a command that failed; does not return where there are other processes.
+
+    JAX's own end waits until all processes are there, and the others may be waiting for this one in the middle of a step.
+    """
+    if several():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """What `work` returns, or the UserError it raises, where process 0 alone does it; all processes must call this."""
+    if not several():
+        return work()
+    outcome: Any = None
+    if is_first():
+        try:
+            outcome = work()
+        except UserError as error:
+            outcome = error
+    outcome = pickle.loads(_from_first(pickle.dumps(outcome)))
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def agree(options: dict[str, Any]) -> None:
+    """Refuse processes that were started with different options; all processes must call this.
+
+    options: a tree of what JSON can hold.
+
+    Raises:
+        UserError: some differ from process 0's (names the process and each field), in every process.
+    """
+    if not several():
+        return
+    import jax
+
+    text = json.dumps(options)
+    ours, firsts = _flat(json.loads(text)), _flat(json.loads(_from_first(text.encode())))
+    differing = [
+        f"  {name}: {firsts.get(name)!r} in process 0, {ours.get(name)!r} in process {jax.process_index()}"
+        for name in sorted(ours.keys() | firsts.keys())
+        if ours.get(name) != firsts.get(name)
+    ]
+    found = [line for part in _from_each("\n".join(differing).encode()) if (line := part.decode())]
+    if found:
+        raise UserError("the processes were started with different options:\n" + "\n".join(found))
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is up in any process; all processes must call this."""
+    return any(part == b"1" for part in _from_each(b"1" if flag else b"0")) if several() else flag
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {name: tree}
+    return {
+        key: value for part, inner in tree.items() for key, value in _flat(inner, f"{name}.{part}".strip(".")).items()
+    }
+
+
+def _from_first(payload: bytes) -> bytes:
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
+    padded = np.frombuffer(payload[:size].ljust(size, b"\0"), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes()
+
+
+def _from_each(payload: bytes) -> list[bytes]:
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(payload))))
+    padded = np.frombuffer(payload.ljust(int(sizes.max()), b"\0"), np.uint8)
+    parts = np.asarray(multihost_utils.process_allgather(padded))
+    return [part[:size].tobytes() for part, size in zip(parts, sizes, strict=True)]
 
 
 def _with_environment(config: ParallelConfig) -> ParallelConfig:

@@ -1,5 +1,6 @@
 """Devices: which of them holds what, and how a program is compiled for all of them. The rest of the project knows of none."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,8 +59,9 @@ class Layout:
             return tree
 
         def put(leaf: jax.Array) -> jax.Array:
-            host = np.asarray(leaf)
-            return jax.make_array_from_callback(host.shape, self._of_state(leaf), lambda index: host[index])
+            host, sharding = np.asarray(leaf), self._of_state(leaf)
+            assert sharding is not None
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
         return jax.tree.map(put, tree)
 
@@ -70,13 +72,24 @@ class Layout:
         sharding = NamedSharding(self.mesh, P(*(None,) * axis, AXIS))
         return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), batch)
 
-    def rows(self, batch_size: int) -> np.ndarray:
-        """Which examples of a batch the devices of this process work on, ascending."""
-        whole = np.arange(batch_size)
+    def deal(self, batch: Any) -> Any:
+        """A batch that every process holds whole, laid out on the devices."""
+        rows = self.rows(len(jax.tree.leaves(batch)[0]))
+        return self.feed(batch if rows is None else jax.tree.map(lambda a: a[rows], batch))
+
+    def rows(self, batch_size: int) -> np.ndarray | None:
+        """Which examples of a batch the devices of this process work on, ascending; None: all of them."""
         if self.mesh is None or jax.process_count() == 1:
-            return whole
+            return None
+        whole = np.arange(batch_size)
         places = NamedSharding(self.mesh, P(AXIS)).addressable_devices_indices_map((batch_size,))
         return np.unique(np.concatenate([whole[index] for index in places.values()]))
+
+    def host(self) -> contextlib.AbstractContextManager[Any]:
+        """While entered, arrays are made in the host's memory: a state that is shared out may not fit one device."""
+        return (
+            contextlib.nullcontext() if self.mesh is None else jax.default_device(jax.local_devices(backend="cpu")[0])
+        )
 
     def gather(self, array: Any) -> np.ndarray:
         """An array in the memory of every process."""
@@ -175,7 +188,9 @@ def layout_of(config: ParallelConfig) -> Layout:
     there = jax.devices()
     count = config.devices or len(there)
     if count > len(there):
-        raise UserError(f"parallel.devices must be at most {len(there)}, the {there[0].platform} devices here; got {count}.")
+        raise UserError(
+            f"parallel.devices must be at most {len(there)}, the {there[0].platform} devices here; got {count}."
+        )
     if jax.process_count() > 1:
         if count != len(there):
             raise UserError(f"parallel.devices must be left out with several processes; got {count} of {len(there)}.")
@@ -222,13 +237,14 @@ def compiled(
     @functools.cache
     def mapped(layout: Layout, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         assert layout.mesh is not None
+        # the numbers of the devices, since pmap needs something to map over
         return jax.pmap(
-            functools.partial(function, layout=layout, **dict(options)),
+            lambda _, *arrays: function(*arrays, layout=layout, **dict(options)),
             axis_name=AXIS,
-            in_axes=tuple(batch_axis if batch else None for batch in in_batch),
+            in_axes=(0, *(batch_axis if batch else None for batch in in_batch)),
             out_axes=out_axes,
             devices=tuple(layout.mesh.devices.flat),
-            donate_argnums=(0,) if donate else (),
+            donate_argnums=(1,) if donate else (),
         )
 
     @functools.wraps(function)
@@ -239,10 +255,8 @@ def compiled(
         def apart(a: Any) -> Any:
             return a.reshape(*a.shape[:batch_axis], layout.size, -1, *a.shape[batch_axis + 1 :])
 
-        arrays = tuple(
-            jax.tree.map(apart, a) if batch else a for a, batch in zip(arrays, in_batch, strict=True)
-        )
-        found = mapped(layout, tuple(sorted(options.items())))(*arrays)
+        arrays = tuple(jax.tree.map(apart, a) if batch else a for a, batch in zip(arrays, in_batch, strict=True))
+        found = mapped(layout, tuple(sorted(options.items())))(np.arange(layout.size), *arrays)
 
         def together(a: Any, axis: int) -> Any:
             return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])

@@ -126,7 +126,9 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must not be negative; got {getattr(self, name)}.")
         if self.batch_size % self.accumulate:
-            raise UserError(f"train.accumulate must divide train.batch_size ({self.batch_size}); got {self.accumulate}.")
+            raise UserError(
+                f"train.accumulate must divide train.batch_size ({self.batch_size}); got {self.accumulate}."
+            )
         if not 0 < self.lr < math.inf:  # false for NaN too
             raise UserError(f"train.lr must be positive and finite; got {self.lr:g}.")
         if not 0 <= self.ema_decay < 1:

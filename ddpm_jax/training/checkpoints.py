@@ -39,7 +39,8 @@ class Checkpoints:
             self._orbax.save_async(step, state, force=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
-        """The newest state, or that of `step`; like: a state of the same shapes, arrays or jax.ShapeDtypeStruct.
+        """The newest state, or that of `step`; like: a state of the same shapes, arrays or jax.ShapeDtypeStruct, which lies where
+        those do, whatever devices it was saved from.
 
         Raises:
             UserError: there is no checkpoint, or it does not hold such a state.
@@ -55,5 +56,5 @@ class Checkpoints:
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

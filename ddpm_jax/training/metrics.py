@@ -67,6 +67,28 @@ class Metrics:
         tqdm.write(text, file=sys.stderr)
 
 
+class NoMetrics(Metrics):
+    """Says and writes nothing: for the processes of a run but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def restart_clock(self, step: int) -> None:
+        """Nothing."""
+
+    def advance(self, steps: int) -> None:
+        """Nothing."""
+
+    def write(self, step: int, **numbers: float) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, ascending by step; a last line cut short by a crash is left out."""
     path = folder / "metrics.jsonl"
