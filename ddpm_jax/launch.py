@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
@@ -74,10 +75,11 @@ ALL_DEVICES = ParallelConfig()
 def join(config: ParallelConfig) -> None:
     """Join the other processes of this command, if there are any: call it before anything touches a device.
 
-    From then on only process 0 prints to stdout.
+    From then on only process 0 prints to stdout. Ends the process, with status 2, where the others are not to be found within
+    config.timeout seconds.
 
     Raises:
-        UserError: the options are incomplete, or the others cannot be reached within config.timeout seconds.
+        UserError: the options are incomplete, or the others cannot be joined.
     """
     config = _with_environment(config)
     given = [getattr(config, name) is not None for name in _ENVIRONMENT]
@@ -221,13 +223,25 @@ def _in_cluster() -> bool:
     return slurm or os.environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
 
 
-def _initialize(where: str, timeout: int, **options: object) -> None:
+def _initialize(where: str, timeout: int, **options: Any) -> None:
     import jax
 
+    def give_up() -> None:
+        print(
+            f"ddpm: the other processes were not to be found at {where} within {timeout} s (--parallel.timeout).",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    # `train` agrees with the others on when to stop; this service would keep SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", False)
+    clock = threading.Timer(timeout, give_up)  # at the end of its own time JAX aborts the process, with a stack of C++
+    clock.daemon = True
+    clock.start()
     try:
-        jax.distributed.initialize(initialization_timeout=timeout, **options)  # type: ignore[arg-type]
+        jax.distributed.initialize(initialization_timeout=timeout + 60, **options)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the other processes cannot be reached at {where} within {timeout} s (--parallel.timeout): "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"the other processes cannot be joined at {where}: {str(error).splitlines()[0]}") from error
+    finally:
+        clock.cancel()

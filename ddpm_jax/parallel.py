@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -227,43 +228,34 @@ def compiled(
     in_batch: tuple[bool, ...],
     out_axes: tuple[int | None, ...],
 ) -> Callable[..., Any]:
-    """function(*arrays, layout=…, **static) compiled for the devices of the layout, `ALONE` unless given: by jit, or by pmap.
+    """function(*arrays, layout=…, **static) compiled for the devices of a layout, `ALONE` unless given; by pmap, where it says so.
 
     static: names of the other keyword arguments, all hashable. donate: whether the first argument is consumed. in_batch: for each
     argument, whether it is a batch; batch_axis: where its examples are. out_axes: where they are in each result, None: nowhere.
     """
-    jitted = jit(function, static_argnames=(*static, "layout"), donate_argnums=(0,) if donate else ())
-
-    @functools.cache
-    def mapped(layout: Layout, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-        assert layout.mesh is not None
-        # the numbers of the devices, since pmap needs something to map over
-        return jax.pmap(
-            lambda _, *arrays: function(*arrays, layout=layout, **dict(options)),
-            axis_name=AXIS,
-            in_axes=(0, *(batch_axis if batch else None for batch in in_batch)),
-            out_axes=out_axes,
-            devices=tuple(layout.mesh.devices.flat),
-            donate_argnums=(1,) if donate else (),
-        )
 
     @functools.wraps(function)
-    def call(*arrays: Any, layout: Layout = ALONE, **options: Any) -> Any:
-        if layout.mode != "pmap":
-            return jitted(*arrays, layout=layout, **options)
+    def program(*arrays: Any, layout: Layout = ALONE, **options: Any) -> Any:
+        apply = functools.partial(function, layout=layout, **options)
+        if layout.mode != "pmap" or layout.mesh is None:
+            return apply(*arrays)
 
         def apart(a: Any) -> Any:
             return a.reshape(*a.shape[:batch_axis], layout.size, -1, *a.shape[batch_axis + 1 :])
 
-        arrays = tuple(jax.tree.map(apart, a) if batch else a for a, batch in zip(arrays, in_batch, strict=True))
-        found = mapped(layout, tuple(sorted(options.items())))(np.arange(layout.size), *arrays)
+        def together(axis: int | None, part: Any) -> Any:
+            if axis is None:
+                return part
+            return jax.tree.map(lambda a: a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :]), part)
 
-        def together(a: Any, axis: int) -> Any:
-            return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
-
-        return tuple(
-            part if axis is None else jax.tree.map(functools.partial(together, axis=axis), part)
-            for part, axis in zip(found, out_axes, strict=True)
+        mapped = jax.pmap(
+            lambda _, *arrays: apply(*arrays),  # pmap needs something to map over
+            axis_name=AXIS,
+            in_axes=(0, *(batch_axis if batch else None for batch in in_batch)),
+            out_axes=out_axes,
+            devices=tuple(layout.mesh.devices.flat),
         )
+        arrays = tuple(jax.tree.map(apart, a) if batch else a for a, batch in zip(arrays, in_batch, strict=True))
+        return tuple(map(together, out_axes, mapped(jnp.arange(layout.size), *arrays)))
 
-    return call
+    return jit(program, static_argnames=(*static, "layout"), donate_argnums=(0,) if donate else ())
