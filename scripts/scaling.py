@@ -56,7 +56,7 @@ def measure(preset: presets.Preset, parallel: ParallelConfig) -> dict[str, Any]:
     begun = time.perf_counter()
     step = jax.jit(functools.partial(draw_and_update, layout=layout, **static), donate_argnums=0)
     program = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile(once())
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     shards = jax.tree.map(lambda a: a.sharding.shard_shape(a.shape) if a.sharding else a.shape, state)
     kept = sum(
         jnp.dtype(a.dtype).itemsize * functools.reduce(int.__mul__, shape, 1)
@@ -70,7 +70,7 @@ def measure(preset: presets.Preset, parallel: ParallelConfig) -> dict[str, Any]:
         "state_mb": kept / MB,
         "temporary_mb": memory.temp_size_in_bytes / MB,
         "peak_mb": (peak + memory.temp_size_in_bytes) / MB,
-        "collectives_mb": {name: size / MB for name, size in traffic(program.as_text()).items()},
+        "collectives_mb": {name: size / MB for name, size in traffic(program.as_text() or "").items()},
         "gflop": (program.cost_analysis() or {}).get("flops", 0) / 1e9,
         "compile_s": round(time.perf_counter() - begun, 1),
     }
