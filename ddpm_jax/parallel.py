@@ -203,20 +203,26 @@ def layout_of(config: ParallelConfig) -> Layout:
     return Layout(mesh, config.mode, config.min_shard)
 
 
-def check_batch(layout: Layout, batch_size: int, accumulate: int = 1) -> None:
-    """Refuse a batch that cannot be shared out evenly.
+def check_batch(layout: Layout, batch_size: int, accumulate: int = 1, examples: int | None = None) -> None:
+    """Refuse a batch that cannot be shared out evenly; examples: how many the data has.
 
     Raises:
-        UserError: accumulate does not divide batch_size, or the devices do not divide what is left (says what would fit).
+        UserError: fewer examples than devices; accumulate times the devices do not divide batch_size (says what would fit).
     """
     unit = accumulate * layout.size
     if batch_size % unit == 0:
         return
+    parts = [f"{layout.size} devices"] * (layout.size > 1) + [f"train.accumulate = {accumulate}"] * (accumulate > 1)
+    if examples is not None and examples < unit:
+        raise UserError(
+            f"the data's {examples} examples cannot be shared by {' times '.join(parts)}; use fewer, as by --parallel.devices."
+        )
     below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
-    fitting = f"{below} or {above}" if below else str(above)
-    parts = f"{layout.size} devices" if layout.size > 1 else ""
-    parts += (" times " if parts else "") + f"train.accumulate = {accumulate}" if accumulate > 1 else ""
-    raise UserError(f"train.batch_size must be a multiple of {unit} ({parts}); got {batch_size}. {fitting} would fit.")
+    fitting = [size for size in (below, above) if 0 < size <= (examples or above)]
+    raise UserError(
+        f"train.batch_size must be a multiple of {unit} ({' times '.join(parts)}); got {batch_size}. "
+        f"{' or '.join(map(str, fitting))} would fit."
+    )
 
 
 def compiled(

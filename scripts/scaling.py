@@ -44,7 +44,12 @@ def measure(preset: presets.Preset, parallel: ParallelConfig) -> dict[str, Any]:
     classes = tuple(map(str, range(getattr(network, "num_classes", None) or 0)))
     run = Run(Path("."), preset, classes, data.Scaling(0, 1))
     graphdef, _ = models.split(models.abstract(network), training=True, remat=preset.train.remat)
-    static = {"graphdef": graphdef, "process": run.process, "config": preset.train, "inputs": run.inputs}
+    static: dict[str, Any] = {
+        "graphdef": graphdef,
+        "process": run.process,
+        "config": preset.train,
+        "inputs": run.inputs,
+    }
     state = layout.abstract(run.abstract_state())
     size = preset.train.batch_size
     batch = {"x_0": jax.ShapeDtypeStruct((size, *run.shape), jnp.float32)}

@@ -179,17 +179,19 @@ def test_more_devices_than_there_are():
 
 
 @pytest.mark.parametrize(
-    ("devices", "batch_size", "accumulate", "shown"),
+    ("devices", "batch_size", "accumulate", "examples", "shown"),
     [
-        (8, 100, 1, "train.batch_size must be a multiple of 8 (8 devices); got 100. 96 or 104 would fit."),
-        (8, 4, 1, "got 4. 8 would fit."),
-        (4, 20, 2, "a multiple of 8 (4 devices times train.accumulate = 2); got 20. 16 or 24 would fit."),
+        (8, 100, 1, 1000, "train.batch_size must be a multiple of 8 (8 devices); got 100. 96 or 104 would fit."),
+        (8, 4, 1, 1000, "got 4. 8 would fit."),
+        (4, 20, 2, 1000, "a multiple of 8 (4 devices times train.accumulate = 2); got 20. 16 or 24 would fit."),
+        (8, 100, 1, 103, "got 100. 96 would fit."),
+        (8, 4, 1, 6, "the data's 6 examples cannot be shared by 8 devices; use fewer"),
     ],
 )
-def test_a_batch_that_the_devices_do_not_divide(devices, batch_size, accumulate, shown):
+def test_a_batch_that_the_devices_do_not_divide(devices, batch_size, accumulate, examples, shown):
     mesh = jax.sharding.AbstractMesh((devices,), (parallel.AXIS,))
     with pytest.raises(UserError, match=re.escape(shown)):
-        check_batch(replace(ALONE, mesh=mesh), batch_size, accumulate)
+        check_batch(replace(ALONE, mesh=mesh), batch_size, accumulate, examples)
 
 
 def test_fsdp_takes_the_largest_dimension_that_can_be_shared():

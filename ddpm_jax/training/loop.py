@@ -74,7 +74,7 @@ def train(
     source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image, classes=config.data.classes)
     _batches(config, source, scaling=None)  # refuses what does not fit, before the folder is touched
     layout = layout_of(parallel)
-    check_batch(layout, config.train.batch_size, config.train.accumulate)
+    check_batch(layout, config.train.batch_size, config.train.accumulate, len(source))
     given = {"examples of data": len(source), "out": str(folder), "resume": resume, "parallel": layout.mode}
     launch.agree(json.loads(presets.to_json(config)) | given)
     of_start: dict[str, Any] = {} if start is None else {"scaling": start.scaling, "origin": start.origin}
