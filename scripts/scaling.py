@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -62,17 +63,12 @@ def measure(preset: presets.Preset, parallel: ParallelConfig) -> dict[str, Any]:
     step = jax.jit(functools.partial(draw_and_update, layout=layout, **static), donate_argnums=0)
     program = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile(once())
     memory: Any = program.memory_analysis()
-    shards = jax.tree.map(lambda a: a.sharding.shard_shape(a.shape) if a.sharding else a.shape, state)
-    kept = sum(
-        jnp.dtype(a.dtype).itemsize * functools.reduce(int.__mul__, shape, 1)
-        for a, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shards, is_leaf=_is_shape), strict=True)
-    )
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "mode": parallel.mode if layout.size > 1 else "one device",
         "devices": layout.size,
         "batch_per_device": size // layout.size,
-        "state_mb": kept / MB,
+        "state_mb": sum(map(bytes_on_each, jax.tree.leaves(state))) / MB,
         "temporary_mb": memory.temp_size_in_bytes / MB,
         "peak_mb": (peak + memory.temp_size_in_bytes) / MB,
         "collectives_mb": {name: size / MB for name, size in traffic(program.as_text() or "").items()},
@@ -81,8 +77,10 @@ def measure(preset: presets.Preset, parallel: ParallelConfig) -> dict[str, Any]:
     }
 
 
-def _is_shape(node: Any) -> bool:
-    return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
+def bytes_on_each(leaf: jax.ShapeDtypeStruct) -> int:
+    """Of an array, on one device."""
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
 
 
 def traffic(text: str) -> dict[str, float]:
@@ -90,7 +88,7 @@ def traffic(text: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for results, kind in re.findall(rf"= (\S+|\(.*?\)) ({'|'.join(COLLECTIVES)})(?:-start)?\(", text):
         for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", results):
-            count = functools.reduce(int.__mul__, (int(n) for n in shape.split(",") if n), 1)
+            count = math.prod(int(n) for n in shape.split(",") if n)
             found[kind] = found.get(kind, 0) + count * SIZES[dtype]
     return found
 
