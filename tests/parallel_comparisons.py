@@ -29,7 +29,7 @@ from ddpm_jax.training.state import state_of
 STEPS, BATCH, SHAPE, CLASSES = 20, 16, (4, 4, 1), 3
 DTYPE = np.dtype(sys.argv[1])
 OPTIONS = {"image_size": 4, "channels": 1, "num_classes": CLASSES, "dim": 8, "dim_mults": (1,), "num_blocks": 1}
-CONFIG = TrainConfig(batch_size=BATCH, lr=1e-3, ema_decay=0.9)
+CONFIG = TrainConfig(batch_size=BATCH, lr=1e-4, ema_decay=0.9)
 PROCESS = processes.GaussianDiffusion(schedules.create("linear", 10))
 
 model = models.create("unet", rngs=nnx.Rngs(0), norm_groups=4, attention_resolutions=(), **OPTIONS)

@@ -59,13 +59,13 @@ def assert_within(found, tolerance):
 
 @pytest.fixture(scope="module")
 def on_eight_devices():
-    return compare("float64", QUICK)
+    return compare("float32", QUICK)
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_devices_do_not_change_what_is_computed(on_eight_devices, name):
-    """Losses, parameters, their average and Adam's moments over 20 steps; samples and frames; to 1e-12 in float64."""
-    assert_within(on_eight_devices[name], 1e-12)
+    """Losses, parameters, their average and Adam's moments over 20 steps; samples and frames; to 1e-5 in float32."""
+    assert_within(on_eight_devices[name], 1e-5)
 
 
 def test_the_state_is_shared_out(on_eight_devices):
@@ -75,7 +75,7 @@ def test_the_state_is_shared_out(on_eight_devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "names", "tolerance"), [("float64", SLOW, 1e-12), ("float32", QUICK + SLOW, 1e-5)])
+@pytest.mark.parametrize(("dtype", "names", "tolerance"), [("float32", SLOW, 1e-5), ("float64", QUICK + SLOW, 1e-12)])
 def test_every_way_computes_the_same(dtype, names, tolerance):
     for found in compare(dtype, names).values():
         assert_within(found, tolerance)
@@ -136,7 +136,7 @@ def test_every_network_has_blocks(network):
             return models.apply(graphdef, variables_, x, jnp.ones(1), labels, key=key)[0].sum()
 
         x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        return str(jax.make_jaxpr(loss)(variables["params"], x)).count("checkpoint[")
+        return len(re.findall(r"\bremat\w*\[", str(jax.make_jaxpr(loss)(variables["params"], x))))
 
     assert remats(True) >= remats(False) + 4
 
@@ -178,6 +178,11 @@ def test_more_devices_than_there_are():
         layout_of(ParallelConfig(devices=4))
 
 
+def mesh_of(count):
+    """On which nothing can be computed, for it is one device many times."""
+    return jax.sharding.Mesh(np.array(jax.devices()[:1] * count), (parallel.AXIS,))
+
+
 @pytest.mark.parametrize(
     ("devices", "batch_size", "accumulate", "examples", "shown"),
     [
@@ -189,13 +194,13 @@ def test_more_devices_than_there_are():
     ],
 )
 def test_a_batch_that_the_devices_do_not_divide(devices, batch_size, accumulate, examples, shown):
-    mesh = jax.sharding.AbstractMesh((devices,), (parallel.AXIS,))
+    mesh = mesh_of(devices)
     with pytest.raises(UserError, match=re.escape(shown)):
         check_batch(replace(ALONE, mesh=mesh), batch_size, accumulate, examples)
 
 
 def test_fsdp_takes_the_largest_dimension_that_can_be_shared():
-    mesh = jax.sharding.AbstractMesh((4,), (parallel.AXIS,))
+    mesh = mesh_of(4)
     shapes = {"a": (3, 3, 8, 16), "b": (12, 8), "c": (7, 9, 11), "d": (4,)}
     tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
@@ -315,6 +320,20 @@ def test_two_processes_are_one(finished_run, tiny, tmp_path):
         assert np.abs(archive["images"].astype(int) - drawn.values).max() <= 1
 
 
+def test_different_options_are_named(monkeypatch):
+    """Every process tells of all that differ, field by field; the transport between them is played here."""
+    options = {"train": {"lr": 0.1, "steps": 3}, "data": {"classes": ("a", "b")}, "out": "x"}
+    others = {"train": {"lr": 0.2, "steps": 3}, "data": {"classes": ("a",)}, "out": "x"}
+    monkeypatch.setattr(launch, "several", lambda: True)
+    monkeypatch.setattr(launch, "_from_first", lambda payload: json.dumps(options).encode())
+    monkeypatch.setattr(launch, "_from_each", lambda payload: [b"", payload])
+    launch.agree(options)
+    with pytest.raises(UserError, match=r"train\.lr: 0\.1 in process 0, 0\.2 in") as caught:
+        launch.agree(others)
+    assert "data.classes: ['a', 'b'] in process 0, ['a'] in" in str(caught.value) and "steps" not in str(caught.value)
+
+
+@pytest.mark.slow
 def test_processes_with_different_options_are_refused(tiny, tmp_path):
     """Field by field, in every process, before the folder is touched; whichever of the launcher's ends first, the other follows."""
     code = (
@@ -363,7 +382,7 @@ def test_the_launcher_ends_the_others_when_one_fails(tmp_path):
     (fake / "__init__.py").touch()
     (fake / "cli.py").write_text(code)
     command = [sys.executable, str(LOCAL), "--", "train"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=30)
+    done = subprocess.run(command, cwd=tmp_path, timeout=60)
     assert done.returncode == 3
 
 
