@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
+import inspect
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ddpm_jax import model_configs as configs
 from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import Precision, What, Workload
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import ProcessConfig
+from ddpm_jax.presets import ProcessConfig, SampleConfig
 
 
 class TorchSide:
@@ -49,8 +50,11 @@ class TorchSide:
         return {"forward": self._forward, "train": self._train, "sample": self._sample}[what]()
 
     def _network(self) -> Any:
-        model = self.work.config.model
-        return self.twins.models.create(configs.name_of(model), **vars(model))
+        config = self.work.config.model
+        name = configs.name_of(config)
+        known = inspect.signature(self.twins.models.MODELS[name].__init__).parameters
+        # a network that takes images of any size is not told theirs
+        return self.twins.models.create(name, **{key: value for key, value in vars(config).items() if key in known})
 
     def _fast(self, model: Any) -> Any:
         return self.torch.compile(model) if self.compiled else model
@@ -126,10 +130,11 @@ class TorchSide:
             with self.autocast():
                 return model(x_t, self.process.network_time(t), labels).float()
 
+        walk = _walk(self.twins, self.process, predict, config)
+
         def run() -> None:
             with torch.no_grad():
-                x_T = torch.randn(shape, device=self.device)
-                _walk(self.twins, self.process, predict, x_T, config)
+                walk(torch.randn(shape, device=self.device))
             self._wait()
 
         return Call(run, work.sample_size)
@@ -185,27 +190,35 @@ def _process(twins: Any, config: ProcessConfig, model: Any) -> Any:
     )
 
 
-def _walk(twins: Any, process: Any, predict: Any, x_T: Any, config: Any) -> None:
-    """Noise to samples by the twin's form of the sampler that the config names."""
-    import torch
+def _walk(twins: Any, process: Any, predict: Any, config: SampleConfig) -> Callable[[Any], Any]:
+    """The twin's form of the sampler that the config names, from noise to samples.
 
-    class Noises:
-        """Noise drawn when a step asks for it."""
-
-        def __getitem__(self, index: int) -> Any:
-            return torch.randn_like(x_T)
-
+    Raises:
+        UserError: the comparison has no such sampler.
+    """
     samplers, solvers = twins.samplers, twins.solvers
     if config.sampler in ("ancestral", "ddim", "strided"):
         grid = samplers.strided_times if config.sampler == "strided" else samplers.times
         times = grid(process.schedule, config.steps or process.schedule.num_steps)
         step = functools.partial(getattr(samplers, f"{config.sampler}_step"), **config.step_options)
         learned = {"learned_variance": True} if config.step_options.get("variance") == "learned" else {}
-        samplers.sample(process, predict, x_T, times, step, Noises(), config.clip, **learned)
-    elif config.sampler in ("euler", "heun") and not hasattr(process, "schedule"):
-        getattr(solvers, config.sampler)(process, predict, x_T, process.times(config.steps), clip=config.clip)
-    else:
-        raise UserError(
-            f"sampler must be one of ancestral, ddim, strided on a chain, euler, heun on a straight path, to be measured; "
-            f"got {config.sampler}."
-        )
+        return lambda x_T: samplers.sample(process, predict, x_T, times, step, _Noises(x_T), config.clip, **learned)
+    if config.sampler in ("euler", "heun") and not hasattr(process, "schedule"):
+        solver, times = getattr(solvers, config.sampler), process.times(config.steps)
+        return lambda x_T: solver(process, predict, x_T, times, clip=config.clip)
+    raise UserError(
+        "sampler must be one of ancestral, ddim, strided on a chain, or euler, heun on a straight path; "
+        f"got {config.sampler}."
+    )
+
+
+class _Noises:
+    """Noise that is drawn when a step asks for it."""
+
+    def __init__(self, like: Any):
+        self.like = like
+
+    def __getitem__(self, index: int) -> Any:
+        import torch
+
+        return torch.randn_like(self.like)

@@ -91,6 +91,11 @@ def group_norm(dim: int, groups: int = 1, *, rngs: nnx.Rngs) -> GroupNorm:
     return GroupNorm(dim, groups, epsilon=1e-5, rngs=rngs)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x) with the normal distribution's Phi by erf, as PyTorch computes it; jax.nn.gelu's erfc takes a CPU twice as long."""
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
 class ConvTranspose(nnx.ConvTranspose):
     """A transposed convolution by `convolution.transposed`."""
 
