@@ -17,7 +17,7 @@ import tyro
 import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import cache_folder
+from ddpm_jax.files import cache_folder, check_writable
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
 Flat = tyro.conf.arg(name="")
@@ -150,10 +150,10 @@ class VerifyArgs:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted."""
+    """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted, 143 terminated after saving."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
     _keep_programs()
     try:
         return _dispatch(arguments)
@@ -254,10 +254,10 @@ def _parse_training(kind: type[Any], chosen: Preset, prog: str, rest: list[str],
 def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list[str]) -> int:
     begun = time.perf_counter()
     outcome = run()
-    if outcome.interrupted:
+    if outcome.stopped_by is not None:
         again = shlex.join(part for part in rest if part not in ("--overwrite", "--resume"))
         print(f"interrupted; step {outcome.step} is saved. Go on with:\n  {command} {again} --resume")
-        return 130
+        return 128 + outcome.stopped_by
     print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {out}:")
     print("  config.json, metrics.jsonl, tensorboard/, checkpoints/, samples.png, denoising.gif, samples.npz, loss.png")
     return 0
@@ -272,6 +272,8 @@ def _sample(name: str | None, rest: list[str]) -> int:
     from ddpm_jax.training import samples
 
     labels = run.labels(args.config.num, args.labels)
+    out = args.out or run.folder / "samples"
+    check_writable(out)
     graphdef, variables, step = run.load()
     drawn = samples.draw(
         run,
@@ -286,7 +288,7 @@ def _sample(name: str | None, rest: list[str]) -> int:
     )
     steps = int(drawn.frame_steps[-1])
     heading = f"{run.folder.name}, step {step}, {args.config.sampler} {steps}"
-    paths = samples.save_all(args.out or run.folder / "samples", run, drawn, heading)
+    paths = samples.save_all(out, run, drawn, heading)
     first = min(args.config.num, args.batch_size)
     speed = f"{first} samples in one call of {drawn.first_call_s:.1f} s, compilation included"
     if drawn.later_call_s is not None:

@@ -14,6 +14,20 @@ def cache_folder(name: str) -> Path:
     return (Path(base) if base else Path.home() / ".cache" / "ddpm-jax") / name
 
 
+def check_writable(folder: Path) -> None:
+    """See that files can be made in a folder, or the folder itself, before work is spent on what they would hold; nothing is left.
+
+    Raises:
+        UserError: it is read-only, or below something that is no folder.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"1")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or error}.") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path` (with the same suffix), then rename it; returns path.
 

@@ -5,13 +5,13 @@ import os
 import threading
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddpm_jax.archives import BROKEN, check_unpacked
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.errors import UserError
 
@@ -111,7 +111,7 @@ class Archive:
         self.path = path
         try:
             self._zip: zipfile.ZipFile | None = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise UserError(f"{path}: not a readable zip archive ({error}).") from error
 
     @property
@@ -122,8 +122,14 @@ class Archive:
     def __call__(self, file: str) -> bytes:
         """The bytes of the member that `file`, a path that begins with the archive's, names."""
         try:
-            return self._opened().read(file.removeprefix(f"{self.path}/"))
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError) as error:
+            archive = self._opened()
+            entry = archive.getinfo(file.removeprefix(f"{self.path}/"))
+            packed = min(entry.compress_size, self.path.stat().st_size)
+            check_unpacked("its entry in the archive", packed=packed, unpacked=entry.file_size)
+            return archive.read(entry)
+        except UserError as error:
+            raise BadImageError(str(error)) from error
+        except BROKEN as error:
             raise BadImageError(f"its entry in the archive is damaged: {error}") from error
 
     def _opened(self) -> zipfile.ZipFile:

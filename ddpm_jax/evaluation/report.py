@@ -13,7 +13,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
 from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
 from ddpm_jax.training.samples import draw
@@ -79,8 +79,9 @@ def evaluate_run(
     None: 30 % of the run's own images are kept from the classifier, though the run itself has seen them.
 
     Raises:
-        UserError: no checkpoint, data that is gone, too few images or samples.
+        UserError: no checkpoint, data that is gone, too few images or samples, a folder that cannot be written to.
     """
+    check_writable(run.folder)
     measure = _of_images if run.holds_images else _of_points
     evaluation = measure(run, config, seed, batch_size, num_real, held_out)
     text = evaluation.json()

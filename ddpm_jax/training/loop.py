@@ -22,7 +22,10 @@ from ddpm_jax.training.metrics import Metrics, read_metrics
 from ddpm_jax.training.objective import process_of
 from ddpm_jax.training.run import Run, environment, start_run
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import learning_rate, train_step, train_steps
+from ddpm_jax.training.step import learning_rate, train_step, train_steps, updates_done
+
+MOST_SKIPPED = 100
+"""So many steps in a row without a finite loss and gradient stop a run that skips them."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,15 @@ class Outcome:
     run: Run
     step: int
     """The step of the last checkpoint."""
-    interrupted: bool
-    """Whether Ctrl-C ended it before its last step."""
+    stopped_by: signal.Signals | None
+    """The signal that ended it early, SIGINT (Ctrl-C) or SIGTERM (preemption); None: it is finished."""
+    skipped: int = 0
+    """Steps whose loss or gradient was not finite."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it before its last step, or before its pictures."""
+        return self.stopped_by is not None
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,11 @@ class Start:
 def train(
     config: Preset, folder: Path, *, resume: bool = False, overwrite: bool = False, start: Start | None = None
 ) -> Outcome:
-    """Train as the config says and leave everything in the folder; Ctrl-C saves and returns early.
+    """Train as the config says and leave everything in the folder; Ctrl-C and SIGTERM save and return early.
 
     Raises:
-        UserError: the config, the data and the folder do not fit together; an image cannot be read; the loss is not finite.
+        UserError: the config, the data and the folder do not fit together; an image cannot be read; the loss is not finite; the
+            folder cannot be written to.
     """
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
@@ -66,7 +77,8 @@ def train(
     config = run.config
     total = config.train.total_steps
 
-    with Checkpoints(run.checkpoint_folder, config.train.keep_checkpoints) as checkpoints:
+    keep = config.train.keep_checkpoints, config.train.keep_every
+    with _Interruption() as interruption, Checkpoints(run.checkpoint_folder, *keep) as checkpoints:
         if resume and checkpoints.latest_step is not None:
             state = checkpoints.restore(run.abstract_state())
         elif start is not None:
@@ -81,20 +93,19 @@ def train(
         _announce(run, state, source, first)
         stacked = per_call if per_call > 1 else None
         batches = _batches(config, source, scaling=run.scaling, start_step=first, stacked=stacked)
-        with (
-            Metrics(folder, start=first, total=total, batch_size=config.train.batch_size) as metrics,
-            _Interruption() as interruption,
-        ):
+        with Metrics(folder, start=first, total=total, batch_size=config.train.batch_size) as metrics:
             final = _run_steps(run, state, batches, per_call, checkpoints, metrics, interruption)
     done = int(final.step)
     if bad := getattr(source, "bad_files", 0):
         print(f"{bad} unreadable images were skipped.")
-    interrupted = done < total
+    skipped = done - updates_done(final)
+    if skipped:
+        print(f"{skipped} steps were skipped, because their loss or gradient was not finite.")
     figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
-    if not interrupted:
+    if not interruption.requested:
         drawn = _draw(run, final.variables(ema=True), num_frames=samples.FRAMES)
         samples.save_all(folder, run, drawn, _heading(run, done))
-    return Outcome(run, done, interrupted)
+    return Outcome(run, done, interruption.signal, skipped)
 
 
 def _batches(
@@ -143,9 +154,11 @@ def _run_steps(
     rate = learning_rate(config)
     total = config.total_steps
     step = start = int(state.step)
-    flight = _InFlight()
+    flight = _InFlight(skip=config.on_nonfinite == "skip")
     begun = time.perf_counter()
-    last = step >= total
+    last = step >= total or interruption.requested
+    if last:
+        checkpoints.save(state)
     while not last:
         try:
             batch = next(batches)
@@ -169,7 +182,9 @@ def _run_steps(
         last = step == total or interruption.requested
         if step % config.log_every == 0 or last:
             flight.land()
-            metrics.write(step, loss=flight.mean_loss(), grad_norm=flight.latest["grad_norm"], lr=float(rate(step - 1)))
+            updates = updates_done(state)
+            lr, skips = float(rate(max(updates - 1, 0))), {"skipped": step - updates} if flight.skip else {}
+            metrics.write(step, loss=flight.mean_loss(), grad_norm=flight.grad_norm, lr=lr, **skips)
         if step % config.checkpoint_every == 0 or last:
             flight.land()
             checkpoints.save(state)
@@ -183,9 +198,12 @@ def _run_steps(
 class _InFlight:
     """The numbers of the call that the device may still be computing: looked at one call late, so that it never waits."""
 
-    def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
+    def __init__(self, *, skip: bool) -> None:
+        self.skip = skip
+        self.grad_norm: float | None = None
+        """Of the latest step that was not skipped."""
         self._losses: list[float] = []
+        self._skipped_in_a_row = 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def take_off(self, step: int, numbers: dict[str, jax.Array]) -> None:
@@ -197,25 +215,32 @@ class _InFlight:
         """Wait for the pending call, if there is one.
 
         Raises:
-            UserError: one of its numbers is not finite (names the first step of which that is so).
+            UserError: one of its numbers is not finite (names the first step of which that is so), or too many in a row are not
+                where such steps are skipped.
         """
         if self._pending is None:
             return
         (first, numbers), self._pending = self._pending, None
         steps = {name: np.atleast_1d(np.asarray(value)) for name, value in numbers.items()}
         for index in range(len(steps["loss"])):
-            self.latest = {name: float(values[index]) for name, values in steps.items()}
-            if not all(map(math.isfinite, self.latest.values())):
-                shown = ", ".join(f"{name} = {value}" for name, value in self.latest.items())
+            latest = {name: float(values[index]) for name, values in steps.items()}
+            if all(map(math.isfinite, latest.values())):
+                self._losses.append(latest["loss"])
+                self.grad_norm = latest["grad_norm"]
+                self._skipped_in_a_row = 0
+                continue
+            self._skipped_in_a_row += 1
+            if not self.skip or self._skipped_in_a_row == MOST_SKIPPED:
+                shown = ", ".join(f"{name} = {value}" for name, value in latest.items())
+                in_a_row = f", and {MOST_SKIPPED} steps in a row were skipped" if self.skip else ""
                 raise UserError(
-                    f"training stopped at step {first + index}: {shown}. Every checkpoint so far is sound; "
+                    f"training stopped at step {first + index}: {shown}{in_a_row}. Every checkpoint so far is sound; "
                     "lower --train.lr or --train.grad-clip and start again."
                 )
-            self._losses.append(self.latest["loss"])
 
-    def mean_loss(self) -> float:
-        """Mean loss of the steps landed since the last call."""
-        mean = float(np.mean(self._losses))
+    def mean_loss(self) -> float | None:
+        """Mean loss of the steps landed since the last call; None where all of them were skipped."""
+        mean = float(np.mean(self._losses)) if self._losses else None
         self._losses.clear()
         return mean
 
@@ -242,23 +267,30 @@ def _heading(run: Run, step: int) -> str:
 
 
 class _Interruption:
-    """While entered, the first Ctrl-C only asks to stop; the second one interrupts at once."""
+    """While entered, Ctrl-C and SIGTERM only ask to stop; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.signal: signal.Signals | None = None
+        """The first that came."""
         self._in_main_thread = threading.current_thread() is threading.main_thread()
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether one came."""
+        return self.signal is not None
 
     def __enter__(self) -> "_Interruption":
         if self._in_main_thread:
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._in_main_thread:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self.signal = self.signal or signal.Signals(number)

@@ -1,6 +1,7 @@
 """What a run says of itself while it trains: a progress bar, metrics.jsonl, and TensorBoard."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
 
@@ -44,8 +46,8 @@ class Metrics:
         """So many steps of the progress bar."""
         self._bar.update(steps)
 
-    def write(self, step: int, **numbers: float) -> None:
-        """Record numbers at a step, with the speed since the line before."""
+    def write(self, step: int, **numbers: float | None) -> None:
+        """Record numbers at a step, None where there is none, with the speed since the line before."""
         then, since = self._since
         steps_per_s = (step - then) / max(time.perf_counter() - since, 1e-9)
         self._since = (step, time.perf_counter())
@@ -53,9 +55,12 @@ class Metrics:
         line["images_per_s"] = round(steps_per_s * self._batch_size, 1)
         self._file.write(json.dumps(line) + "\n")
         for name, value in line.items():
-            if name != "step":
+            if name != "step" and value is not None:
                 self._board.add_scalar(name, value, step)
-        text = f"loss {numbers['loss']:.4f}"
+        loss = numbers["loss"]
+        text = "loss not finite" if loss is None else f"loss {loss:.4f}"
+        if numbers.get("skipped"):
+            text += f"  {numbers['skipped']} skipped"
         if step > then:
             text += f"  {line['images_per_s']:.0f} images/s"
         self._bar.set_postfix_str(text)
@@ -68,13 +73,24 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, ascending by step; a last line cut short by a crash is left out."""
+    """The lines of a run's metrics.jsonl, ascending by step; one cut short by a crash, or damaged, is left out."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return sorted(filter(None, map(_parsed, lines)), key=lambda line: line["step"])
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        tree = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(tree, dict) or tree.get("step") is None or "loss" not in tree:
+        return None
+    return tree if all(value is None or _is_number(value) for value in tree.values()) else None
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
