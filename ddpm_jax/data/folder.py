@@ -111,7 +111,7 @@ class Archive:
         self.path = path
         try:
             self._zip: zipfile.ZipFile | None = zipfile.ZipFile(path)
-        except BROKEN as error:
+        except (OSError, *BROKEN) as error:
             raise UserError(f"{path}: not a readable zip archive ({error}).") from error
 
     @property
