@@ -1,5 +1,6 @@
 """Nothing is lost: whole runs under signals, SIGKILL, full and read-only disks, damaged files and losses that are not finite."""
 
+import itertools
 import json
 import os
 import random
@@ -68,36 +69,35 @@ def ddpm(tiny, tmp_path, capsys):
     return run
 
 
+PLACES = {
+    "before the first step": (loop, "_announce", 1, 0),
+    # while step 6 is logged the next one is decided on
+    "amid the steps": (Metrics, "write", 3, 7),
+    "while the last is written": (Checkpoints, "__exit__", 1, 12),
+}
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("when", ["before the first step", "amid the steps", "after the last step"])
-def test_signals_save_and_leave(ddpm, finished_run, tmp_path, monkeypatch, number, status, when):
-    """At any time a second SIGTERM changes nothing; the run goes on to the bits of the undisturbed one."""
-    place, step = {
-        "before the first step": ((loop, "_announce"), 0),
-        "amid the steps": ((Metrics, "write"), 6),
-        "after the last step": ((Checkpoints, "__exit__"), 12),
-    }[when]
-    original, calls = getattr(*place), 0
+@pytest.mark.parametrize("place", PLACES)
+def test_signals_save_and_leave(ddpm, finished_run, tmp_path, monkeypatch, number, status, place):
+    """A second SIGTERM changes nothing; no time is spent on pictures; the run goes on to the bits of the undisturbed one."""
+    owner, name, call, step = PLACES[place]
+    original, calls = getattr(owner, name), itertools.count(1)
 
     def signalled(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == (3 if step == 6 else 1):
+        if next(calls) == call:
             signal.raise_signal(number)
             signal.raise_signal(signal.SIGTERM)
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*place, signalled)
+        patch.setattr(owner, name, signalled)
         found, said = ddpm()
     assert found == status and f"interrupted; step {step} is saved. Go on with:" in said
-    # the signal comes while step 6 is logged, and one more step is under way by then
-    assert open_run(tmp_path / "run").load()[2] in (step, step + 1)
+    assert open_run(tmp_path / "run").load()[2] == step
     assert not (tmp_path / "run" / "samples.npz").exists()
-    assert (
-        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert ddpm("--resume")[0] == 0
     assert_same_bits(state_in(tmp_path / "run"), state_in(finished_run))
 
@@ -279,6 +279,46 @@ def test_a_place_that_is_no_folder(finished_run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file cannot be written to: Not a directory"):
         train(open_run(finished_run).config, tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own of a megabyte and a half; where none may be mounted, the test is skipped."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("no file system may be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk, tiny, finished_run, capsys):
+    """No room for the third checkpoint, then for nothing at all, then read-only, then room again."""
+    folder = small_disk / "run"
+    command = ["train", "digits", *tiny, "--out", str(folder), "--train.keep-checkpoints", "9"]
+    assert cli.main([*command, "--train.steps", "4"]) == 0
+    free = shutil.disk_usage(small_disk).free
+    size = sum(path.stat().st_size for path in (folder / "checkpoints" / "4").rglob("*"))
+    filler = small_disk / "filler"
+    for left, message in ((size // 2, "step 8 in .* cannot be written: No space left"), (0, "cannot be written")):
+        filler.write_bytes(bytes(free - left))
+        capsys.readouterr()
+        assert cli.main([*command, "--resume"]) == 2
+        assert re.search(message, said := capsys.readouterr().err) and "Traceback" not in said
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == ["4"]
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert cli.main([*command, "--resume"]) == 2
+    assert "cannot be written to: Read-only file system" in capsys.readouterr().err
+    assert cli.main(["sample", str(folder)]) == 2
+    assert "cannot be written to: Read-only file system" in capsys.readouterr().err
+    assert open_run(folder).load()[2] == 4
+    subprocess.run(["mount", "-o", "remount,rw,size=9m", small_disk], check=True)
+    assert cli.main([*command, "--resume"]) == 0
+    assert_same_bits(state_in(folder), state_in(finished_run))
 
 
 # Losses that are not finite --------------------------------------------------------------------------------------

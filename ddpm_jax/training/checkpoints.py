@@ -45,7 +45,7 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        if keep is not None:
+        if keep is not None and jax.process_index() == 0:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 for path in folder.iterdir():
@@ -147,7 +147,9 @@ class Checkpoints:
         """In the background: once Orbax has written, add the manifest, make the checkpoint visible, drop what is too old."""
         partial = self.folder / f"{step}.partial"
         try:
-            written.result()
+            written.result()  # on all processes alike
+            if jax.process_index() != 0:
+                return
             tree = {"format": FORMAT, "sha256": _digests(partial)}
             (partial / MANIFEST).write_text(json.dumps(tree, indent=1) + "\n")
             if (self.folder / str(step)).exists():  # a damaged one
