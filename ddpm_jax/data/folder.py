@@ -1,5 +1,6 @@
 """A folder or zip archive of image files, flat or with one subfolder for each class."""
 
+import errno
 import itertools
 import os
 import threading
@@ -129,6 +130,10 @@ class Archive:
             return archive.read(entry)
         except UserError as error:
             raise BadImageError(str(error)) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the machine's fault; this one is an offset before the file's beginning
+                raise
+            raise BadImageError("its entry in the archive is damaged: it lies outside") from error
         except BROKEN as error:
             raise BadImageError(f"its entry in the archive is damaged: {error}") from error
 

@@ -1,12 +1,12 @@
 """The IDX files of MNIST and its relatives (yann.lecun.com/exdb/mnist), plain or gzipped."""
 
 import gzip
+import io
 import math
 import re
 import struct
 import zlib
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 
@@ -69,12 +69,12 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             packed = raw.read(2) == b"\x1f\x8b"  # gzip, whatever the name says
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw) if packed else raw as file:
-                return _read(path, cast(IO[bytes], file), dimensions)
+                return _read(path, file, dimensions)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def _read(path: Path, file: IO[bytes], dimensions: int) -> np.ndarray:
+def _read(path: Path, file: io.BufferedIOBase, dimensions: int) -> np.ndarray:
     header = 4 + 4 * dimensions
     head = file.read(header)
     if len(head) < header:

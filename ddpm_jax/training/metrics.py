@@ -55,7 +55,7 @@ class Metrics:
         """So many steps of the progress bar."""
         self._bar.update(steps)
 
-    def write(self, step: int, **numbers: float | None) -> None:
+    def write(self, step: int, **numbers: float | int | None) -> None:
         """Record numbers at a step, None where there is none, with the speed since the line before."""
         then, since = self._since
         steps_per_s = (step - then) / max(time.perf_counter() - since, 1e-9)
@@ -103,7 +103,7 @@ class _Board:
             self._writer.write_event(Event(wall_time=time.time(), step=start + 1, session_log=begun))
         self._flushed = time.monotonic()
 
-    def write(self, step: int, **numbers: float | None) -> None:
+    def write(self, step: int, **numbers: float | int | None) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.archives import check_unpacked, read_npz
+from ddpm_jax.archives import BROKEN, check_unpacked, read_npz
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
@@ -80,10 +80,12 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it holds more than plain tensors, and loading it would run code that came with it "
-            f"({str(error).splitlines()[0]}). Save model.state_dict() instead of the model."
+            f"({_first_line(error)}). Save model.state_dict() instead of the model."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
+    except UserError:
+        raise
+    except (OSError, AttributeError, *BROKEN) as error:
+        raise UserError(f"{path} is not a readable PyTorch file: {_first_line(error)}.") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -97,6 +99,10 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
     for key, tensor in state.items():  # one number may stand for all of a tensor
         check_unpacked(f"{path}: {key}", packed=size, unpacked=tensor.numel() * tensor.element_size())
     return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _torch(path: Path) -> Any:
