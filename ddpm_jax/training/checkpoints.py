@@ -152,6 +152,7 @@ class Checkpoints:
                 return
             tree = {"format": FORMAT, "sha256": _digests(partial)}
             (partial / MANIFEST).write_text(json.dumps(tree, indent=1) + "\n")
+            _to_disk(partial)  # before older ones go: a power cut must not take both
             if (self.folder / str(step)).exists():  # a damaged one
                 self._discard(step)
             os.rename(partial, self.folder / str(step))
@@ -180,10 +181,8 @@ class Checkpoints:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
         kept = ", ".join(map(str, self.steps))
-        return UserError(
-            f"the checkpoint of step {step} in {self.folder} cannot be written: {reason}. "
-            + (f"Those of the steps {kept} are untouched; make room and go on with --resume." if kept else "")
-        )
+        rest = f" Those of the steps {kept} are untouched; make room and go on with --resume." if kept else ""
+        return UserError(f"the checkpoint of step {step} in {self.folder} cannot be written: {reason}.{rest}")
 
 
 def damage(checkpoint: Path) -> tuple[str | None, bool]:
@@ -212,6 +211,17 @@ def _digests(checkpoint: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 digests[path.relative_to(checkpoint).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+
+
+def _to_disk(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
