@@ -403,7 +403,7 @@ def test_a_run_skips_and_counts_and_may_be_killed_meanwhile(ddpm, tmp_path, pois
     folder = tmp_path / "run"
     lines = {line["step"]: line for line in read_metrics(folder)}
     assert [lines[step]["skipped"] for step in (2, 4, 6, 8, 10, 12)] == [0, 0, 2, 2, 3, 3]
-    assert lines[6]["loss"] is None and lines[6]["grad_norm"] == lines[4]["grad_norm"] and lines[10]["loss"] > 0
+    assert lines[6]["loss"] is None and lines[6]["grad_norm"] is None and lines[10]["loss"] > 0
     assert "NaN" not in (folder / "metrics.jsonl").read_text()
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)

@@ -118,7 +118,7 @@ class Archive:
     @property
     def names(self) -> list[str]:
         """The names of its files."""
-        return [entry.filename for entry in self._opened().infolist() if not entry.is_dir()]
+        return [entry.filename for entry in self._opened().infolist() if entry.filename and not entry.is_dir()]
 
     def __call__(self, file: str) -> bytes:
         """The bytes of the member that `file`, a path that begins with the archive's, names."""

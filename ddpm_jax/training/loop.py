@@ -184,7 +184,7 @@ def _run_steps(
             flight.land()
             updates = updates_done(state)
             lr, skips = float(rate(max(updates - 1, 0))), {"skipped": step - updates} if flight.skip else {}
-            metrics.write(step, loss=flight.mean_loss(), grad_norm=flight.grad_norm, lr=lr, **skips)
+            metrics.write(step, **flight.numbers(), lr=lr, **skips)
         if step % config.checkpoint_every == 0 or last:
             flight.land()
             checkpoints.save(state)
@@ -200,9 +200,8 @@ class _InFlight:
 
     def __init__(self, *, skip: bool) -> None:
         self.skip = skip
-        self.grad_norm: float | None = None
-        """Of the latest step that was not skipped."""
         self._losses: list[float] = []
+        self._grad_norm: float | None = None
         self._skipped_in_a_row = 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
@@ -226,7 +225,7 @@ class _InFlight:
             latest = {name: float(values[index]) for name, values in steps.items()}
             if all(map(math.isfinite, latest.values())):
                 self._losses.append(latest["loss"])
-                self.grad_norm = latest["grad_norm"]
+                self._grad_norm = latest["grad_norm"]
                 self._skipped_in_a_row = 0
                 continue
             self._skipped_in_a_row += 1
@@ -238,11 +237,11 @@ class _InFlight:
                     "lower --train.lr or --train.grad-clip and start again."
                 )
 
-    def mean_loss(self) -> float | None:
-        """Mean loss of the steps landed since the last call; None where all of them were skipped."""
-        mean = float(np.mean(self._losses)) if self._losses else None
-        self._losses.clear()
-        return mean
+    def numbers(self) -> dict[str, float | None]:
+        """Mean loss and latest norm of the steps landed since the last call; None where all of them were skipped."""
+        found = {"loss": float(np.mean(self._losses)) if self._losses else None, "grad_norm": self._grad_norm}
+        self._losses, self._grad_norm = [], None
+        return found
 
 
 def _announce(run: Run, state: TrainState, source: data.Source, start: int) -> None:
