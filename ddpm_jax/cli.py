@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import shlex
 import sys
 import time
@@ -18,7 +17,7 @@ import tyro
 import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import cache_folder
+from ddpm_jax.files import check_writable, keep_programs
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig, join, leave, several
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
@@ -181,11 +180,11 @@ class BenchmarkArgs:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted."""
+    """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted, 143 terminated after saving."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    _keep_programs()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
+    keep_programs()
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -199,20 +198,6 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         leave(1)
         raise
-
-
-def _keep_programs() -> None:
-    """Have JAX, which is not imported yet, keep what it compiles for the next command; a user's own settings are left alone."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = cache_folder("programs")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to: programs are compiled anew each time
-        return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "2000000000")  # bytes; the least recently used go first
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -292,10 +277,10 @@ def _parse_training(kind: type[Any], chosen: Preset, prog: str, rest: list[str],
 def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list[str]) -> int:
     begun = time.perf_counter()
     outcome = run()
-    if outcome.interrupted:
+    if outcome.stopped_by is not None:
         again = shlex.join(part for part in rest if part not in ("--overwrite", "--resume"))
         print(f"interrupted; step {outcome.step} is saved. Go on with:\n  {command} {again} --resume")
-        return 130
+        return 128 + outcome.stopped_by
     print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {out}:")
     print("  config.json, metrics.jsonl, tensorboard/, checkpoints/, samples.png, denoising.gif, samples.npz, loss.png")
     return 0
@@ -313,10 +298,12 @@ def _sample(name: str | None, rest: list[str]) -> int:
     from ddpm_jax.training import samples
 
     labels = run.labels(args.config.num, args.labels)
+    out = args.out or run.folder / "samples"
+    check_writable(out)
     layout = layout_of(args.parallel)
     graphdef, variables, step = run.load(layout)
     drawn, paths = samples.draw_and_save(
-        args.out or run.folder / "samples",
+        out,
         run,
         graphdef,
         variables,

@@ -214,7 +214,7 @@ def test_fsdp_takes_the_largest_dimension_that_can_be_shared():
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ("--train.batch-size 10 --train.accumulate 4", "train.accumulate must divide train.batch_size (10); got 4"),
+        ("--train.batch-size 10 --train.accumulate 4", "train.accumulate must divide train.batch_size = 10; got 4"),
         ("--parallel fsdp --parallel.devices 3", "parallel.devices must be at most 1"),
         ("--parallel.coordinator 127.0.0.1:1", "missing: processes, process_id"),
         ("--parallel tensor", "tensor"),

@@ -16,7 +16,7 @@ from ddpm_jax import bound, data, launch, models, samplers
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.report import load_images
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion, Predict, Variance
@@ -123,7 +123,7 @@ def evaluate_likelihood(
 
     Raises:
         UserError: points, pixels that are not scaled to [-1, 1], flow matching, a chain that does not end at clean data, fewer
-            images than asked for, no checkpoint.
+            images than asked for, no checkpoint, a folder that cannot be written to.
     """
     process = run.process
     if not run.holds_images or run.config.data.scale != "signed":
@@ -132,6 +132,7 @@ def evaluate_likelihood(
         raise UserError(f"the variational bound belongs to process.kind = diffusion; got {run.config.process.kind}.")
     if process.schedule.first and process.schedule.alphas_cumprod[0] != 1:
         raise UserError(f"the schedule {run.config.process.schedule} does not end at clean data, so it has no bound.")
+    check_writable(run.folder)
     x_0, labels, told = _images(run, config.num, seed, held_out)
     graphdef, variables, step = run.load(layout)
     variance: Variance = "learned" if process.learned_variance else config.variance

@@ -13,7 +13,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
 from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
@@ -82,8 +82,9 @@ def evaluate_run(
     draw the samples.
 
     Raises:
-        UserError: no checkpoint, data that is gone, too few images or samples.
+        UserError: no checkpoint, data that is gone, too few images or samples, a folder that cannot be written to.
     """
+    check_writable(run.folder)
     measure = _of_images if run.holds_images else _of_points
     evaluation = measure(run, config, seed, batch_size, num_real, held_out, layout)
     path, text = run.folder / "evaluation.json", evaluation.json()

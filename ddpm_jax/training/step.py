@@ -48,6 +48,15 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
+def updates_done(state: TrainState) -> int:
+    """How often the optimiser has moved the parameters: the steps done, less those that were skipped."""
+    return int(optax.tree.get(state.opt_state, "count", filtering=_counts_the_rate))
+
+
+def _counts_the_rate(path: Any, _: Any) -> bool:
+    return getattr(path[-1], "tuple_name", None) == "ScaleByScheduleState"
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a network is shown besides x_t, t and its label."""
@@ -77,7 +86,8 @@ def update(
 
     weights: (B,) of the examples' losses, None for ones. guess: for a self-conditioned network, a boolean scalar: whether it is
     shown its own estimate of x_0, found without one and without gradient (Chen et al. 2023, section 3.2), or zeros. Gradients,
-    Adam's moments and the average stay in the dtype of the parameters; the network computes in config.dtype.
+    Adam's moments and the average stay in the dtype of the parameters; the network computes in config.dtype. Where the loss or the
+    norm is not finite and config.on_nonfinite is "skip", the state stays as it was but for its step, which counts on.
     """
     options: Any = {"graphdef": graphdef, "process": process, "config": config, "layout": layout}
     losses, grads, batch_stats = gradients(state, x_0, noise, t, labels, key, weights, guess, **options)
@@ -88,8 +98,13 @@ def update(
         assert isinstance(process, GaussianDiffusion)
         history = loss_aware.record(state.loss_history, t - process.schedule.first, losses)
         new = dataclasses.replace(new, loss_history=history)
-    loss = losses if weights is None else weights * losses
-    return new, {"loss": loss.mean(), "grad_norm": optax.tree.norm(grads)}
+    loss = (losses if weights is None else weights * losses).mean()
+    grad_norm = optax.tree.norm(grads)
+    if config.on_nonfinite == "skip":
+        sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        unchanged = dataclasses.replace(state, step=new.step)
+        new = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, unchanged)
+    return new, {"loss": loss, "grad_norm": grad_norm}
 
 
 def gradients(
