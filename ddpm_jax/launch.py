@@ -18,6 +18,9 @@ from ddpm_jax.errors import UserError
 
 T = TypeVar("T")
 
+MIN_SHARD = 2**14
+"""Numbers that a tensor must have to be shared out, unless told otherwise."""
+
 _ENVIRONMENT = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "processes": "JAX_NUM_PROCESSES",
@@ -39,7 +42,7 @@ class ParallelConfig:
     jax.pmap."""
     devices: int | None = None
     """How many devices; None: all there are."""
-    min_shard: int = 2**14
+    min_shard: int = MIN_SHARD
     """Of fsdp: tensors of fewer numbers are whole on every device."""
     coordinator: str | None = None
     """HOST:PORT at which process 0 awaits the others; $JAX_COORDINATOR_ADDRESS, or as Slurm or Open MPI says, unless given."""
@@ -57,6 +60,8 @@ class ParallelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"parallel.{name} must be at least 1; got {value}.")
+        if self.mode != "fsdp" and self.min_shard != MIN_SHARD:
+            raise UserError(f"parallel.min_shard belongs to --parallel fsdp; got {self.min_shard} with {self.mode}.")
         if self.process_id is not None and self.process_id < 0:
             raise UserError(f"parallel.process_id must not be negative; got {self.process_id}.")
         if None not in (self.processes, self.process_id) and self.process_id >= self.processes:  # type: ignore[operator]

@@ -218,10 +218,12 @@ def check_batch(layout: Layout, batch_size: int, accumulate: int = 1, examples: 
             f"the data's {examples} examples cannot be shared by {' times '.join(parts)}; use fewer, as by --parallel.devices."
         )
     below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+    most = max(n for n in range(1, layout.size + 1) if batch_size // accumulate % n == 0)
+    fewer = f", or --parallel.devices {most}" if jax.process_count() == 1 else ""
     fitting = [size for size in (below, above) if 0 < size <= (examples or above)]
     raise UserError(
         f"train.batch_size must be a multiple of {unit} ({' times '.join(parts)}); got {batch_size}. "
-        f"{' or '.join(map(str, fitting))} would fit."
+        f"{' or '.join(map(str, fitting))} would fit{fewer}."
     )
 
 

@@ -22,7 +22,7 @@ from flax import nnx
 from ddpm_jax import models, parallel, processes, samplers, schedules
 from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.presets import TrainConfig
-from ddpm_jax.training import loss_aware, make_optimizer, train_step
+from ddpm_jax.training import loss_aware, make_optimizer, train_step, train_steps
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.state import state_of
 
@@ -42,7 +42,8 @@ batches = [
 
 
 def layout_of(mode, devices):
-    return parallel.layout_of(ParallelConfig(mode=mode, devices=devices, min_shard=64))
+    options = {"min_shard": 64} if mode == "fsdp" else {}
+    return parallel.layout_of(ParallelConfig(mode=mode, devices=devices, **options))
 
 
 def fresh(aware=False):
@@ -100,6 +101,19 @@ def expected_of(aware):
     return reference[aware]
 
 
+def stacked(mode):
+    """Two steps in a call."""
+    layout = layout_of(mode, 8)
+    graphdef, _ = models.split(model, training=True)
+    static = {"graphdef": graphdef, "process": PROCESS, "config": CONFIG, "layout": layout}
+    state, losses = layout.place(fresh()), []
+    for step in range(0, STEPS, 2):
+        pair = jax.tree.map(lambda *a: np.stack(a), *batches[step : step + 2])
+        state, metrics = train_steps(state, layout.feed(pair, axis=1), jax.random.key(0), **static)
+        losses += metrics["loss"].tolist()
+    return compared(losses, state, expected_of(False))
+
+
 def restored(few):
     """Eight devices with shares of the state, then others with all of it: the second half of the steps, against one device."""
     many = layout_of("fsdp", 8)
@@ -141,6 +155,8 @@ COMPARISONS = {
     "pmap, accumulated": lambda: trained("pmap", 8, accumulate=2),
     "data, loss-aware": lambda: trained("data", 8, aware=True),
     "pmap, loss-aware": lambda: trained("pmap", 8, accumulate=2, aware=True),
+    "data, stacked": lambda: stacked("data"),
+    "pmap, stacked": lambda: stacked("pmap"),
     "restored as data": lambda: restored(layout_of("data", 8)),
     "restored on two": lambda: restored(layout_of("data", 2)),
     "restored on one": lambda: restored(parallel.ALONE),

@@ -40,7 +40,7 @@ QUICK = [
 ]  # fmt: skip
 SLOW = [
     "fsdp", "accumulated", "rematerialised", "data, accumulated", "pmap, accumulated", "data, loss-aware", "pmap, loss-aware",
-    "restored on two", "samples, fsdp",
+    "data, stacked", "pmap, stacked", "restored on two", "samples, fsdp",
 ]  # fmt: skip
 
 
@@ -149,6 +149,7 @@ def test_every_network_has_blocks(network):
         ({"process_id": -1}, "process_id must not be negative"),
         ({"processes": 2, "process_id": 2}, "must lie in 0..1, one for each of 2 processes; got 2"),
         ({"coordinator": "host"}, "HOST:PORT; got 'host'"),
+        ({"mode": "pmap", "min_shard": 64}, "parallel.min_shard belongs to --parallel fsdp; got 64 with pmap"),
         ({"devices": 0}, "parallel.devices must be at least 1"),
     ],
 )
@@ -184,10 +185,22 @@ def mesh_of(count):
 @pytest.mark.parametrize(
     ("devices", "batch_size", "accumulate", "examples", "shown"),
     [
-        (8, 100, 1, 1000, "train.batch_size must be a multiple of 8 (8 devices); got 100. 96 or 104 would fit."),
-        (8, 4, 1, 1000, "got 4. 8 would fit."),
-        (4, 20, 2, 1000, "a multiple of 8 (4 devices times train.accumulate = 2); got 20. 16 or 24 would fit."),
-        (8, 100, 1, 103, "got 100. 96 would fit."),
+        (
+            8,
+            100,
+            1,
+            1000,
+            "a multiple of 8 (8 devices); got 100. 96 or 104 would fit, or --parallel.devices 5.",
+        ),
+        (8, 4, 1, 1000, "got 4. 8 would fit, or --parallel.devices 4."),
+        (
+            4,
+            20,
+            2,
+            1000,
+            "(4 devices times train.accumulate = 2); got 20. 16 or 24 would fit, or --parallel.devices 2.",
+        ),
+        (8, 100, 1, 103, "got 100. 96 would fit, or --parallel.devices 5."),
         (8, 4, 1, 6, "the data's 6 examples cannot be shared by 8 devices; use fewer"),
     ],
 )
@@ -406,3 +419,7 @@ def test_two_processes_stop_together(tiny, tmp_path):
     assert process.wait(timeout=200) == 0
     with np.load(tmp_path / "samples" / "samples.npz") as archive:
         assert archive["images"].shape == (30, 8, 8, 1)
+    tuned = ["--data.classes", "3", "8", "--train.steps", "2", "--out", tmp_path / "tuned"]
+    process = start("finetune", folder, *tuned)
+    assert process.wait(timeout=200) == 0
+    assert open_run(tmp_path / "tuned").load()[-1] == 2
