@@ -21,8 +21,6 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 """In every checkpoint: its format, and the SHA-256 of each of its other files."""
 _METADATA = "_CHECKPOINT_METADATA"
-# Orbax would wait ten minutes for a folder that a background thread could not make.
-_OPTIONS = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
 
 class Checkpoints:
@@ -92,7 +90,7 @@ class Checkpoints:
         self.wait()
         partial = self.folder / f"{step}.partial"
         try:
-            with ocp.Context(async_options=_OPTIONS):
+            with _context():
                 written = ocp.save_async(partial.absolute(), state, custom_metadata={"format": FORMAT})
         except (OSError, ValueError) as error:
             raise self._failure(step, error) from error
@@ -183,6 +181,13 @@ class Checkpoints:
         kept = ", ".join(map(str, self.steps))
         rest = f" Those of the steps {kept} are untouched; make room and go on with --resume." if kept else ""
         return UserError(f"the checkpoint of step {step} in {self.folder} cannot be written: {reason}.{rest}")
+
+
+def _context() -> ocp.Context:
+    context = ocp.Context()
+    # Orbax would wait ten minutes for a folder that a background thread could not make
+    context.asynchronous.create_directories_asynchronously = False
+    return context
 
 
 def damage(checkpoint: Path) -> tuple[str | None, bool]:
