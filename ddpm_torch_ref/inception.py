@@ -12,7 +12,9 @@ from torch import Tensor, nn
 class ConvNorm(nn.Module):
     """A convolution without bias, BatchNorm, ReLU."""
 
-    def __init__(self, width_in: int, width_out: int, kernel: int | tuple[int, int] = 1, *, stride: int = 1, pad: bool = True):
+    def __init__(
+        self, width_in: int, width_out: int, kernel: int | tuple[int, int] = 1, *, stride: int = 1, pad: bool = True
+    ):
         super().__init__()
         height, breadth = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (height // 2, breadth // 2) if pad else (0, 0)

@@ -24,6 +24,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.files import cache_folder
 from ddpm_jax.models.convolution import convolve
 from ddpm_jax.models.torch_style import BatchNorm
+from ddpm_jax.weights.files import SUFFIXES
 
 NUM_FEATURES = 2048
 """Width of what the last block leaves, averaged over its map."""
@@ -292,7 +293,9 @@ def load_extractor(path: Path | None = None) -> Extractor:
             f"{path} is not the published {WEIGHTS}: its sha256 is {digest[:8]}..., must be {WEIGHTS_SHA256[:8]}...; "
             "figures by other weights compare with nothing. Fetch the file again."
         )
-    told = f"{path.name}, sha256 {digest}" + ("" if digest == WEIGHTS_SHA256 else ", not held to the published checksum")
+    told = f"{path.name}, sha256 {digest}" + (
+        "" if digest == WEIGHTS_SHA256 else ", not held to the published checksum"
+    )
     model = abstract()
     try:
         weights.load_torch(model, weights.read_tensors(path))
@@ -304,9 +307,9 @@ def load_extractor(path: Path | None = None) -> Extractor:
 
 def _default_path() -> Path:
     """The published file in the cache, under the name of any project that publishes it, or converted."""
-    folder, suffixes = cache_folder("inception"), weights.SUFFIXES
+    folder = cache_folder("inception")
     found = sorted(folder.glob(f"*{Path(WEIGHTS).stem.removeprefix('pt_')}.*"))
-    return next((path for path in found if path.suffix in suffixes), folder / WEIGHTS)
+    return next((path for path in found if path.suffix in SUFFIXES), folder / WEIGHTS)
 
 
 def _missing(path: Path) -> str:

@@ -18,7 +18,19 @@ from ddpm_jax.models.strided_unet import ConvNet, StridedUNet
 from ddpm_jax.models.tiny_unet import TinyUNet
 from ddpm_jax.models.unet import UNet
 
-__all__ = ["MODELS", "UNet", "Variables", "abstract", "apply", "build", "configs", "create", "merge", "num_params", "split"]
+__all__ = [
+    "MODELS",
+    "UNet",
+    "Variables",
+    "abstract",
+    "apply",
+    "build",
+    "configs",
+    "create",
+    "merge",
+    "num_params",
+    "split",
+]
 
 MODELS: dict[type, Callable[..., nnx.Module]] = {
     configs.AnnotatedUNet: AnnotatedUNet,
