@@ -65,10 +65,10 @@ def test_features_and_logits(state, image, dtype):
 
 @pytest.mark.parametrize("sides", [(8, 8), (32, 32), (75, 299), (299, 299), (320, 512)])
 def test_resize(sides, dtype):
-    """Also to fewer pixels, where other conventions would smooth."""
+    """Also to fewer pixels, where other conventions would smooth; float32 rounds the position among 512 pixels by 3e-5 of one."""
     x = normal(dtype, 2, *sides, 3)
     theirs = F.interpolate(to_nchw(x), (299, 299), mode="bilinear", align_corners=False)
-    assert_close("process", compiled(inception.resize)(jnp.asarray(x)), to_nhwc(theirs), f"resize from {sides}")
+    assert_close("layer", compiled(inception.resize)(jnp.asarray(x)), to_nhwc(theirs), f"resize from {sides}")
 
 
 def test_from_pixels(state, monkeypatch):

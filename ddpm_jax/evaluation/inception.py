@@ -7,7 +7,7 @@ It is Szegedy et al. 2016 ("Rethinking the Inception architecture") but for what
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +56,14 @@ _Branch = tuple[_Conv | tuple[_Conv, _Conv], ...]
 """Convolutions one after the other; a pair, which stands last, takes the same map side by side."""
 
 
+_zeros = nnx.initializers.zeros_init()  # until weights are loaded: nothing is trained here
+
+
 class ConvNorm(nnx.Module):
     """Convolution without bias, BatchNorm with epsilon 1e-3, ReLU."""
 
     def __init__(self, in_dim: int, spec: _Conv, *, rngs: nnx.Rngs):
-        sides = [(size // 2, size // 2) if spec.padded else (0, 0) for size in spec.size]
+        sides = tuple((size // 2, size // 2) if spec.padded else (0, 0) for size in spec.size)
         self.conv = nnx.Conv(
             in_dim,
             spec.dim,
@@ -68,6 +71,7 @@ class ConvNorm(nnx.Module):
             strides=spec.stride,
             padding=sides,
             use_bias=False,
+            kernel_init=_zeros,
             conv_general_dilated=convolve,
             rngs=rngs,
         )
@@ -121,9 +125,16 @@ class Mixed(nnx.Module):
         return jnp.concatenate([*outputs, pooled if self.branch_pool is None else self.branch_pool(pooled)], axis=-1)
 
 
-_AROUND = {"window_shape": (3, 3), "strides": (1, 1), "padding": ((1, 1), (1, 1))}
-_POOLS = {
-    "mean": functools.partial(nnx.avg_pool, **_AROUND, count_include_pad=False),
+_AROUND: dict[str, Any] = {"window_shape": (3, 3), "strides": (1, 1), "padding": ((1, 1), (1, 1))}
+
+
+def _mean(x: Array) -> Array:
+    """Over those of the 3x3 pixels that lie within the map; flax counts them in the default dtype, whatever that of x."""
+    return nnx.avg_pool(x, **_AROUND, count_include_pad=False).astype(x.dtype)
+
+
+_POOLS: dict[str, Callable[[Array], Array]] = {
+    "mean": _mean,
     "max": functools.partial(nnx.max_pool, **_AROUND),
     "half": functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2)),
 }
@@ -220,7 +231,7 @@ class Inception(nnx.Module):
         for name, block in _BLOCKS.items():
             setattr(self, name, Mixed(dim, **block, rngs=rngs))
             dim = getattr(self, name).out_dim
-        self.fc = nnx.Linear(dim, NUM_LOGITS, rngs=rngs)
+        self.fc = nnx.Linear(dim, NUM_LOGITS, kernel_init=_zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
         """x (B, H, W, 3) in [-1, 1], sides of 75 and more -> features (B, 2048), none negative, and logits (B, 1008)."""
