@@ -107,6 +107,7 @@ def test_weights_of_another_network(tmp_path):
         load_extractor(tmp_path / "other.npz")
 
 
+@pytest.mark.slow
 def test_two_devices(tensors, tmp_path):
     """Two images each and a batch that is not full: what one device finds."""
     path = weights.write_tensors(tmp_path / "weights.safetensors", tensors)

@@ -251,7 +251,12 @@ def resize(images: Float[Array, "b h w c"], size: int = SIZE) -> Float[Array, "b
 
 def abstract() -> Inception:
     """The network without numbers: jax.ShapeDtypeStruct in the place of each array."""
-    return nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0)))
+    return nnx.merge(*_structure())
+
+
+@functools.cache  # it takes about a second
+def _structure() -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0))))
 
 
 # --- from images to features
