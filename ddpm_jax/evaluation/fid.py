@@ -95,14 +95,7 @@ def evaluate_fid(
     Raises:
         UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4 samples.
     """
-    if not run.holds_images:
-        raise UserError(f"FID is of images; {run.folder} is a run of points.")
-    if config.num <= NEIGHBOURS:
-        raise UserError(f"num must be at least {NEIGHBOURS + 1}, and is better 10,000; got {config.num}.")
-    if save_reference is not None and reference is not None:
-        raise UserError(
-            "fid_save writes the statistics of data, and fid_reference takes those of a file; give one of them."
-        )
+    _check(run, config, reference, save_reference)
     labels, (graphdef, variables, step) = run.labels(config.num), run.load()
     features = inception.load_extractor(weights)
     file = None if reference is None else read_reference(reference, inception.NUM_FEATURES)
@@ -114,12 +107,6 @@ def evaluate_fid(
         source = None  # samples can be held against the file all the same
     if file is None and source is not None and len(source) <= NEIGHBOURS:
         raise UserError(f"FID needs at least {NEIGHBOURS + 1} real images; got {len(source)} of {source.source.name}.")
-    if config.num < inception.NUM_FEATURES:
-        warnings.warn(
-            f"FID of {config.num} samples is too large, by how much depends on the count: take 10,000 or more, in no case fewer "
-            f"than the {inception.NUM_FEATURES:,} features.",
-            stacklevel=2,
-        )
     options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size}
     batches = draw_batches(run, graphdef, variables, labels, config.num, **options)
     samples = gather(features, _shown((batch.values for batch in batches), config.num, "samples"))
@@ -142,6 +129,25 @@ def evaluate_fid(
         write_reference(save_reference, held.moments, about)
     text = evaluation.json()
     return evaluation, write_atomically(run.folder / "fid.json", lambda path: path.write_text(text))
+
+
+def _check(run: Run, config: SampleConfig, reference: Path | None, save_reference: Path | None) -> None:
+    if not run.holds_images:
+        raise UserError(f"FID is of images; {run.folder} is a run of points.")
+    if config.num <= NEIGHBOURS:
+        raise UserError(f"num must be at least {NEIGHBOURS + 1}, and is better 10,000; got {config.num}.")
+    if save_reference is not None and reference is not None:
+        raise UserError(
+            "fid_save writes the statistics of data, and fid_reference takes those of a file; give one of them."
+        )
+    if save_reference is not None and save_reference.suffix != ".npz":
+        raise UserError(f"fid_save must be an .npz file; got {save_reference}.")
+    if config.num < inception.NUM_FEATURES:
+        warnings.warn(
+            f"FID of {config.num} samples is too large, by an amount that depends on their count: take 10,000 or more, in no case fewer "
+            f"than the {inception.NUM_FEATURES:,} features.",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,10 @@ def read_reference(path: Path, num_features: int) -> Reference:
 def write_reference(path: Path, moments: Moments, about: str) -> Path:
     """Write `mu` and `sigma` as pytorch-fid and guided diffusion's evaluator read them; about: which images and conventions.
 
+    path: its name ends in .npz.
+
     Raises:
-        UserError: the name does not end in .npz, or the file cannot be written.
+        UserError: the file cannot be written.
     """
-    if path.suffix != ".npz":
-        raise UserError(f"statistics are written as .npz; got {path}.")
     arrays = {"mu": moments.mean, "sigma": moments.cov, "about": np.array(about)}
     return write_atomically(path, lambda temporary: np.savez(temporary, allow_pickle=False, **arrays))
