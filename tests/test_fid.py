@@ -86,8 +86,9 @@ def test_against_the_runs_own_data(run, draws, batch_size):
     assert path == run.folder / "fid.json" and saved["metrics"]["fid"]["samples"] == found["fid"].samples
     facts = {"step": 12, "weights": "ema", "samples": 40, "sampler": "ddim, 4 steps", "seed": 0, "seed of training": 0}
     assert {name: saved[name] for name in facts} == facts
-    told = "1797 images of digits, seen in training; real data: 40 of them against the other 1757"
-    assert saved["held against"] == told and "six projections" in saved["network"] and "299x299" in saved["resize"]
+    assert saved["held against"] == "1797 images of digits, seen in training"
+    assert saved["real data"] == "40 of these images against the other 1757"
+    assert "six projections" in saved["network"] and "299x299" in saved["resize"]
 
 
 def test_real_images_in_the_samples_place(run, draws):
@@ -117,7 +118,7 @@ def test_data_that_is_too_small_for_the_column_of_real_data(run, draws):
     real, noise = digits()
     draws(noise)
     evaluation, path = evaluate_fid(run, FEW, num_real=79)
-    assert all(metric.real is None for metric in evaluation.metrics)
+    assert all(metric.real is None for metric in evaluation.metrics) and "real data" not in evaluation.facts
     of = Projection()
     assert by_name(evaluation)["fid"].samples == pytest.approx(frechet_distance(of(noise), of(real[:79])), rel=1e-5)
     assert json.loads(path.read_text())["metrics"]["fid"]["real"] is None
@@ -149,6 +150,7 @@ def test_statistics_written_and_read(run, draws, tmp_path):
     assert found.real == pytest.approx(frechet_distance(of(real[:40]), of(real)), rel=1e-5)
     told = evaluation.facts["held against"]
     assert "1797 images of digits" in told and "six projections" in told and "299x299" in told
+    assert evaluation.facts["real data"] == "40 images of digits, seen in training"
     gone = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, source=""))
     draws(noise)
     evaluation, _ = evaluate_fid(dataclasses.replace(run, config=gone), FEW, reference=tmp_path / "digits.npz")

@@ -69,6 +69,9 @@ class _Held:
     real_moments: Moments
     """What those are held against: the moments of real images that are not among them, where the data is ours to divide."""
     told: str
+    """Which images those are that samples are held against."""
+    real_told: str | None
+    """Which images take the samples' place, and what they are held against."""
 
 
 def evaluate_fid(
@@ -121,6 +124,8 @@ def evaluate_fid(
         "network": f"Inception-v3 of 2015, {features.told}",
         "resize": inception.RESIZE,
     }
+    if held.real_told is not None:
+        facts["real data"] = held.real_told
     if held.kept is not None:
         facts["KID, precision, recall"] = f"of {len(samples.kept)} samples and {len(held.kept)} real; k = {NEIGHBOURS}"
     evaluation = Evaluation(_metrics(samples, held), facts, {})
@@ -144,8 +149,8 @@ def _check(run: Run, config: SampleConfig, reference: Path | None, save_referenc
         raise UserError(f"fid_save must be an .npz file; got {save_reference}.")
     if config.num < inception.NUM_FEATURES:
         warnings.warn(
-            f"FID of {config.num} samples is too large, by an amount that depends on their count: take 10,000 or more, in no case fewer "
-            f"than the {inception.NUM_FEATURES:,} features.",
+            f"FID of {config.num} samples is too large, by an amount that depends on their count: take 10,000 or more, "
+            f"in no case fewer than the {inception.NUM_FEATURES:,} features.",
             stacklevel=3,
         )
 
@@ -182,9 +187,9 @@ def _against_data(features: Features, source: _Reals, num: int) -> _Held:
     rest = gather(features, _shown(source.batches(aside, total), total - aside, "reference"))
     told = f"{total} images of {source.source.name}, {source.how}"
     if real is None:
-        return _Held(rest.sums.moments(), rest.kept, None, rest.sums.moments(), told)
-    told += f"; real data: {aside} of them against the other {total - aside}"
-    return _Held((real.sums + rest.sums).moments(), rest.kept, real, rest.sums.moments(), told)
+        return _Held(rest.sums.moments(), rest.kept, None, rest.sums.moments(), told, None)
+    real_told = f"{aside} of these images against the other {total - aside}"
+    return _Held((real.sums + rest.sums).moments(), rest.kept, real, rest.sums.moments(), told, real_told)
 
 
 def _against_file(
@@ -199,11 +204,11 @@ def _against_file(
         kept, moments = of_images.kept, moments or of_images.sums.moments()
         told = f"{len(file.images)} images of {path}" if file.moments is None else f"{told}, and its images"
     assert moments is not None
-    real = None
+    real = real_told = None
     if source is not None and len(source) >= num:
         real = gather(features, _shown(source.batches(0, num), num, "real images"))
-        told += f"; real data: {num} images of {source.source.name}, {source.how}"
-    return _Held(moments, kept, real, moments, told)
+        real_told = f"{num} images of {source.source.name}, {source.how}"
+    return _Held(moments, kept, real, moments, told, real_told)
 
 
 def _metrics(samples: Gathered, held: _Held) -> tuple[Metric, ...]:
