@@ -158,6 +158,32 @@ class VerifyArgs:
     """Where report.json and report.html go."""
 
 
+@dataclass(frozen=True)
+class BenchmarkArgs:
+    """Measure speed, JAX against the PyTorch twin at the same work in one run: forward passes, training, sampling."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Networks or presets; all networks unless given."""
+    what: tuple[Literal["forward", "train", "sample"], ...] = ("forward", "train", "sample")
+    """What to measure."""
+    against: tuple[Literal["torch", "torch.compile"], ...] = ("torch",)
+    """PyTorch in eager mode, or compiled; JAX alone where torch is not installed."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """What both sides compute products in; tf32 on NVIDIA GPUs alone."""
+    batch_size: int | None = None
+    """Examples in a batch; a preset's own unless given, 16 for a network."""
+    sample_size: int | None = None
+    """Samples drawn at a time; as many as a batch has unless given."""
+    sampler: str | None = None
+    """ancestral, ddim, strided; euler, heun of flows; the author's unless given."""
+    sample_steps: int | None = None
+    """Denoising steps; the author's unless given."""
+    seconds: float = 10.0
+    """Of timed calls for each piece of work, in about."""
+    out: Path = Path("benchmark")
+    """Where benchmark.json and benchmark.png go."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -422,6 +448,30 @@ def _verify(name: str | None, rest: list[str]) -> int:
     return 0 if all(report.ok for report in reports) else 1
 
 
+def _benchmark(name: str | None, rest: list[str]) -> int:
+    args = _parse(BenchmarkArgs, "ddpm benchmark", ([name] if name else []) + rest)
+    for option in ("batch_size", "sample_size", "sample_steps"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise UserError(f"{option} must be at least 1; got {value}.")
+    if not args.seconds > 0:
+        raise UserError(f"seconds must be positive; got {args.seconds:g}.")
+
+    from ddpm_jax import benchmark
+
+    options = {key: getattr(args, key) for key in ("precision", "batch_size", "sample_size", "sampler", "sample_steps")}
+    works = [benchmark.workload(known, **options) for known in args.names or tuple(SYSTEMS)]
+    found = benchmark.benchmark(works, what=args.what, against=args.against, seconds=args.seconds, on_row=_print_row)
+    print(f"\n{found.table()}\n")
+    for path in benchmark.write(found, args.out):
+        print(path)
+    return 0
+
+
+def _print_row(row: Any) -> None:
+    compared = "" if row.ratio is None else f"; JAX is {row.ratio:.2f} times as fast"
+    print(f"{row.workload} {row.what} {row.contender}: {row.per_s:.1f} examples/s{compared}", flush=True)
+
+
 def _run_and_config(name: str | None) -> tuple[Any, SampleConfig]:
     if name is None:  # --help: no run to take the defaults from
         return None, SampleConfig()
@@ -444,6 +494,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
     "verify": (_verify, "[NAME ...]", "hold networks to their PyTorch twins, layer by layer"),
+    "benchmark": (_benchmark, "[NAME ...]", "measure speed beside the PyTorch twin"),
 }
 
 

@@ -17,7 +17,10 @@ LITTLE_WORK = 1e9
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """jax.jit(function, **options) with this platform's compiler options, settled at the first call rather than at import."""
+    """jax.jit(function, **options) with this platform's compiler options, settled at the first call rather than at import.
+
+    It has jax.jit's own `lower` and `trace`.
+    """
 
     @functools.cache
     def compiled(_: bool) -> Callable[..., Any]:
@@ -27,6 +30,8 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         return compiled(_unoptimised())(*args, **kwargs)
 
+    for name in ("lower", "trace"):
+        setattr(call, name, lambda *args, name=name, **kwargs: getattr(compiled(_unoptimised()), name)(*args, **kwargs))
     return call
 
 

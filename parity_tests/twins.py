@@ -43,10 +43,10 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             draw = rng.normal(size=parameter.shape)
-            if parameter.ndim > 1:
-                draw /= np.sqrt(parameter[0].numel())
-            elif "norm" in name and name.endswith("weight"):
+            if "norm" in name and name.endswith("weight"):  # that of a whole map has three axes
                 draw = 1 + 0.3 * draw
+            elif parameter.ndim > 1:
+                draw /= np.sqrt(parameter[0].numel())
             else:
                 draw *= 0.3
             parameter.copy_(torch.from_numpy(draw))

@@ -1,7 +1,7 @@
 """`annotated_unet`: system 3, a ConvNeXt (or ResNet) U-Net with linear attention."""
 
-import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from ddpm_jax import model_configs as configs
 from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
 from ddpm_jax.models.layers import Attention, Image, Resized, timestep_embedding
 from ddpm_jax.models.torch_style import conv, conv_transpose, group_norm, linear
+from ddpm_jax.models.torch_style import gelu as exact_gelu
 
 HEADS, HEAD_DIM = 4, 32
 
@@ -86,15 +87,15 @@ class Middle(nnx.Module):
 class TimeMLP(nnx.Module):
     """Timesteps -> embedding: sinusoids, linear, GELU, linear."""
 
-    def __init__(self, dim: int, out_dim: int, *, approximate: bool, rngs: nnx.Rngs):
-        self.dim, self.approximate = dim, approximate
+    def __init__(self, dim: int, out_dim: int, *, gelu: Callable[[jax.Array], jax.Array], rngs: nnx.Rngs):
+        self.dim, self.gelu = dim, gelu
         self.linear1 = linear(dim, out_dim, rngs=rngs)
         self.linear2 = linear(out_dim, out_dim, rngs=rngs)
 
     def __call__(self, t: Num[Array, "b"], dtype: jnp.dtype) -> Vector:
         """t (B,) -> (B, out_dim)."""
         h = self.linear1(timestep_embedding(t, self.dim, dtype))
-        return self.linear2(jax.nn.gelu(h, approximate=self.approximate))
+        return self.linear2(self.gelu(h))
 
 
 class AnnotatedUNet(nnx.Module):
@@ -102,8 +103,8 @@ class AnnotatedUNet(nnx.Module):
 
     def __init__(self, config: configs.AnnotatedUNet, *, rngs: nnx.Rngs):
         self.config = config
-        bias, time_dim, approximate = config.conv_bias, 4 * config.dim, config.gelu == "tanh"
-        gelu = functools.partial(jax.nn.gelu, approximate=approximate)
+        bias, time_dim = config.conv_bias, 4 * config.dim
+        gelu = jax.nn.gelu if config.gelu == "tanh" else exact_gelu
 
         def block(in_dim: int, out_dim: int, timed: bool = True) -> nnx.Module:
             if config.block == "resnet":
@@ -127,7 +128,7 @@ class AnnotatedUNet(nnx.Module):
         pairs = list(itertools.pairwise(widths))
         deepest, inner = widths[-1], HEADS * HEAD_DIM
         self.conv_in = conv(config.channels, widths[0], 7, rngs=rngs)
-        self.time_mlp = TimeMLP(config.dim, time_dim, approximate=approximate, rngs=rngs)
+        self.time_mlp = TimeMLP(config.dim, time_dim, gelu=gelu, rngs=rngs)
         self.down = nnx.List([level(wide, wider) for wide, wider in pairs])
         self.downsamples = nnx.List(
             [conv(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs) for _, wide in pairs[:-1]]

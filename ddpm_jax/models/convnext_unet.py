@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
@@ -11,7 +10,7 @@ from ddpm_jax import model_configs as configs
 from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
 from ddpm_jax.models.layers import Attention, Image, Resized
 from ddpm_jax.models.tables import convnext_table, look_up
-from ddpm_jax.models.torch_style import conv, conv_transpose, group_norm, linear
+from ddpm_jax.models.torch_style import conv, conv_transpose, gelu, group_norm, linear
 
 
 class Stage(nnx.Module):
@@ -39,7 +38,7 @@ class ConvNeXtUNet(nnx.Module):
             expansion=config.expansion,
             cond_dims={"time": dim, "class": dim},
             cond_act=nnx.silu,
-            gelu=functools.partial(jax.nn.gelu, approximate=False),
+            gelu=gelu,
             rngs=rngs,
         )
 

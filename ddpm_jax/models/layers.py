@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax.models.attention import attend
 from ddpm_jax.models.convolution import Image, Resized, convolve
+from ddpm_jax.models.normalization import GroupNorm
 
 xavier = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nnx.initializers.zeros_init()
@@ -53,9 +54,9 @@ def conv(
     )
 
 
-def group_norm(dim: int, groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm with epsilon 1e-6; statistics in float32 at least."""
-    return nnx.GroupNorm(dim, groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+def group_norm(dim: int, groups: int, *, rngs: nnx.Rngs) -> GroupNorm:
+    """GroupNorm with epsilon 1e-6."""
+    return GroupNorm(dim, groups, epsilon=1e-6, rngs=rngs)
 
 
 class TimeMLP(nnx.Module):

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import torch_style
+from ddpm_jax.models import normalization, torch_style
 
 Tree = dict[Any, Any]
 """Nested dict of arrays as in `models.Variables`: {"params": ..., "batch_stats": ...}, or one of the two alone."""
@@ -54,6 +54,7 @@ RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
     torch_style.ConvTranspose: _CONV,
     nnx.Embed: {"embedding": ("weight", (0, 1))},
     nnx.GroupNorm: _NORM,
+    normalization.GroupNorm: _NORM,
     nnx.LayerNorm: _NORM,
     torch_style.MapNorm: {"scale": ("weight", (2, 0, 1)), "bias": ("bias", (2, 0, 1))},
     torch_style.BatchNorm: {**_NORM, "mean": ("running_mean", _VECTOR), "var": ("running_var", _VECTOR)},

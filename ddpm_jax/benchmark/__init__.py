@@ -1,0 +1,205 @@
+"""Speed side by side: JAX and the PyTorch twin at the same work, in turn, in one run."""
+
+import contextlib
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+import ddpm_jax
+from ddpm_jax.benchmark import torch_side
+from ddpm_jax.benchmark.jax_side import MATMUL, JaxSide
+from ddpm_jax.benchmark.report import Report, Row, write
+from ddpm_jax.benchmark.timing import Call, Facts, Timing, alternate, ratios
+from ddpm_jax.benchmark.workload import PRECISIONS, WHAT, Precision, What, Workload, workload
+from ddpm_jax.errors import UserError
+
+__all__ = ["PRECISIONS", "WHAT", "Report", "Row", "Workload", "benchmark", "workload", "write"]
+
+
+def benchmark(
+    works: Sequence[Workload],
+    *,
+    what: Sequence[What] = WHAT,
+    against: Sequence[str] = ("torch",),
+    seconds: float = 10.0,
+    on_row: Callable[[Row], object] = lambda row: None,
+) -> Report:
+    """Measure every piece of work of every workload, all contenders in turn; all workloads are of one precision.
+
+    against: "torch" (eager), "torch.compile". seconds: of timed calls for each piece of work. on_row: told of each row as it comes.
+
+    Raises:
+        UserError: a precision that the device lacks; a workload that does not fit the device's memory.
+    """
+    (precision,) = {work.precision for work in works}
+    device = jax.devices()[0]
+    _check_precision(precision, device)
+    compared = list(against)
+    report = Report({})
+    if compared and not torch_side.available():
+        report.notes.append('PyTorch is not installed, so JAX alone was measured: pip install "ddpm-jax[torch]".')
+        compared = []
+    with _conditions(precision, torch=bool(compared)):
+        peak = _matmul_peak(precision, device)
+        report.environment = _environment(precision, device, peak, torch=bool(compared))
+        for work in works:
+            for part in what:
+                found, notes = _measure(work, part, device, ["jax", *compared], seconds, peak)
+                report.rows += found
+                report.notes += notes
+                for row in found:
+                    on_row(row)
+                jax.clear_caches()
+    return report
+
+
+def _measure(
+    work: Workload, what: What, device: jax.Device, contenders: Sequence[str], seconds: float, peak: float
+) -> tuple[list[Row], list[str]]:
+    calls: dict[str, Call] = {}
+    notes = []
+    with _memory_errors(work, what):
+        for name in contenders:
+            try:
+                calls[name] = _side(name, work, device).call(what)
+            except UserError as error:
+                if name == "jax":
+                    raise
+                notes.append(f"{work.name} {what} {name}: not measured. {error}")
+        timings = alternate(calls, seconds=seconds)
+        facts = {name: call.facts() for name, call in calls.items()}
+    flops = facts["jax"].flops
+    return [_row(work, what, name, calls[name], timings, facts[name], flops, peak) for name in calls], notes
+
+
+def _side(name: str, work: Workload, device: jax.Device) -> Any:
+    if name == "jax":
+        return JaxSide(work, device)
+    return torch_side.TorchSide(work, _torch_device(device), compiled=name == "torch.compile")
+
+
+def _torch_device(device: jax.Device) -> str:
+    return "cuda" if device.platform == "gpu" else "cpu"
+
+
+def _row(
+    work: Workload,
+    what: str,
+    name: str,
+    call: Call,
+    timings: dict[str, Timing],
+    facts: Facts,
+    flops: float | None,
+    peak: float,
+) -> Row:
+    timing, found = timings[name], ratios(timings["jax"], timings[name])
+    low, high = np.quantile(found, [0.25, 0.75])
+    return Row(
+        workload=work.name,
+        what=what,
+        contender=name,
+        examples=call.examples,
+        call_ms=1000 * timing.median,
+        quartiles_ms=(1000 * timing.quartiles[0], 1000 * timing.quartiles[1]),
+        calls=len(timing.later),
+        compile_s=max(timing.first - timing.median, 0.0),
+        from_cache_s=facts.from_cache_s,
+        memory_mib=None if facts.memory is None else facts.memory / 2**20,
+        gflop_per_example=None if flops is None else flops / call.examples / 1e9,
+        share_of_peak=None if flops is None else flops / timing.median / peak,
+        ratio=None if name == "jax" else float(np.median(found)),
+        ratio_quartiles=None if name == "jax" else (float(low), float(high)),
+    )
+
+
+def _check_precision(precision: Precision, device: jax.Device) -> None:
+    if precision == "tf32" and device.platform != "gpu":
+        raise UserError(
+            f"precision tf32 belongs to NVIDIA GPUs; this is a {device.device_kind}. Use float32 or bfloat16."
+        )
+
+
+@contextlib.contextmanager
+def _conditions(precision: Precision, *, torch: bool) -> Iterator[None]:
+    """The same precision on both sides, and programs that are compiled here and then kept: in a folder that is thrown away."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        if jax.devices()[0].platform == "gpu":
+            stack.enter_context(jax.default_matmul_precision(MATMUL[precision]))
+        if torch:
+            stack.enter_context(torch_side.precision(precision))
+        kept = {
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+        }
+        before = {name: getattr(jax.config, name) for name in kept}
+        for name, value in kept.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def _memory_errors(work: Workload, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # XLA's and PyTorch's own are RuntimeErrors
+        if not isinstance(error, MemoryError) and not any(
+            sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
+        ):
+            raise
+        size = work.sample_size if what == "sample" else work.batch_size
+        flag = "--sample-size" if what == "sample" else "--batch-size"
+        raise UserError(
+            f"{work.name} {what}: {size} examples do not fit into memory. Try {flag} {max(1, size // 2)}; a training run can also "
+            "take --train.remat or --train.accumulate 2, and sampling --batch-size."
+        ) from error
+
+
+def _matmul_peak(precision: Precision, device: jax.Device) -> float:
+    """Floating-point operations a second in a product of two large square matrices, the best of ten."""
+    size = 8192 if device.platform == "gpu" else 2048
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    seconds = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - begun)
+    return 2 * size**3 / min(seconds)
+
+
+def _environment(precision: Precision, device: jax.Device, peak: float, *, torch: bool) -> dict[str, Any]:
+    found = {
+        "device": device.device_kind,
+        "machine": f"{platform.machine()}, {_cores()} cores",
+        "precision": precision,
+        "matrix product": f"{peak / 1e9:.0f} GFLOP/s",
+        "ddpm_jax": ddpm_jax.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+    if torch:
+        import torch as module
+
+        found |= {"torch": str(module.__version__), "torch threads": module.get_num_threads()}
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,119 @@
+"""The JAX contender: the package's own compiled programs, as `ddpm train` and `ddpm sample` call them."""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ddpm_jax import models, samplers
+from ddpm_jax.benchmark.timing import Call, Facts
+from ddpm_jax.benchmark.workload import What, Workload
+from ddpm_jax.compilation import jit
+from ddpm_jax.training import create_state, make_optimizer
+from ddpm_jax.training.objective import process_of
+from ddpm_jax.training.step import train_step, train_steps
+
+MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+"""What jax.default_matmul_precision is called: on a GPU its own default rounds float32 to TF32."""
+
+
+@functools.partial(jit, static_argnames=("graphdef", "dtype"))
+def forward(graphdef, variables, x_t, t, labels, *, dtype):
+    """The network's output in evaluation mode."""
+    return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
+
+
+class JaxSide:
+    """A workload in JAX on one device."""
+
+    name = "jax"
+
+    def __init__(self, work: Workload, device: jax.Device):
+        self.work, self.device = work, device
+        self.process = process_of(work.config)
+        self.dtype = jnp.bfloat16 if work.precision == "bfloat16" else None
+        self.model = models.build(work.config.model, rngs=nnx.Rngs(work.seed))
+        self.key = jax.random.key(work.seed)
+
+    def call(self, what: What) -> Call:
+        """The piece of work, ready to be timed."""
+        return {"forward": self._forward, "train": self._train, "sample": self._sample}[what]()
+
+    def _forward(self) -> Call:
+        graphdef, variables = models.split(self.model)
+        batch = {name: jnp.asarray(array[0]) for name, array in self.work.batches().items()}
+        t = self.process.network_time(self.process.draw_times(self.key, self.work.batch_size))
+        args = (graphdef, variables, batch["x_0"], t, batch.get("label"))
+        call = functools.partial(forward, *args, dtype=self.dtype)
+        return Call(
+            lambda: jax.block_until_ready(call()),
+            self.work.batch_size,
+            lambda: _facts(forward, args, {"dtype": self.dtype}),
+        )
+
+    def _train(self) -> Call:
+        work, per_call = self.work, self.work.steps_per_call
+        config = work.config.train
+        if work.precision == "bfloat16":
+            config = dataclasses.replace(config, dtype="bfloat16")
+        graphdef, _ = models.split(self.model, training=True)
+        static: dict[str, Any] = {"graphdef": graphdef, "process": self.process, "config": config}
+        step = train_step if per_call == 1 else train_steps
+        state = create_state(self.model, make_optimizer(config))
+        abstract = jax.eval_shape(lambda: state)
+        batches = work.batches()
+        if per_call == 1:
+            rounds = [{name: array[i] for name, array in batches.items()} for i in range(len(batches["x_0"]))]
+        else:
+            rounds = [{name: array[:per_call] for name, array in batches.items()}]
+        turn = itertools.cycle(rounds)
+
+        def run() -> None:
+            nonlocal state
+            state, metrics = step(state, next(turn), self.key, **static)
+            jax.block_until_ready((state, metrics))
+
+        return Call(
+            run, work.batch_size * per_call, lambda: _facts(step, (abstract, rounds[0], self.key), static, per_call)
+        )
+
+    def _sample(self) -> Call:
+        work, config = self.work, self.work.config.sample
+        times = samplers.times(config.sampler, self.process, config.steps, spacing=config.spacing)
+        labels = None if not work.num_classes else jnp.arange(work.sample_size) % work.num_classes
+        call = functools.partial(
+            samplers.sample,
+            models.split(self.model),
+            self.process,
+            self.key,
+            (work.sample_size, *work.shape),
+            labels,
+            step=samplers.create(config.sampler, self.process, **config.step_options),
+            times=times,
+            clip=config.clip,
+            dtype=self.dtype,
+        )
+        return Call(lambda: jax.block_until_ready(call()), work.sample_size)
+
+
+def _facts(function: Callable[..., Any], args: Any, static: dict[str, Any], times: int = 1) -> Facts:
+    """What the compiler says of a program; times: how often its loop's body runs, which it counts once."""
+    jax.clear_caches()  # so that the program on disk is what is left of it
+    begun = time.perf_counter()
+    compiled = function.lower(*args, **static).compile()  # type: ignore[attr-defined]
+    seconds = time.perf_counter() - begun
+    # as for an accelerator, for which no operation is rewritten: on CPU some are loops, whose bodies would count once
+    plain = function.trace(*args, **static).lower(lowering_platforms=("cuda",))  # type: ignore[attr-defined]
+    flops = (plain.cost_analysis() or {}).get("flops")
+    memory = compiled.memory_analysis()
+    return Facts(
+        flops=None if flops is None else times * flops,
+        memory=None if memory is None else memory.temp_size_in_bytes,
+        from_cache_s=seconds,
+    )

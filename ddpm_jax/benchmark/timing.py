@@ -1,0 +1,83 @@
+"""How calls are timed: one contender after the other, round after round, so that all meet the machine in the same moods."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+REST = 0.05
+"""Seconds between contenders: until the threads of the one before have stopped waiting for more work."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a piece of work without timing it."""
+
+    flops: float | None = None
+    """Floating-point operations; None: not counted."""
+    memory: int | None = None
+    """Most bytes in use at once, beyond what goes in; None: unknown."""
+    from_cache_s: float | None = None
+    """Seconds to have the program ready again from the cache of compiled programs."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One contender's way to do a piece of work."""
+
+    run: Callable[[], object]
+    """Does it, and returns once it is done."""
+    examples: int
+    """Images (or points) that come of it: those of a batch times its updates, or samples."""
+    facts: Callable[[], Facts] = Facts
+    """Asked for once everything is timed."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender's calls."""
+
+    first: float
+    """The first call: compilation and its execution."""
+    later: tuple[float, ...]
+    """Those after, round by round."""
+
+    @property
+    def median(self) -> float:
+        """Of the later calls."""
+        return statistics.median(self.later)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Of the later calls, the fast one first."""
+        low, high = np.quantile(self.later, [0.25, 0.75])
+        return float(low), float(high)
+
+
+def alternate(calls: Mapping[str, Call], *, seconds: float, least: int = 5, most: int = 50) -> dict[str, Timing]:
+    """Time calls in turn for about `seconds` in all, `least` to `most` rounds; the first two calls of each are apart.
+
+    What JAX, torch.compile and cuDNN prepare happens in a first call, and now and then in a second.
+    """
+    first = {name: _seconds(call) for name, call in calls.items()}
+    round_s = sum(_seconds(call) for call in calls.values())
+    rounds = int(np.clip(seconds / round_s, least, most))
+    later: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            later[name].append(_seconds(call))
+    return {name: Timing(first[name], tuple(later[name])) for name in calls}
+
+
+def ratios(ours: Timing, theirs: Timing) -> list[float]:
+    """How many times as fast as they we were, round by round."""
+    return [b / a for a, b in zip(ours.later, theirs.later, strict=True)]
+
+
+def _seconds(call: Call) -> float:
+    time.sleep(REST)
+    begun = time.perf_counter()
+    call.run()
+    return time.perf_counter() - begun

@@ -1,0 +1,224 @@
+"""The PyTorch contenders: the twin, eager and compiled by torch.compile, made to do the same work."""
+
+import contextlib
+import functools
+import inspect
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.benchmark.timing import Call, Facts
+from ddpm_jax.benchmark.workload import Precision, What, Workload
+from ddpm_jax.errors import UserError
+from ddpm_jax.presets import ProcessConfig, SampleConfig
+
+
+class TorchSide:
+    """A workload in the PyTorch twin on one device; compiled: its network goes through torch.compile.
+
+    Raises:
+        UserError: torch is not installed.
+    """
+
+    def __init__(self, work: Workload, device: str, *, compiled: bool = False):
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else its profiler, asked for memory alone, reports itself
+        import torch
+
+        import ddpm_torch_ref.models
+        import ddpm_torch_ref.processes
+        import ddpm_torch_ref.samplers
+        import ddpm_torch_ref.schedules
+        import ddpm_torch_ref.solvers
+        import ddpm_torch_ref.training
+
+        self.torch, self.twins = torch, ddpm_torch_ref
+        self.name = "torch.compile" if compiled else "torch"
+        self.work, self.device, self.compiled = work, device, compiled
+        self.process: Any = _process(ddpm_torch_ref, work.config.process, work.config.model)
+        torch.manual_seed(work.seed)
+        self.model = self._network().to(device)
+        self.autocast = functools.partial(
+            torch.autocast, device, dtype=torch.bfloat16, enabled=work.precision == "bfloat16"
+        )
+
+    def call(self, what: What) -> Call:
+        """The piece of work, ready to be timed."""
+        return {"forward": self._forward, "train": self._train, "sample": self._sample}[what]()
+
+    def _network(self) -> Any:
+        config = self.work.config.model
+        name = configs.name_of(config)
+        known = inspect.signature(self.twins.models.MODELS[name].__init__).parameters
+        # a network that takes images of any size is not told theirs
+        return self.twins.models.create(name, **{key: value for key, value in vars(config).items() if key in known})
+
+    def _fast(self, model: Any) -> Any:
+        return self.torch.compile(model) if self.compiled else model
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def _batches(self) -> list[dict[str, Any]]:
+        """The workload's batches as tensors on the host, channels first."""
+        arrays = self.work.batches()
+        if arrays["x_0"].ndim == 5:
+            arrays["x_0"] = np.ascontiguousarray(np.moveaxis(arrays["x_0"], -1, 2))
+        return [
+            {name: self.torch.as_tensor(array[i]) for name, array in arrays.items()} for i in range(len(arrays["x_0"]))
+        ]
+
+    def _times(self, n: int) -> Any:
+        torch, schedule = self.torch, getattr(self.process, "schedule", None)
+        if schedule is None:
+            return torch.rand(n, device=self.device)
+        return torch.randint(schedule.first, schedule.first + schedule.num_steps, (n,), device=self.device)
+
+    def _labels(self, n: int) -> Any:
+        classes = self.work.num_classes
+        return None if not classes else self.torch.arange(n, device=self.device) % classes
+
+    def _forward(self) -> Call:
+        torch, model = self.torch, self._fast(self.model.eval())
+        x_t = self._batches()[0]["x_0"].to(self.device)
+        t, labels = self.process.network_time(self._times(len(x_t))), self._labels(len(x_t))
+
+        def run() -> None:
+            with torch.no_grad(), self.autocast():
+                model(x_t, t, labels)
+            self._wait()
+
+        return Call(run, len(x_t), lambda: Facts(memory=self._memory(run)))
+
+    def _train(self) -> Call:
+        torch, work = self.torch, self.work
+        training, config = self.twins.training, work.config.train
+        state = training.TrainState.create(self.model, config.lr)
+        state.model = self._fast(state.model)
+        turn: Iterator[dict[str, Any]] = itertools.cycle(self._batches())
+
+        def run() -> None:
+            for _ in range(work.steps_per_call):
+                batch = {name: tensor.to(self.device) for name, tensor in next(turn).items()}
+                x_0 = batch["x_0"]
+                with self.autocast():
+                    training.train_step(
+                        state,
+                        self.process,
+                        x_0,
+                        torch.randn_like(x_0),
+                        self._times(len(x_0)),
+                        batch.get("label"),
+                        ema=config.ema_decay,
+                        grad_clip=config.grad_clip,
+                    )
+            self._wait()
+
+        return Call(run, work.batch_size * work.steps_per_call, lambda: Facts(memory=self._memory(run)))
+
+    def _sample(self) -> Call:
+        torch, work, config = self.torch, self.work, self.work.config.sample
+        model, labels = self._fast(self.model.eval()), self._labels(self.work.sample_size)
+        height, *rest = work.shape
+        shape = (work.sample_size, rest[-1], height, rest[0]) if len(rest) == 2 else (work.sample_size, height)
+
+        def predict(x_t: Any, t: Any) -> Any:
+            with self.autocast():
+                return model(x_t, self.process.network_time(t), labels).float()
+
+        walk = _walk(self.twins, self.process, predict, config)
+
+        def run() -> None:
+            with torch.no_grad():
+                walk(torch.randn(shape, device=self.device))
+            self._wait()
+
+        return Call(run, work.sample_size)
+
+    def _memory(self, run: Any) -> int:
+        """Most bytes that the allocator has handed out at once during a run, beyond those in use before it."""
+        torch = self.torch
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run()
+            return torch.cuda.max_memory_allocated() - before
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            run()
+        changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        return max(itertools.accumulate(changes, initial=0))
+
+
+def available() -> bool:
+    """Whether torch is installed."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def precision(asked: Precision) -> Iterator[None]:
+    """Products of float32 on NVIDIA GPUs are rounded to TF32 if asked for and not otherwise: by default convolutions' are."""
+    import torch
+
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = asked == "tf32"
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+def _process(twins: Any, config: ProcessConfig, model: Any) -> Any:
+    if config.kind != "diffusion":
+        kind = twins.processes.FlowMatching if config.kind == "flow" else twins.processes.AlphaBlending
+        return kind(num_steps=config.num_steps, loss=config.loss)
+    schedule = getattr(twins.schedules, config.schedule)(config.num_steps)
+    names = ("prediction", "loss", "weighting", "p2_gamma", "p2_k", "min_snr_gamma")
+    options = {name: getattr(config, name) for name in names}
+    return twins.processes.GaussianDiffusion(
+        schedule, **options, learned_variance=getattr(model, "learn_variance", False)
+    )
+
+
+def _walk(twins: Any, process: Any, predict: Any, config: SampleConfig) -> Callable[[Any], Any]:
+    """The twin's form of the sampler that the config names, from noise to samples.
+
+    Raises:
+        UserError: the comparison has no such sampler.
+    """
+    samplers, solvers = twins.samplers, twins.solvers
+    if config.sampler in ("ancestral", "ddim", "strided"):
+        grid = samplers.strided_times if config.sampler == "strided" else samplers.times
+        times = grid(process.schedule, config.steps or process.schedule.num_steps)
+        step = functools.partial(getattr(samplers, f"{config.sampler}_step"), **config.step_options)
+        learned = {"learned_variance": True} if config.step_options.get("variance") == "learned" else {}
+        return lambda x_T: samplers.sample(process, predict, x_T, times, step, _Noises(x_T), config.clip, **learned)
+    if config.sampler in ("euler", "heun") and not hasattr(process, "schedule"):
+        solver, times = getattr(solvers, config.sampler), process.times(config.steps)
+        return lambda x_T: solver(process, predict, x_T, times, clip=config.clip)
+    raise UserError(
+        "sampler must be one of ancestral, ddim, strided on a chain, or euler, heun on a straight path; "
+        f"got {config.sampler}."
+    )
+
+
+class _Noises:
+    """Noise that is drawn when a step asks for it."""
+
+    def __init__(self, like: Any):
+        self.like = like
+
+    def __getitem__(self, index: int) -> Any:
+        import torch
+
+        return torch.randn_like(self.like)

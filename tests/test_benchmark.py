@@ -1,0 +1,118 @@
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from ddpm_jax import benchmark
+from ddpm_jax.benchmark import timing
+from ddpm_jax.cli import main
+from ddpm_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def report():
+    """All three pieces of work, of a network for images and of one for points."""
+    images = benchmark.workload("conv_net", batch_size=2, sample_steps=3, options={"image_size": 8, "dim": 4})
+    points = benchmark.workload("mlp", batch_size=4, sample_steps=3, sample_size=8)
+    return benchmark.benchmark([images, dataclasses.replace(points, steps_per_call=5)], seconds=0.01)
+
+
+def rows(report, **wanted):
+    return [row for row in report.rows if all(getattr(row, name) == value for name, value in wanted.items())]
+
+
+def test_every_contender_does_every_piece_of_work(report):
+    assert [(row.workload, row.what, row.contender) for row in report.rows] == [
+        (name, what, side) for name in ("conv_net", "mlp") for what in benchmark.WHAT for side in ("jax", "torch")
+    ]
+    assert not report.notes
+    for row in report.rows:
+        low, high = row.quartiles_ms
+        assert 0 < low <= row.call_ms <= high
+        assert (row.ratio is None) == (row.contender == "jax")
+    assert [row.examples for row in rows(report, contender="jax")] == [2, 2, 2, 4, 20, 8]
+
+
+def test_operations_are_counted(report):
+    """Of the mlp by hand: 2 FLOP for each weight, twice as many backward but for the first layer's input."""
+    weights = np.array([3 * 256, 256 * 256, 256 * 256, 256 * 2])
+    forward, train = (rows(report, workload="mlp", what=what)[0].gflop_per_example for what in ("forward", "train"))
+    assert forward == pytest.approx(2e-9 * weights.sum(), rel=0.05)
+    by_hand = 2e-9 * (3 * weights.sum() - weights[0])
+    # Adam and the average work on every weight once a batch, whatever its size
+    assert by_hand < train < by_hand + 50e-9 * weights.sum() / 4
+    assert rows(report, workload="conv_net", what="forward")[0].share_of_peak > 0
+
+
+def test_memory_and_the_cache(report):
+    for row in rows(report, contender="jax"):
+        if row.what != "sample":
+            assert row.memory_mib > 0 and row.from_cache_s > 0
+    for row in rows(report, contender="torch", what="train"):
+        assert row.memory_mib > 0
+
+
+def test_the_files(report, tmp_path):
+    paths = benchmark.write(report, tmp_path)
+    assert [path.name for path in paths] == ["benchmark.json", "benchmark.png"]
+    tree = json.loads(paths[0].read_text())
+    assert tree["environment"]["precision"] == "float32" and len(tree["rows"]) == len(report.rows)
+    assert "torch" in report.table() and "examples/s" in report.table()
+
+
+def test_contenders_take_turns():
+    order = []
+    calls = {name: timing.Call(lambda name=name: order.append(name), 1) for name in "ab"}
+    timings = timing.alternate(calls, seconds=1e-9, least=3)
+    assert order == ["a", "b"] * 5
+    assert len(timings["a"].later) == 3
+
+
+def test_ratios_are_of_pairs():
+    ours, theirs = timing.Timing(9.0, (1.0, 2.0, 4.0)), timing.Timing(9.0, (2.0, 2.0, 2.0))
+    assert timing.ratios(ours, theirs) == [2.0, 1.0, 0.5]
+    assert ours.median == 2.0
+
+
+def test_presets_and_their_batches():
+    work = benchmark.workload("digits-flow", batch_size=3)
+    assert work.config.process.kind == "flow" and work.batches()["x_0"].shape[1:] == (3, 8, 8, 1)
+    assert benchmark.workload("mlp").batch_size == 25
+    assert benchmark.workload("convnext_unet").batches()["label"].max() < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "a network or a preset; got 'nonsense'"),
+        (["mlp", "--precision", "tf32"], "tf32 belongs to NVIDIA GPUs"),
+        (["mlp", "--batch-size", "0"], "batch_size must be at least 1; got 0"),
+        (["mlp", "--seconds", "0"], "seconds must be positive"),
+        (["mlp", "--sampler", "unipc", "--what", "sample"], None),
+    ],
+)
+def test_bad_input(arguments, message, capsys, tmp_path):
+    status = main(["benchmark", "--seconds", "0.01", "--out", str(tmp_path), *arguments])
+    output = capsys.readouterr()
+    if message is None:  # JAX has more samplers than the comparison knows
+        assert status == 0 and "not measured" in output.out
+    else:
+        assert status == 2 and message in output.err
+
+
+def test_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    report = benchmark.benchmark([benchmark.workload("mlp", batch_size=4)], what=["forward"], seconds=0.01)
+    assert [row.contender for row in report.rows] == ["jax"]
+    assert "ddpm-jax[torch]" in report.notes[0]
+
+
+def test_out_of_memory(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(benchmark, "alternate", fail)
+    with pytest.raises(UserError, match=r"mlp forward: 64 examples do not fit into memory. Try --batch-size 32"):
+        benchmark.benchmark([benchmark.workload("mlp", batch_size=64)], what=["forward"])

@@ -1,0 +1,103 @@
+"""The form with sums by channel against flax's and the textbook's, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ddpm_jax.models.normalization import GroupNorm, normalize, statistics
+
+SHAPE = (3, 5, 4, 12)
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def draws():
+    """An image far from zero, a scale, a bias, and weights of a loss."""
+    rng = np.random.default_rng(0)
+    return (
+        jnp.asarray(3 + 2 * rng.standard_normal(SHAPE)),
+        *(jnp.asarray(rng.standard_normal(12)) for _ in range(2)),
+        jnp.asarray(rng.standard_normal(SHAPE)),
+    )
+
+
+def by_flax(x, scale, bias, groups):
+    norm = nnx.GroupNorm(12, groups, epsilon=1e-5, use_fast_variance=False, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    norm.scale[...], norm.bias[...] = scale, bias
+    return norm(x)
+
+
+def by_textbook(x, scale, bias, groups):
+    """Of the batch."""
+    assert groups is None
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12, None])
+def test_values_and_gradients(groups):
+    x, scale, bias, weights = draws()
+    reference = by_textbook if groups is None else by_flax
+
+    def loss(function):
+        return lambda *args: (jnp.sin(function(*args)) * weights).sum()
+
+    ours = jax.value_and_grad(loss(lambda *args: normalize(*args, groups, 1e-5)), (0, 1, 2))(x, scale, bias)
+    theirs = jax.value_and_grad(loss(lambda *args: reference(*args, groups)), (0, 1, 2))(x, scale, bias)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.abs(a - b).max() <= 1e-12 * np.abs(b).max()
+
+
+def test_gradients_in_a_second_call_inside_a_loop():
+    x, scale, bias, weights = draws()
+
+    def grad(x):
+        return jax.grad(lambda x: (normalize(x, scale, bias, 3, 1e-5) * weights).sum())(x)
+
+    def body(x, _):
+        return x + grad(x), grad(x)
+
+    _, found = jax.jit(lambda x: jax.lax.scan(body, x, length=2))(x)
+    expected = [grad(x), grad(x + grad(x))]
+    assert np.abs(found - jnp.stack(expected)).max() <= 1e-12 * np.abs(found).max()
+
+
+@pytest.mark.parametrize("groups", [2, None])
+def test_statistics(groups):
+    x, *_ = draws()
+    mean, var = statistics(x, groups)
+    if groups is None:
+        expected = np.mean(x, (0, 1, 2))[None], np.var(x, (0, 1, 2))[None]
+    else:
+        parts = np.asarray(x).reshape(3, 20, 2, 6)
+        expected = (np.repeat(f(parts, axis=(1, 3)), 6, axis=-1) for f in (np.mean, np.var))
+    for ours, theirs in zip((mean, var), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_the_plain_form_for_other_platforms():
+    """Nothing that is there for the CPU's sake is in the program for a GPU."""
+    x, scale, bias, _ = draws()
+
+    def grad(x):
+        return jax.grad(lambda x: normalize(x, scale, bias, 3, 1e-5).sum())(x)
+
+    texts = {p: jax.jit(grad).trace(x).lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda")}
+    assert "dot_general" in texts["cpu"] and "optimization_barrier" in texts["cpu"]
+    assert "dot_general" not in texts["cuda"] and "optimization_barrier" not in texts["cuda"]
+
+
+def test_low_precision_has_exact_statistics():
+    """A mean that bfloat16 cannot hold to a deviation's accuracy."""
+    norm = GroupNorm(12, 3, epsilon=1e-6, rngs=nnx.Rngs(0))
+    x = (1 + 0.01 * draws()[0]).astype(jnp.bfloat16)
+    y = norm(x)
+    assert y.dtype == jnp.bfloat16
+    exact = norm(x.astype(jnp.float32))
+    assert np.abs(y.astype(jnp.float32) - exact).max() < 0.02
