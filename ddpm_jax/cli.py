@@ -62,19 +62,28 @@ class SampleArgs:
 @dataclass(frozen=True)
 class EvaluateArgs:
     """Draw samples from a run and measure them: of images class agreement, Fréchet and kernel distance in the features of a
-    classifier of the run's data, and the distance to the nearest training image; of points sliced Wasserstein distance and MMD."""
+    classifier of the run's data, and the distance to the nearest training image, or with --fid the figures of the literature in
+    Inception's features; of points sliced Wasserstein distance and MMD."""
 
     config: Annotated[SampleConfig, Flat] = field(default_factory=lambda: SampleConfig(num=500))
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
     """Samples drawn at a time; points all at once."""
-    num_real: int = 20_000
-    """Real images looked at, at most."""
+    num_real: int | None = None
+    """Real images looked at, at most: 20,000, or with fid all there are, unless given."""
     held_out: str | None = None
     """Data that the run was not trained on, as tfds:mnist:test; a part of the run's own unless given."""
     likelihood: bool = False
     """Bits per dimension of num images by the variational bound, instead of measuring samples."""
+    fid: bool = False
+    """FID, KID, precision and recall in the features of Inception-v3, instead of the other figures; take --num 10000 or more."""
+    fid_weights: Path | None = None
+    """The weights of Inception-v3; those in the cache unless given."""
+    fid_reference: Path | None = None
+    """An .npz of mu and sigma, or of images as arr_0, to hold samples against; the run's data, or held_out, unless given."""
+    fid_save: Path | None = None
+    """Where to write mu and sigma of the data that samples are held against."""
 
 
 @dataclass(frozen=True)
@@ -357,6 +366,11 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
+    if args.likelihood and args.fid:
+        raise UserError("--likelihood and --fid are two evaluations: give one of them.")
+    if not args.fid and (args.fid_weights or args.fid_reference or args.fid_save):
+        raise UserError("--fid-weights, --fid-reference and --fid-save belong to --fid, which is not given.")
+
     if args.likelihood:
         from ddpm_jax.evaluation import evaluate_likelihood
 
@@ -366,10 +380,18 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
         print(f"{found.table()}\n  {path}")
         return 0
 
-    from ddpm_jax.evaluation import evaluate_run
+    options = {"seed": args.seed, "batch_size": args.batch_size, "held_out": args.held_out}
+    if args.num_real is not None:
+        options["num_real"] = args.num_real
+    if args.fid:
+        from ddpm_jax.evaluation import evaluate_fid
 
-    options = {"seed": args.seed, "batch_size": args.batch_size, "num_real": args.num_real, "held_out": args.held_out}
-    evaluation, path = evaluate_run(run, args.config, **options)
+        options |= {"weights": args.fid_weights, "reference": args.fid_reference, "save_reference": args.fid_save}
+        evaluation, path = evaluate_fid(run, args.config, **options)
+    else:
+        from ddpm_jax.evaluation import evaluate_run
+
+        evaluation, path = evaluate_run(run, args.config, **options)
     print(f"{evaluation.table()}\n  {path}")
     return 0
 

@@ -12,13 +12,25 @@ from ddpm_jax.compilation import once
 from ddpm_jax.models.annotated_unet import AnnotatedUNet
 from ddpm_jax.models.convnext_unet import ConvNeXtUNet
 from ddpm_jax.models.double_conv_unet import DoubleConvUNet
-from ddpm_jax.models.functional import Variables, apply, split
+from ddpm_jax.models.functional import Variables, apply, merge, split
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.models.strided_unet import ConvNet, StridedUNet
 from ddpm_jax.models.tiny_unet import TinyUNet
 from ddpm_jax.models.unet import UNet
 
-__all__ = ["MODELS", "UNet", "Variables", "abstract", "apply", "build", "configs", "create", "num_params", "split"]
+__all__ = [
+    "MODELS",
+    "UNet",
+    "Variables",
+    "abstract",
+    "apply",
+    "build",
+    "configs",
+    "create",
+    "merge",
+    "num_params",
+    "split",
+]
 
 MODELS: dict[type, Callable[..., nnx.Module]] = {
     configs.AnnotatedUNet: AnnotatedUNet,

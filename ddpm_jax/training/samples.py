@@ -2,10 +2,10 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +46,55 @@ class Samples:
     """Mean seconds of a later full batch; None: there was one batch only."""
 
 
+class Batch(NamedTuple):
+    """One call of the sampler."""
+
+    values: np.ndarray
+    """As in `Samples`."""
+    frames: np.ndarray
+    """Of the first batch as in `Samples`; of later ones none."""
+    num_steps: int
+    """Denoising steps that it took."""
+    seconds: float
+
+
+def draw_batches(
+    run: Run,
+    graphdef: nnx.GraphDef,
+    variables: models.Variables,
+    labels: np.ndarray | None,
+    num: int,
+    *,
+    config: SampleConfig,
+    seed: int = 0,
+    batch_size: int = 500,
+    num_frames: int = 0,
+) -> Iterator[Batch]:
+    """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
+
+    Raises:
+        UserError: sampler and options that do not fit each other or the schedule; with the first batch.
+    """
+    call, num_steps, num_frames = _sampler(run, config, num_frames)
+    size = min(num, batch_size)
+    key = jax.random.key(seed)
+    for start in range(0, num, size):
+        begun = time.perf_counter()
+        batch_labels = None if labels is None else np.resize(labels[start : start + size], size)
+        x_0, walk, *taken = call(
+            (graphdef, variables),
+            run.process,
+            jax.random.fold_in(key, start // size),
+            (size, *run.shape),
+            None if batch_labels is None else jax.numpy.asarray(batch_labels),
+        )
+        num_steps = taken[0] if taken else num_steps
+        values = run.to_data(x_0)[: num - start]
+        shown = ANIMATED if run.holds_images else None
+        frames = run.to_data(walk[:, :shown]) if start == 0 else np.zeros((0, 0))
+        yield Batch(values, frames, num_steps, time.perf_counter() - begun)
+
+
 def draw(
     run: Run,
     graphdef: nnx.GraphDef,
@@ -58,37 +107,21 @@ def draw(
     batch_size: int = 500,
     num_frames: int = 0,
 ) -> Samples:
-    """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
+    """The batches of `draw_batches` together.
 
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
     """
-    call, num_steps, num_frames = _sampler(run, config, num_frames)
-    size = min(num, batch_size)
-    key = jax.random.key(seed)
-    values, frames, seconds = [], np.zeros((0, 0)), []
-    for start in range(0, num, size):
-        begun = time.perf_counter()
-        batch_labels = None if labels is None else np.resize(labels[start : start + size], size)
-        x_0, walk, *taken = call(
-            (graphdef, variables),
-            run.process,
-            jax.random.fold_in(key, start // size),
-            (size, *run.shape),
-            None if batch_labels is None else jax.numpy.asarray(batch_labels),
-        )
-        num_steps = taken[0] if taken else num_steps
-        values.append(run.to_data(x_0)[: num - start])
-        if start == 0:
-            frames = run.to_data(walk[:, : ANIMATED if run.holds_images else None])
-        seconds.append(time.perf_counter() - begun)
+    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "num_frames": num_frames}
+    first, *later = draw_batches(run, graphdef, variables, labels, num, **options)
+    last = later[-1] if later else first
     return Samples(
-        values=np.concatenate(values),
+        values=np.concatenate([batch.values for batch in (first, *later)]),
         labels=labels,
-        frames=frames,
-        frame_steps=samplers.frame_steps(num_steps, num_frames),
-        first_call_s=seconds[0],
-        later_call_s=float(np.mean(seconds[1:])) if len(seconds) > 1 else None,
+        frames=first.frames,
+        frame_steps=samplers.frame_steps(last.num_steps, len(first.frames)),
+        first_call_s=first.seconds,
+        later_call_s=float(np.mean([batch.seconds for batch in later])) if later else None,
     )
 
 
