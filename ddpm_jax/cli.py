@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ import tyro
 import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import cache_folder
+from ddpm_jax.files import check_writable, keep_programs
+from ddpm_jax.launch import ALL_DEVICES, ParallelConfig, join, leave, several
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
 Flat = tyro.conf.arg(name="")
@@ -34,6 +35,7 @@ class TrainArgs:
     """Go on from the run folder's newest checkpoint."""
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,10 @@ class SampleArgs:
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
-    """Samples drawn at a time."""
+    """Samples drawn at a time, over all devices."""
     out: Path | None = None
     """Where to; RUN/samples unless given."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class EvaluateArgs:
     """An .npz of mu and sigma, or of images as arr_0, to hold samples against; the run's data, or held_out, unless given."""
     fid_save: Path | None = None
     """Where to write mu and sigma of the data that samples are held against."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True)
@@ -185,33 +189,24 @@ class BenchmarkArgs:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted."""
+    """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted, 143 terminated after saving."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    _keep_programs()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
+    keep_programs()
     try:
         return _dispatch(arguments)
     except UserError as error:
         print(f"ddpm: {error}", file=sys.stderr)
-        return 2
+        return leave(2)
     except KeyboardInterrupt:
         print("ddpm: interrupted.", file=sys.stderr)
-        return 130
-
-
-def _keep_programs() -> None:
-    """Have JAX, which is not imported yet, keep what it compiles for the next command; a user's own settings are left alone."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = cache_folder("programs")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to: programs are compiled anew each time
-        return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "2000000000")  # bytes; the least recently used go first
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+        return leave(130)
+    except Exception:
+        if several():
+            traceback.print_exc()
+        leave(1)
+        raise
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -241,10 +236,12 @@ def _train(name: str | None, rest: list[str]) -> int:
     about = f"{TrainArgs.__doc__}\n\n{name}: {RECIPES[name].about}" if name else TrainArgs.__doc__
     args = _parse_training(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, description=about)
 
+    join(args.parallel)
+
     from ddpm_jax.training import train
 
     def run() -> Any:
-        return train(args.config, args.out, resume=args.resume, overwrite=args.overwrite)
+        return train(args.config, args.out, resume=args.resume, overwrite=args.overwrite, parallel=args.parallel)
 
     return _report_training(run, args.out, f"ddpm train {name}", rest)
 
@@ -260,11 +257,11 @@ def _finetune(name: str | None, rest: list[str]) -> int:
     # the length of an epoch is that of the new data
     chosen = dataclasses.replace(origin.config, train=dataclasses.replace(origin.config.train, epoch_steps=None))
     args = _parse_training(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, description=FinetuneArgs.__doc__)
+    join(args.parallel)
 
     def run() -> Any:
-        return finetune(
-            origin, args.config, args.out, weights=args.weights, resume=args.resume, overwrite=args.overwrite
-        )
+        options = {key: getattr(args, key) for key in ("weights", "resume", "overwrite", "parallel")}
+        return finetune(origin, args.config, args.out, **options)
 
     return _report_training(run, args.out, f"ddpm finetune {name}", rest)
 
@@ -289,10 +286,10 @@ def _parse_training(kind: type[Any], chosen: Preset, prog: str, rest: list[str],
 def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list[str]) -> int:
     begun = time.perf_counter()
     outcome = run()
-    if outcome.interrupted:
+    if outcome.stopped_by is not None:
         again = shlex.join(part for part in rest if part not in ("--overwrite", "--resume"))
         print(f"interrupted; step {outcome.step} is saved. Go on with:\n  {command} {again} --resume")
-        return 130
+        return 128 + outcome.stopped_by
     print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {out}:")
     print("  config.json, metrics.jsonl, tensorboard/, checkpoints/, samples.png, denoising.gif, samples.npz, loss.png")
     return 0
@@ -304,24 +301,31 @@ def _sample(name: str | None, rest: list[str]) -> int:
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
+    join(args.parallel)
+
+    from ddpm_jax.parallel import layout_of
     from ddpm_jax.training import samples
 
     labels = run.labels(args.config.num, args.labels)
-    graphdef, variables, step = run.load()
-    drawn = samples.draw(
+    out = args.out or run.folder / "samples"
+    check_writable(out)
+    layout = layout_of(args.parallel)
+    graphdef, variables, step = run.load(layout)
+    drawn, paths = samples.draw_and_save(
+        out,
         run,
         graphdef,
         variables,
         labels,
         args.config.num,
+        heading=lambda drawn: f"{run.folder.name}, step {step}, {args.config.sampler} {int(drawn.frame_steps[-1])}",
         config=args.config,
         seed=args.seed,
         batch_size=args.batch_size,
         num_frames=samples.FRAMES,
+        layout=layout,
     )
     steps = int(drawn.frame_steps[-1])
-    heading = f"{run.folder.name}, step {step}, {args.config.sampler} {steps}"
-    paths = samples.save_all(args.out or run.folder / "samples", run, drawn, heading)
     first = min(args.config.num, args.batch_size)
     speed = f"{first} samples in one call of {drawn.first_call_s:.1f} s, compilation included"
     if drawn.later_call_s is not None:
@@ -371,16 +375,19 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
     if not args.fid and (args.fid_weights or args.fid_reference or args.fid_save):
         raise UserError("--fid-weights, --fid-reference and --fid-save belong to --fid, which is not given.")
 
+    join(args.parallel)
+
+    from ddpm_jax.parallel import layout_of
+
+    options = {"seed": args.seed, "batch_size": args.batch_size, "held_out": args.held_out}
+    options["layout"] = layout_of(args.parallel)
     if args.likelihood:
         from ddpm_jax.evaluation import evaluate_likelihood
 
-        found, path = evaluate_likelihood(
-            run, args.config, seed=args.seed, batch_size=args.batch_size, held_out=args.held_out
-        )
+        found, path = evaluate_likelihood(run, args.config, **options)
         print(f"{found.table()}\n  {path}")
         return 0
 
-    options = {"seed": args.seed, "batch_size": args.batch_size, "held_out": args.held_out}
     if args.num_real is not None:
         options["num_real"] = args.num_real
     if args.fid:

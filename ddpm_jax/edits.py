@@ -15,7 +15,7 @@ from ddpm_jax import editing, figures, samplers
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
 
@@ -46,7 +46,8 @@ def edit(
     `vary`, clip, and the images that `interpolate` draws.
 
     Raises:
-        UserError: an unknown kind, points, a file that is no image, a mask of another size, or numbers out of range.
+        UserError: an unknown kind, points, a file that is no image, a mask of another size, numbers out of range, or a folder that
+            cannot be written to.
     """
     if kind not in KINDS:
         raise UserError(f"an edit must be one of {', '.join(KINDS)}; got {kind!r}.")
@@ -57,6 +58,7 @@ def edit(
     least = 2 if kind == "interpolate" else 1
     if images and len(images) < least:
         raise UserError(f"{kind} needs at least {least} images; got {len(images)}.")
+    check_writable(folder)
     x_0, own = _images(run, images, max(config.num, least), seed)
     found: Any = run.labels(len(x_0), labels) if labels or own is None else own
     hidden = _mask(run, mask) if kind == "inpaint" else np.zeros(0)

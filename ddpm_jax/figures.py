@@ -140,10 +140,12 @@ def save_curves(path: Path, x: np.ndarray, curves: Mapping[str, np.ndarray], *, 
 
 
 def save_loss_curve(path: Path, metrics: Sequence[dict[str, Any]]) -> Path:
-    """Write the loss by step as a PNG: as recorded, and smoothed. metrics: the lines of metrics.jsonl."""
+    """Write the loss by step as a PNG: as recorded, and smoothed. metrics: the lines of metrics.jsonl; those without a loss are
+    left out."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
+    metrics = [line for line in metrics if line["loss"] is not None]
     steps = np.array([line["step"] for line in metrics], float)
     loss = np.array([line["loss"] for line in metrics], float)
     figure = Figure(figsize=(7, 4), layout="constrained")

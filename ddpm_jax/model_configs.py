@@ -333,13 +333,23 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         UserError: an unknown name or option (lists what exists), or options that do not fit together.
     """
-    if name not in NETWORKS:
-        raise UserError(f"the network must be one of {', '.join(NETWORKS)}; got {name!r}.")
-    known = [option.name for option in fields(NETWORKS[name])]
+    kind = kind_of(name)
+    known = [option.name for option in fields(kind)]
     for option in options:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}; it has {', '.join(known)}.")
-    return NETWORKS[name](**options)
+    return kind(**options)
+
+
+def kind_of(name: str) -> type:
+    """The class of the options of a network.
+
+    Raises:
+        UserError: an unknown name (lists what exists).
+    """
+    if name not in NETWORKS:
+        raise UserError(f"the network must be one of {', '.join(NETWORKS)}; got {name!r}.")
+    return NETWORKS[name]
 
 
 def name_of(config: Any) -> str:

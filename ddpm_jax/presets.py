@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
+from ddpm_jax.typed import build, value_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ class TrainConfig:
     steps_per_call: int | None = None
     """Updates in one call of the compiled program, at most; None: 100 for points, 1 for images."""
     batch_size: int = 128
-    """Examples in a batch."""
+    """Examples in a batch, over all devices."""
+    accumulate: int = 1
+    """Parts that a batch is gone through in, one after the other, to save memory; BatchNorm sees each part alone."""
+    remat: bool = False
+    """Compute activations anew for the gradient, block by block, instead of keeping them: saves memory."""
     lr: float = 2e-4
     """Peak learning rate of Adam."""
     warmup_steps: int = 0
@@ -106,21 +111,29 @@ class TrainConfig:
     """Steps between checkpoints; the last step always makes one."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept."""
+    keep_every: int | None = None
+    """Checkpoints whose step is a multiple of it are kept for good; None: the newest alone."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: stop, or leave everything as it was and go on with the next step."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise UserError(
                 f"one of train.steps and train.epochs is needed, and the other must be None; got {self.steps} and {self.epochs}."
             )
-        for name in ("steps", "epochs", "epoch_steps", "steps_per_call"):
+        for name in ("steps", "epochs", "epoch_steps", "steps_per_call", "keep_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1, or None; got {getattr(self, name)}.")
-        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1; got {getattr(self, name)}.")
         for name in ("warmup_steps", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must not be negative; got {getattr(self, name)}.")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"train.accumulate must divide train.batch_size = {self.batch_size}; got {self.accumulate}."
+            )
         if not 0 < self.lr < math.inf:  # false for NaN too
             raise UserError(f"train.lr must be positive and finite; got {self.lr:g}.")
         if not 0 <= self.ema_decay < 1:
@@ -173,19 +186,9 @@ class SampleConfig:
     """
 
     sampler: Literal[
-        "ancestral",
-        "ddim",
-        "strided",
-        "dpmpp_2m",
-        "dpmpp_2m_sde",
-        "dpmpp_3m",
-        "unipc",
-        "euler",
-        "euler_ancestral",
-        "heun",
-        "midpoint",
-        "adaptive",
-    ] = "ancestral"
+        "ancestral", "ddim", "strided", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc",
+        "euler", "euler_ancestral", "heun", "midpoint", "adaptive",
+    ] = "ancestral"  # fmt: skip
     """The reverse chain (DDPM), DDIM, the update of system 1, DPM-Solver++, UniPC, or a method of Karras et al.; midpoint: of
     flows.
     """
@@ -463,21 +466,19 @@ def from_json(text: str) -> Preset:
     """The config that `to_json` wrote.
 
     Raises:
-        UserError: not JSON, or fields that a preset does not have.
+        UserError: not JSON, or fields that a preset does not have, or of another type (named).
     """
     try:
-        tree = json.loads(text)
-        model = configs.create(tree["model"].pop("network"), _tuples(tree.pop("model")))
-        kinds = {"data": DataConfig, "process": ProcessConfig, "train": TrainConfig, "sample": SampleConfig}
-        return Preset(model=model, **{name: kind(**_tuples(tree.pop(name))) for name, kind in kinds.items()}, **tree)
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"the run's config.json cannot be read: {error}.") from error
-
-
-def _tuples(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        tree = value_of(dict[str, Any], json.loads(text), "the config")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the run's config.json cannot be read: {error}") from error
+    kinds: dict[str, Any] = {part.name: part.type for part in dataclasses.fields(Preset)}
+    if tree.keys() != kinds.keys():
+        raise UserError(f"the config must consist of {', '.join(kinds)}; got {', '.join(tree) or 'nothing'}.")
+    options = dict(value_of(dict[str, Any], tree.pop("model"), "model"))
+    network = value_of(str, options.pop("network", None), "model.network")
+    model: Any = build(configs.kind_of(network), options, "model")
+    return Preset(model=model, **{name: build(kinds[name], part, name) for name, part in tree.items()})
 
 
 def differences(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:

@@ -1,6 +1,11 @@
 """ddpm_jax.training.checkpoints: what is saved comes back, bit for bit, or is refused by name."""
 
+import errno
+import json
+import os
+import resource
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
@@ -127,3 +132,197 @@ def test_donation_does_not_reach_what_is_being_written(tmp_path):
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(later))
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert_same(checkpoints.restore(jax.eval_shape(lambda: state_of(2000, 1000))), twin)
+
+
+# Damage, and the checkpoint before it ------------------------------------------------------------------------------
+
+
+def saved(folder, *steps, keep=9, **options):
+    with Checkpoints(folder, keep=keep, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(state_of(step=step, seed=step))
+    return folder
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def test_one_flipped_bit_anywhere_is_found_and_the_one_before_is_used(tmp_path):
+    """In each of the files in turn, the manifest too; the file is named, or the manifest said to be damaged."""
+    folder = saved(tmp_path / "c", 3, 7)
+    files = sorted(path for path in (folder / "7").rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(files) > 5
+    rng = np.random.default_rng(0)
+    for path in files:
+        whole = bytearray(path.read_bytes())
+        whole[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        healthy = path.read_bytes()
+        path.write_bytes(whole)
+        named = "step 7 in .*" if path.name == "manifest.json" else f"step 7 in .*{path.relative_to(folder / '7')}"
+        with Checkpoints(folder) as checkpoints:
+            with pytest.warns(UserWarning, match=f"{named}.* Going back to step 3"):
+                assert_same(checkpoints.restore(state_of()), state_of(step=3, seed=3))
+            with pytest.raises(UserError, match=named):
+                checkpoints.restore(state_of(), step=7)
+        path.write_bytes(healthy)
+    with Checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore(state_of()), state_of(step=7, seed=7))
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "_CHECKPOINT_METADATA", "state/_METADATA", "state", "more"])
+def test_missing_and_strange_files_are_found(tmp_path, what):
+    folder = saved(tmp_path / "c", 3, 7)
+    path = folder / "7" / what
+    if what == "more":
+        path.write_text("was not there")
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with Checkpoints(folder) as checkpoints, pytest.warns(UserWarning, match=f"step 7 .*{what}.*step 3"):
+        assert int(checkpoints.restore(state_of()).step) == 3
+
+
+def test_all_damaged(tmp_path):
+    """Each is named."""
+    folder = saved(tmp_path / "c", 3, 7)
+    for step in (3, 7):
+        (folder / str(step) / "manifest.json").write_text("{")
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(UserError, match=r"(?s)step 7 .*damaged.*\n.*step 3 .*damaged"),
+    ):
+        checkpoints.restore(state_of())
+
+
+def test_a_damaged_one_is_replaced_when_its_step_comes_again(tmp_path):
+    """It does not count among the newest that are kept, so that the sound ones stay."""
+    folder = saved(tmp_path / "c", 3, 7)
+    (folder / "7" / "manifest.json").write_text("{")
+    with Checkpoints(folder, keep=2) as checkpoints:
+        with pytest.warns(UserWarning, match="step 7"):
+            checkpoints.restore(state_of())
+        checkpoints.save(state_of(step=5, seed=5))
+        checkpoints.wait()
+        assert steps_in(folder) == [3, 5, 7]
+        checkpoints.save(state_of(step=7, seed=8))
+    assert steps_in(folder) == [5, 7]
+    with Checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore(state_of()), state_of(step=7, seed=8))
+
+
+def test_what_a_killed_run_left_is_cleared_away_by_the_next(tmp_path):
+    """Half written, or half deleted; a reader leaves it alone and does not see it."""
+    folder = saved(tmp_path / "c", 3)
+    for name in ("7.partial", "8.partial.orbax-checkpoint-tmp", "2.deleted", "9.orbax-checkpoint-tmp-12"):
+        shutil.copytree(folder / "3", folder / name)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps == [3] and checkpoints.latest_step == 3
+    assert len(list(folder.iterdir())) == 5
+    with Checkpoints(folder, keep=1):
+        pass
+    assert steps_in(folder) == [3]
+
+
+def test_some_are_kept_for_good(tmp_path):
+    folder = saved(tmp_path / "c", 2, 4, 6, 8, 10, 11, keep=2, keep_every=4)
+    assert steps_in(folder) == [4, 8, 10, 11]
+
+
+# Versions --------------------------------------------------------------------------------------------------------
+
+
+def as_format_1(checkpoint):
+    """What Orbax itself writes: no manifest, and no format among its metadata."""
+    (checkpoint / "manifest.json").unlink()
+    path = checkpoint / "_CHECKPOINT_METADATA"
+    tree = json.loads(path.read_text())
+    assert tree.pop("custom_metadata") == {"format": 2}
+    path.write_text(json.dumps(tree | {"custom_metadata": {}}))
+
+
+def test_checkpoints_of_before_manifests_are_read(tmp_path):
+    """Those that are damaged so that Orbax notices are passed over too."""
+    folder = saved(tmp_path / "c", 3, 7)
+    for step in (3, 7):
+        as_format_1(folder / str(step))
+    with Checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore(state_of()), state_of(step=7, seed=7))
+    shutil.rmtree(folder / "7" / "state")
+    with Checkpoints(folder) as checkpoints, pytest.warns(UserWarning, match="step 7 .* Going back to step 3"):
+        assert_same(checkpoints.restore(state_of()), state_of(step=3, seed=3))
+
+
+def test_a_format_of_later_is_refused_by_its_number(tmp_path):
+    folder = saved(tmp_path / "c", 3)
+    path = folder / "3" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
+    with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match=r"format 9; .* reads formats 1 and 2"):
+        checkpoints.restore(state_of())
+
+
+# Disks -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(size):
+    """Writing more than so many bytes to a file fails in this process as on a full disk, for C++ too (EFBIG)."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_write_that_fails_in_the_background_is_told_and_costs_nothing(tmp_path):
+    """At the next save, when waited for and on leaving; nothing half-written stays, and with room again all goes on."""
+    folder = saved(tmp_path / "c", 3)
+    message = r"step 7 in .* cannot be written: File too large\. Those of the steps 3 are untouched"
+    big = replace(state_of(300, 300, step=7), params={"noise": jax.random.normal(jax.random.key(0), (300, 300))})
+    for notice in ("save", "wait", "leave"):
+        with largest_file(50_000):
+            if notice == "leave":
+                with pytest.raises(UserError, match=message), Checkpoints(folder, keep=1) as checkpoints:
+                    checkpoints.save(big)
+            else:
+                with Checkpoints(folder, keep=1) as checkpoints:
+                    checkpoints.save(big)
+                    with pytest.raises(UserError, match=message):
+                        checkpoints.wait() if notice == "wait" else checkpoints.save(replace(big, step=jnp.int32(8)))
+        assert steps_in(folder) == [3]
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(big)
+    assert steps_in(folder) == [7]
+
+
+@pytest.mark.parametrize("call", ["os.rename", "pathlib.Path.write_text"])
+def test_a_disk_that_is_full_at_the_last_moment(tmp_path, monkeypatch, call):
+    folder = saved(tmp_path / "c", 3)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Checkpoints(folder, keep=1) as checkpoints:
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"step 7 .*No space left on device"):
+            patch.setattr(call, full)
+            checkpoints.save(state_of(step=7))
+            checkpoints.wait()
+        assert steps_in(folder) == [3]
+        checkpoints.save(state_of(step=9))
+    assert steps_in(folder) == [9]
+
+
+def test_an_error_that_is_under_way_is_not_hidden_by_a_full_disk(tmp_path):
+    with largest_file(50), pytest.warns(UserWarning, match="File too large"), pytest.raises(KeyError, match="first"):  # noqa: SIM117
+        with Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+            checkpoints.save(state_of(step=7))
+            raise KeyError("first")
+
+
+def test_a_place_where_no_folder_can_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "c", tmp_path / "file"):
+        with pytest.raises(UserError, match="cannot be written"):
+            Checkpoints(folder, keep=1)

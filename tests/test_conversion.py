@@ -232,7 +232,7 @@ def test_mistakes(tiny, finished_run, tmp_path):
         r"weights must be one of \.safetensors, .*, or a run folder": (source, tmp_path / "weights.h5", config),
         r"a run folder needs to know the network: pass --network, one of annotated_unet": (source, tmp_path / "run"),
         r"does not exist, or is no file": (tmp_path / "nowhere.npz", tmp_path / "run", config),
-        r"text\.npz is not a readable npz file": (tmp_path / "text.npz", tmp_path / "run", config),
+        r"text\.npz: cannot be read as a NumPy archive": (tmp_path / "text.npz", tmp_path / "run", config),
         r"text\.txt: weights must be one of": (tmp_path / "text.txt", tmp_path / "run", config),
         r"is a run folder already; convert it to one of": (finished_run, tmp_path / "run"),
         r"holds no config\.json": (tmp_path / "there", tmp_path / "weights.npz"),

@@ -1,11 +1,13 @@
 """ddpm_jax.training.metrics: metrics.jsonl and the TensorBoard file, also after a crash."""
 
 import json
+import resource
 import struct
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.training.metrics import Metrics, read_metrics
 
 
@@ -85,3 +87,36 @@ def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path, capsys):
     write(tmp_path, [50])
     error = capsys.readouterr().err
     assert "step 50/100  loss 0.0200" in error and "images/s" in error and "steps/s" in error
+
+
+def test_a_full_disk_is_told_at_once_and_waited_for_by_nobody(tmp_path):
+    """Many more lines than tensorboardX's queue holds."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Metrics(tmp_path, start=0, total=1000, batch_size=8) as metrics:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            with pytest.raises(UserError, match="cannot be written to: File too large"):
+                for step in range(1, 1000):
+                    metrics.write(step, loss=1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert 5 < len(read_metrics(tmp_path)) < 100
+    write(tmp_path, [200], start=100)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "3", "[]", "null", '"text"', '{"loss": 1}', '{"step": 3}', '{"step": "3", "loss": 1}', '{"step": null, "loss": 1}',
+        '{"step": 3, "loss": "low"}', '{"step": 3, "loss": NaN}', '{"step": 3, "loss": 1e999}', '{"step": 3, "loss": [1]}',
+        "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_lines_that_are_none_are_left_out_and_those_after_them_kept(tmp_path, line):
+    write(tmp_path, [2])
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(line.encode() + b"\n\xff\xfe\n")
+    with Metrics(tmp_path, start=3, total=100, batch_size=8) as metrics:
+        metrics.write(4, loss=None, grad_norm=1.0, skipped=1)
+    (tmp_path / "metrics.jsonl").write_text(line + "\n" + (tmp_path / "metrics.jsonl").read_text())
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4] and read_metrics(tmp_path)[1]["loss"] is None

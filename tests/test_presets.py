@@ -73,8 +73,11 @@ def edited(change):
         (edited(lambda tree: tree["train"].update(learning_rate=1)), "learning_rate"),
         (edited(lambda tree: tree.update(colour="red")), "colour"),
         (edited(lambda tree: tree.pop("model")), "model"),
-        (edited(lambda tree: tree.update(train=5)), "cannot be read"),
-        (edited(lambda tree: tree["train"].update(steps="many")), "cannot be read"),
+        (edited(lambda tree: tree.update(train=5)), "train must be an object; got 5"),
+        (
+            edited(lambda tree: tree["train"].update(steps="many")),
+            r"train\.steps must be a whole number or null; got 'many'",
+        ),
         (edited(lambda tree: tree["train"].update(steps=0)), r"train\.steps"),
         (edited(lambda tree: tree["sample"].update(steps=1001)), r"sample\.steps"),
     ],

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM")
+"""What an image's content may be; Pillow knows others, of which PostScript is a program."""
+
 # What Pillow's plugins raise for a damaged file.
 _BROKEN = (
     OSError,
@@ -49,7 +52,7 @@ def decode_image(data: bytes) -> np.ndarray:
         BadImageError: they are damaged, or no image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image_to_array(image)
     except UnidentifiedImageError as error:
         raise BadImageError("the content is of no known image format") from error

@@ -1,17 +1,18 @@
 """A folder or zip archive of image files, flat or with one subfolder for each class."""
 
+import errno
 import itertools
 import os
 import threading
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddpm_jax.archives import BROKEN, check_unpacked
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.errors import UserError
 
@@ -111,19 +112,29 @@ class Archive:
         self.path = path
         try:
             self._zip: zipfile.ZipFile | None = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, *BROKEN) as error:
             raise UserError(f"{path}: not a readable zip archive ({error}).") from error
 
     @property
     def names(self) -> list[str]:
         """The names of its files."""
-        return [entry.filename for entry in self._opened().infolist() if not entry.is_dir()]
+        return [entry.filename for entry in self._opened().infolist() if entry.filename and not entry.is_dir()]
 
     def __call__(self, file: str) -> bytes:
         """The bytes of the member that `file`, a path that begins with the archive's, names."""
         try:
-            return self._opened().read(file.removeprefix(f"{self.path}/"))
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError) as error:
+            archive = self._opened()
+            entry = archive.getinfo(file.removeprefix(f"{self.path}/"))
+            packed = min(entry.compress_size, self.path.stat().st_size)
+            check_unpacked("its entry in the archive", packed=packed, unpacked=entry.file_size)
+            return archive.read(entry)
+        except UserError as error:
+            raise BadImageError(str(error)) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the machine's fault; this one is an offset before the file's beginning
+                raise
+            raise BadImageError("its entry in the archive is damaged: it lies outside") from error
+        except BROKEN as error:
             raise BadImageError(f"its entry in the archive is damaged: {error}") from error
 
     def _opened(self) -> zipfile.ZipFile:

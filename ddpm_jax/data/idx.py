@@ -1,6 +1,7 @@
 """The IDX files of MNIST and its relatives (yann.lecun.com/exdb/mnist), plain or gzipped."""
 
 import gzip
+import io
 import math
 import re
 import struct
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax.archives import check_unpacked
 from ddpm_jax.data.source import ArraySource
 from ddpm_jax.errors import UserError
 
@@ -63,15 +65,21 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         UserError: the file cannot be read, is of another kind, or holds fewer or more bytes than it declares.
     """
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":  # gzip, whatever the name says
-            data = gzip.decompress(data)
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"  # gzip, whatever the name says
+            raw.seek(0)
+            with gzip.GzipFile(fileobj=raw) if packed else raw as file:
+                return _read(path, file, dimensions)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _read(path: Path, file: io.BufferedIOBase, dimensions: int) -> np.ndarray:
     header = 4 + 4 * dimensions
-    if len(data) < header:
-        raise UserError(f"{path}: truncated; {len(data)} bytes, and the header alone takes {header}.")
-    magic, *shape = struct.unpack_from(f">{1 + dimensions}I", data)
+    head = file.read(header)
+    if len(head) < header:
+        raise UserError(f"{path}: truncated; {len(head)} bytes, and the header alone takes {header}.")
+    magic, *shape = struct.unpack(f">{1 + dimensions}I", head)
     expected = 0x0800 + dimensions  # 0x08: unsigned bytes; then the number of dimensions
     if magic != expected:
         raise UserError(
@@ -80,11 +88,14 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         )
     if 0 in shape:
         raise UserError(f"{path}: empty; the dimensions it declares are {tuple(shape)}.")
-    declared, found = math.prod(shape), len(data) - header
-    if declared != found:
-        what = "truncated" if found < declared else "too long"
-        raise UserError(f"{path}: {what}; the dimensions {tuple(shape)} need {declared} bytes, {found} follow.")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    declared = math.prod(shape)
+    check_unpacked(str(path), packed=path.stat().st_size, unpacked=declared)
+    data = file.read(declared)
+    if len(data) < declared:
+        raise UserError(f"{path}: truncated; the dimensions {tuple(shape)} need {declared} bytes, {len(data)} follow.")
+    if file.read(1):
+        raise UserError(f"{path}: too long; the dimensions {tuple(shape)} need {declared} bytes, and more follow.")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _find(folder: Path, prefix: str, kind: str, dimensions: int) -> Path | None:

@@ -1,11 +1,10 @@
 """Images in one NumPy archive: `images` and, where they exist, `labels` and `class_names`."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax.archives import read_npz
 from ddpm_jax.data.source import ArraySource
 from ddpm_jax.errors import UserError
 
@@ -24,7 +23,9 @@ def open_npz(path: Path) -> ArraySource:
     Raises:
         UserError: the file is missing or damaged, or what it holds is something else.
     """
-    arrays = _load(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; npz:PATH needs a NumPy archive (numpy.savez).")
+    arrays = read_npz(path)
     image_key = next((key for key in IMAGE_KEYS if key in arrays), None)
     if image_key is None:
         raise UserError(
@@ -44,21 +45,6 @@ def open_npz(path: Path) -> ArraySource:
             f"got {labels.dtype} of shape {labels.shape}."
         )
     return ArraySource(f"npz:{path}", images, labels, _class_names(arrays.get("class_names"), labels, where))
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; npz:PATH needs a NumPy archive (numpy.savez).")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"{path}: a single array, not an archive; write it with numpy.savez(path, images=...).")
-        with archive:
-            return {key: archive[key] for key in archive.files}
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read as a NumPy archive without pickled objects: {error}") from error
 
 
 def _as_uint8(images: np.ndarray, where: str) -> np.ndarray:

@@ -1,37 +1,20 @@
 """Trained classifiers kept on disk, so that a second evaluation on the same images need not train one."""
 
 import hashlib
-import struct
 import warnings
-import zlib
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
 
+from ddpm_jax.archives import read_npz
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.classifier import Classifier, check_images, create, train_classifier
 from ddpm_jax.files import cache_folder, write_atomically
 
 VERSION = 1
 """To be raised with every change of the network or its training: what is kept from before is then not taken any more."""
-
-_DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    SyntaxError,
-    TokenError,
-    BadZipFile,
-    struct.error,
-    zlib.error,
-)
-"""What zipfile and NumPy raise, all told, for an archive whose bytes have changed."""
 
 
 def cached_classifier(
@@ -84,9 +67,8 @@ def _leaves(classifier: Classifier) -> tuple[list[str], list[jax.Array]]:
 def _load(path: Path, num_classes: int, *, image_shape: tuple[int, int, int]) -> Classifier | None:
     """What is kept at path; None where there is nothing, or something that is no such classifier."""
     try:
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except _DAMAGED:
+        arrays = read_npz(path)
+    except UserError:
         return None
     fresh = create(image_shape, num_classes)
     names, leaves = _leaves(fresh)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax import data
+from ddpm_jax import data, launch
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import inception
 from ddpm_jax.evaluation.distances import frechet_of_moments, kernel_distance
@@ -18,6 +18,7 @@ from ddpm_jax.evaluation.manifolds import precision_recall
 from ddpm_jax.evaluation.moments import Moments, Reference, Sums, read_reference, write_reference
 from ddpm_jax.evaluation.report import Evaluation, Metric, facts_of, fitted, open_data, order_of
 from ddpm_jax.files import write_atomically
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
 from ddpm_jax.training.samples import draw_batches
@@ -85,6 +86,7 @@ def evaluate_fid(
     batch_size: int = 500,
     num_real: int | None = None,
     held_out: str | None = None,
+    layout: Layout = ALONE,
 ) -> tuple[Evaluation, Path]:
     """Draw config.num samples and measure them in Inception's features; also written to fid.json in the run folder.
 
@@ -93,13 +95,13 @@ def evaluate_fid(
     data: config.num images against the others, where there are twice as many; against the file, where one is given.
 
     weights: of the network, None: those in the cache. save_reference: where to write the statistics of the data that samples are
-    held against. num_real: images of that data looked at, at most; None: all.
+    held against. num_real: images of that data looked at, at most; None: all. layout: the devices that draw the samples.
 
     Raises:
         UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4 samples.
     """
     _check(run, config, reference, save_reference)
-    labels, (graphdef, variables, step) = run.labels(config.num), run.load()
+    labels, (graphdef, variables, step) = run.labels(config.num), run.load(layout)
     features = inception.load_extractor(weights)
     file = None if reference is None else read_reference(reference, inception.NUM_FEATURES)
     try:
@@ -110,7 +112,7 @@ def evaluate_fid(
         source = None  # samples can be held against the file all the same
     if file is None and source is not None and len(source) <= NEIGHBOURS:
         raise UserError(f"FID needs at least {NEIGHBOURS + 1} real images; got {len(source)} of {source.source.name}.")
-    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size}
+    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
     batches = draw_batches(run, graphdef, variables, labels, config.num, **options)
     samples = gather(features, _shown((batch.values for batch in batches), config.num, "samples"))
     if file is not None:
@@ -129,11 +131,14 @@ def evaluate_fid(
     if held.kept is not None:
         facts["KID, precision, recall"] = f"of {len(samples.kept)} samples and {len(held.kept)} real; k = {NEIGHBOURS}"
     evaluation = Evaluation(_metrics(samples, held), facts, {})
+    path = run.folder / "fid.json"
+    if not launch.is_first():
+        return evaluation, path
     if save_reference is not None:
         about = f"{held.told}; {features.told}; {inception.RESIZE}"
         write_reference(save_reference, held.moments, about)
     text = evaluation.json()
-    return evaluation, write_atomically(run.folder / "fid.json", lambda path: path.write_text(text))
+    return evaluation, write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _check(run: Run, config: SampleConfig, reference: Path | None, save_reference: Path | None) -> None:

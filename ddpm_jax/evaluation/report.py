@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import data
+from ddpm_jax import data, launch
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
 from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
 from ddpm_jax.training.samples import draw
@@ -71,6 +72,7 @@ def evaluate_run(
     batch_size: int = 500,
     num_real: int = REAL_IMAGES,
     held_out: str | None = None,
+    layout: Layout = ALONE,
 ) -> tuple[Evaluation, Path]:
     """Draw config.num samples and measure them; also written to evaluation.json in the run folder.
 
@@ -79,15 +81,17 @@ def evaluate_run(
     sliced Wasserstein distance and squared maximum mean discrepancy to points drawn anew.
 
     num_real: real images looked at, at most. held_out: spec of a source that the run was not trained on (tfds:mnist:test);
-    None: 30 % of the run's own images are kept from the classifier, though the run itself has seen them.
+    None: 30 % of the run's own images are kept from the classifier, though the run itself has seen them. layout: the devices that
+    draw the samples.
 
     Raises:
-        UserError: no checkpoint, data that is gone, too few images or samples.
+        UserError: no checkpoint, data that is gone, too few images or samples, a folder that cannot be written to.
     """
+    check_writable(run.folder)
     measure = _of_images if run.holds_images else _of_points
-    evaluation = measure(run, config, seed, batch_size, num_real, held_out)
-    text = evaluation.json()
-    return evaluation, write_atomically(run.folder / "evaluation.json", lambda path: path.write_text(text))
+    evaluation = measure(run, config, seed, batch_size, num_real, held_out, layout)
+    path, text = run.folder / "evaluation.json", evaluation.json()
+    return evaluation, write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
 
 
 def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
@@ -99,15 +103,22 @@ def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, 
 
 
 def _of_points(
-    run: Run, config: SampleConfig, seed: int, batch_size: int, num_real: int, held_out: str | None
+    run: Run,
+    config: SampleConfig,
+    seed: int,
+    batch_size: int,
+    num_real: int,
+    held_out: str | None,
+    layout: Layout,
 ) -> Evaluation:
     if held_out is not None:
         raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
     source = run.open_source()
     if not isinstance(source, data.PointSource):
         raise UserError(f"{run.folder} is a run of points, and its data {source.name!r} holds images.")
-    graphdef, variables, step = run.load()
-    drawn = draw(run, graphdef, variables, None, config.num, config=config, seed=seed, batch_size=batch_size)
+    graphdef, variables, step = run.load(layout)
+    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
+    drawn = draw(run, graphdef, variables, None, config.num, **options)
     reference, *others = (
         data.PointSource(source.shape, config.num, HELD_OUT_SEED + seed + k).points for k in range(1 + REAL_PAIRS)
     )
@@ -131,16 +142,23 @@ class _Real:
 
 
 def _of_images(
-    run: Run, config: SampleConfig, seed: int, batch_size: int, num_real: int, held_out: str | None
+    run: Run,
+    config: SampleConfig,
+    seed: int,
+    batch_size: int,
+    num_real: int,
+    held_out: str | None,
+    layout: Layout,
 ) -> Evaluation:
     labels = run.labels(config.num)
     classes = run.config.data.classes
     count = len(classes or run.class_names)
     if labels is not None and config.num < count:
         raise UserError(f"num must be at least {count}, one sample for each class; got {config.num}.")
-    graphdef, variables, step = run.load()
+    graphdef, variables, step = run.load(layout)
     real = _real(run, seed, num_real, held_out)
-    drawn = draw(run, graphdef, variables, labels, config.num, config=config, seed=seed, batch_size=batch_size)
+    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
+    drawn = draw(run, graphdef, variables, labels, config.num, **options)
     images = drawn.values
     if labels is None and len(classes) == 1:
         labels = np.full(config.num, real.names.index(classes[0]))  # what a run of one class is asked for

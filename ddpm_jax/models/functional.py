@@ -7,13 +7,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
+from ddpm_jax.models.remat import rematerialise
+
 Variables = dict[str, Any]
 """{"params": nested dict of arrays, "batch_stats": the same for running statistics, empty where a network has none}."""
 
 
-def split(model: nnx.Module, *, training: bool = False) -> tuple[nnx.GraphDef, Variables]:
-    """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch."""
+def split(model: nnx.Module, *, training: bool = False, remat: bool = False) -> tuple[nnx.GraphDef, Variables]:
+    """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch.
+
+    remat: gradients compute the activations within each block anew instead of keeping them.
+    """
     view = nnx.view(model, deterministic=not training, use_running_average=not training, raise_if_not_found=False)
+    if remat:
+        rematerialise(view)  # a copy of the modules: the model stays as it is
     graphdef, params, batch_stats = nnx.split(view, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     return graphdef, {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
 

@@ -1,5 +1,6 @@
 """The training loop: from a preset to a run folder with checkpoints, metrics and pictures."""
 
+import json
 import math
 import signal
 import threading
@@ -13,16 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import data, figures, model_configs, models
+from ddpm_jax import data, figures, launch, model_configs, models, presets
 from ddpm_jax.errors import UserError
+from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
+from ddpm_jax.parallel import Layout, check_batch, layout_of
 from ddpm_jax.presets import Preset
 from ddpm_jax.training import samples
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.metrics import Metrics, read_metrics
+from ddpm_jax.training.metrics import Metrics, NoMetrics, read_metrics
 from ddpm_jax.training.objective import process_of
 from ddpm_jax.training.run import Run, environment, start_run
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import learning_rate, train_step, train_steps
+from ddpm_jax.training.step import learning_rate, train_step, train_steps, updates_done
+
+MOST_SKIPPED = 100
+"""So many steps in a row without a finite loss and gradient stop a run that skips them."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,15 @@ class Outcome:
     run: Run
     step: int
     """The step of the last checkpoint."""
-    interrupted: bool
-    """Whether Ctrl-C ended it before its last step."""
+    stopped_by: signal.Signals | None
+    """The signal that ended it early, SIGINT (Ctrl-C) or SIGTERM (preemption); None: it is finished."""
+    skipped: int = 0
+    """Steps whose loss or gradient was not finite."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it before its last step, or before its pictures."""
+        return self.stopped_by is not None
 
 
 @dataclass(frozen=True)
@@ -49,52 +62,68 @@ class Start:
 
 
 def train(
-    config: Preset, folder: Path, *, resume: bool = False, overwrite: bool = False, start: Start | None = None
+    config: Preset,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    start: Start | None = None,
+    parallel: ParallelConfig = ALL_DEVICES,
 ) -> Outcome:
-    """Train as the config says and leave everything in the folder; Ctrl-C saves and returns early.
+    """Train as the config says and leave everything in the folder; Ctrl-C and SIGTERM save and return early.
+
+    With several processes (`launch.join`), all of them call this alike and see the same folder.
 
     Raises:
-        UserError: the config, the data and the folder do not fit together; an image cannot be read; the loss is not finite.
+        UserError: the config, the data, the devices and the folder do not fit together; an image cannot be read; the loss is not
+            finite; the folder cannot be written to.
     """
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
     process_of(config)  # refuses what excludes each other, before any data is read
     source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image, classes=config.data.classes)
     _batches(config, source, scaling=None)  # refuses what does not fit, before the folder is touched
+    layout = layout_of(parallel)
+    check_batch(layout, config.train.batch_size, config.train.accumulate, len(source))
+    given = {"examples of data": len(source), "out": str(folder), "resume": resume, "parallel": layout.mode}
+    launch.agree(json.loads(presets.to_json(config)) | given)
     of_start: dict[str, Any] = {} if start is None else {"scaling": start.scaling, "origin": start.origin}
-    run = start_run(config, source, folder, resume=resume, overwrite=overwrite, **of_start)
+    run = launch.on_first(lambda: start_run(config, source, folder, resume=resume, overwrite=overwrite, **of_start))
     config = run.config
     total = config.train.total_steps
 
-    with Checkpoints(run.checkpoint_folder, config.train.keep_checkpoints) as checkpoints:
+    keep = config.train.keep_checkpoints, config.train.keep_every
+    with _Interruption() as interruption, Checkpoints(run.checkpoint_folder, *keep) as checkpoints:
         if resume and checkpoints.latest_step is not None:
-            state = checkpoints.restore(run.abstract_state())
+            state = checkpoints.restore(layout.abstract(run.abstract_state()))
         elif start is not None:
-            state = run.state_of(start.variables)
+            state = layout.place(run.state_of(start.variables))
             checkpoints.save(state)  # from here on the run needs no other
         elif run.origin is not None:
             raise UserError(f"{folder} holds no checkpoint to resume from; start it anew with --overwrite.")
         else:
-            state = run.fresh_state()
+            with layout.host():
+                state = run.fresh_state()
+            state = layout.place(state)
         first = int(state.step)
         per_call = _steps_per_call(run, first)
-        _announce(run, state, source, first)
-        stacked = per_call if per_call > 1 else None
-        batches = _batches(config, source, scaling=run.scaling, start_step=first, stacked=stacked)
-        with (
-            Metrics(folder, start=first, total=total, batch_size=config.train.batch_size) as metrics,
-            _Interruption() as interruption,
-        ):
-            final = _run_steps(run, state, batches, per_call, checkpoints, metrics, interruption)
+        _announce(run, state, source, first, layout)
+        stacked, rows = per_call if per_call > 1 else None, layout.rows(config.train.batch_size)
+        batches = _batches(config, source, scaling=run.scaling, start_step=first, stacked=stacked, rows=rows)
+        sizes = {"start": first, "total": total, "batch_size": config.train.batch_size}
+        with Metrics(folder, **sizes) if launch.is_first() else NoMetrics() as metrics:
+            final = _run_steps(run, layout, state, batches, per_call, checkpoints, metrics, interruption)
     done = int(final.step)
     if bad := getattr(source, "bad_files", 0):
         print(f"{bad} unreadable images were skipped.")
-    interrupted = done < total
-    figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
-    if not interrupted:
-        drawn = _draw(run, final.variables(ema=True), num_frames=samples.FRAMES)
-        samples.save_all(folder, run, drawn, _heading(run, done))
-    return Outcome(run, done, interrupted)
+    skipped = done - updates_done(final)
+    if skipped:
+        print(f"{skipped} steps were skipped, because their loss or gradient was not finite.")
+    if launch.is_first():
+        figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
+    if not _asked_to_stop(interruption):
+        _save_samples(run, layout, final, last=True)
+    return Outcome(run, done, interruption.signal, skipped)
 
 
 def _batches(
@@ -104,6 +133,7 @@ def _batches(
     scaling: data.Scaling | None,
     start_step: int = 0,
     stacked: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     return data.batches(
         source,
@@ -115,6 +145,7 @@ def _batches(
         stream=config.data.stream,
         start_step=start_step,
         stacked=stacked,
+        rows=rows,
         num_threads=config.data.threads,
     )
 
@@ -129,6 +160,7 @@ def _steps_per_call(run: Run, start: int) -> int:
 
 def _run_steps(
     run: Run,
+    layout: Layout,
     state: TrainState,
     batches: Iterator[dict[str, np.ndarray]],
     per_call: int,
@@ -138,25 +170,30 @@ def _run_steps(
 ) -> TrainState:
     """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
     config, process, inputs = run.config.train, run.process, run.inputs
-    graphdef, _ = models.split(models.abstract(run.config.model), training=True)
+    graphdef, _ = models.split(models.abstract(run.config.model), training=True, remat=config.remat)
+    static: dict[str, Any] = {"graphdef": graphdef, "process": process, "config": config, "inputs": inputs}
     key = jax.random.key(config.seed)
     rate = learning_rate(config)
     total = config.total_steps
     step = start = int(state.step)
-    flight = _InFlight()
+    flight = _InFlight(skip=config.on_nonfinite == "skip")
     begun = time.perf_counter()
-    last = step >= total
+    last = step >= total or _asked_to_stop(interruption)
+    if last:
+        checkpoints.save(state)
     while not last:
         try:
             batch = next(batches)
         except UserError:
             flight.land()
-            checkpoints.save(state)  # once the images are mended, the run goes on from here
+            if not launch.several():  # the others are in the middle of a step
+                checkpoints.save(state)  # once the images are mended, the run goes on from here
             raise
         if not run.class_names:
             batch = {"x_0": batch["x_0"]}
         update = train_step if per_call == 1 else train_steps
-        state, numbers = update(state, batch, key, graphdef=graphdef, process=process, config=config, inputs=inputs)
+        batch = layout.feed(batch, axis=int(per_call > 1))
+        state, numbers = update(state, batch, key, layout=layout, **static)
         flight.take_off(step + 1, numbers)
         first_call = step == start
         step += per_call
@@ -166,16 +203,19 @@ def _run_steps(
             what = "step" if per_call == 1 else f"{per_call} steps"
             metrics.say(f"the first {what}, compilation included, took {time.perf_counter() - begun:.1f} s")
             metrics.restart_clock(step)
-        last = step == total or interruption.requested
+        # to ask the others takes time
+        may_stop = step % config.log_every == 0 or not launch.several()
+        last = step == total or (may_stop and _asked_to_stop(interruption))
         if step % config.log_every == 0 or last:
             flight.land()
-            metrics.write(step, loss=flight.mean_loss(), grad_norm=flight.latest["grad_norm"], lr=float(rate(step - 1)))
+            updates = updates_done(state)
+            lr, skips = float(rate(max(updates - 1, 0))), {"skipped": step - updates} if flight.skip else {}
+            metrics.write(step, **flight.numbers(), lr=lr, **skips)
         if step % config.checkpoint_every == 0 or last:
             flight.land()
             checkpoints.save(state)
         if config.sample_every and step % config.sample_every == 0 and not last:
-            drawn = _draw(run, state.variables(ema=True), num_frames=0)
-            samples.save_picture(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, _heading(run, step))
+            _save_samples(run, layout, state, last=False)
             metrics.restart_clock(step)
     return state
 
@@ -183,9 +223,11 @@ def _run_steps(
 class _InFlight:
     """The numbers of the call that the device may still be computing: looked at one call late, so that it never waits."""
 
-    def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
+    def __init__(self, *, skip: bool) -> None:
+        self.skip = skip
         self._losses: list[float] = []
+        self._grad_norm: float | None = None
+        self._skipped_in_a_row = 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def take_off(self, step: int, numbers: dict[str, jax.Array]) -> None:
@@ -197,68 +239,103 @@ class _InFlight:
         """Wait for the pending call, if there is one.
 
         Raises:
-            UserError: one of its numbers is not finite (names the first step of which that is so).
+            UserError: one of its numbers is not finite (names the first step of which that is so), or too many in a row are not
+                where such steps are skipped.
         """
         if self._pending is None:
             return
         (first, numbers), self._pending = self._pending, None
         steps = {name: np.atleast_1d(np.asarray(value)) for name, value in numbers.items()}
         for index in range(len(steps["loss"])):
-            self.latest = {name: float(values[index]) for name, values in steps.items()}
-            if not all(map(math.isfinite, self.latest.values())):
-                shown = ", ".join(f"{name} = {value}" for name, value in self.latest.items())
+            latest = {name: float(values[index]) for name, values in steps.items()}
+            if all(map(math.isfinite, latest.values())):
+                self._losses.append(latest["loss"])
+                self._grad_norm = latest["grad_norm"]
+                self._skipped_in_a_row = 0
+                continue
+            self._skipped_in_a_row += 1
+            if not self.skip or self._skipped_in_a_row == MOST_SKIPPED:
+                shown = ", ".join(f"{name} = {value}" for name, value in latest.items())
+                in_a_row = f", and {MOST_SKIPPED} steps in a row were skipped" if self.skip else ""
                 raise UserError(
-                    f"training stopped at step {first + index}: {shown}. Every checkpoint so far is sound; "
+                    f"training stopped at step {first + index}: {shown}{in_a_row}. Every checkpoint so far is sound; "
                     "lower --train.lr or --train.grad-clip and start again."
                 )
-            self._losses.append(self.latest["loss"])
 
-    def mean_loss(self) -> float:
-        """Mean loss of the steps landed since the last call."""
-        mean = float(np.mean(self._losses))
-        self._losses.clear()
-        return mean
+    def numbers(self) -> dict[str, float | None]:
+        """Mean loss and latest norm of the steps landed since the last call; None where all of them were skipped."""
+        found = {"loss": float(np.mean(self._losses)) if self._losses else None, "grad_norm": self._grad_norm}
+        self._losses, self._grad_norm = [], None
+        return found
 
 
-def _announce(run: Run, state: TrainState, source: data.Source, start: int) -> None:
+def _announce(run: Run, state: TrainState, source: data.Source, start: int, layout: Layout) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     kind = "images, as " + "x".join(map(str, run.shape)) if run.holds_images else "points"
     classes = f"{len(run.class_names)} classes" if run.class_names else "no classes"
     facts = environment(run.config.train.dtype)
     print(f"data: {source.name}, {len(source):,} {kind}, {classes}")
     print(f"network: {count:,} parameters")
+    if layout.size > 1:
+        mode = {"data": "data parallel", "fsdp": "fully sharded data parallel", "pmap": "data parallel by pmap"}[
+            layout.mode
+        ]
+        processes = f" of {jax.process_count()} processes" if launch.several() else ""
+        print(
+            f"devices: {layout.size}{processes}, {mode}, {run.config.train.batch_size // layout.size} examples on each"
+        )
     print("environment: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     print(f"run: {run.folder}, step {start} to {run.config.train.total_steps}", flush=True)
 
 
-def _draw(run: Run, variables: models.Variables, *, num_frames: int) -> samples.Samples:
+def _save_samples(run: Run, layout: Layout, state: TrainState, *, last: bool) -> None:
+    """A picture of samples on the way, or at the end all that is made of them."""
+    heading = f"{run.folder.name}, step {int(state.step)}"
     graphdef, _ = models.split(models.abstract(run.config.model))
     num = run.config.sample.num
-    return samples.draw(run, graphdef, variables, run.labels(num), num, config=run.config.sample, num_frames=num_frames)
-
-
-def _heading(run: Run, step: int) -> str:
-    return f"{run.folder.name}, step {step}"
+    drawing = run, graphdef, state.variables(ema=True), run.labels(num), num
+    options: dict[str, Any] = {"config": run.config.sample, "layout": layout}
+    if last:
+        options["num_frames"] = samples.FRAMES
+        samples.draw_and_save(run.folder, *drawing, heading=lambda _: heading, **options)
+        return
+    drawn = samples.draw(*drawing, **options)
+    if launch.is_first():
+        samples.save_picture(run.folder / "samples" / f"step_{int(state.step):07d}.png", run, drawn, heading)
 
 
 class _Interruption:
-    """While entered, the first Ctrl-C only asks to stop; the second one interrupts at once."""
+    """While entered, Ctrl-C and SIGTERM only ask to stop; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.signal: signal.Signals | None = None
+        """The first that came."""
         self._in_main_thread = threading.current_thread() is threading.main_thread()
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether one came."""
+        return self.signal is not None
 
     def __enter__(self) -> "_Interruption":
         if self._in_main_thread:
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._in_main_thread:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self.signal = self.signal or signal.Signals(number)
+
+
+def _asked_to_stop(interruption: _Interruption) -> bool:
+    """Whether any process was asked to: one that stopped alone would leave the others waiting."""
+    if launch.any_of(interruption.requested):
+        interruption.signal = interruption.signal or signal.SIGINT
+    return interruption.requested

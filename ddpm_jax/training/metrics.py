@@ -1,28 +1,37 @@
 """What a run says of itself while it trains: a progress bar, metrics.jsonl, and TensorBoard."""
 
 import json
+import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
+
+FLUSH_S = 30.0
+"""Seconds after which TensorBoard is shown what is new."""
 
 
 class Metrics:
-    """Writes a line of numbers every so often: to metrics.jsonl, to TensorBoard and into the progress bar."""
+    """Writes a line of numbers every so often: to metrics.jsonl, to TensorBoard and into the progress bar.
+
+    Raises:
+        UserError: the folder cannot be written to, also from `write`.
+    """
 
     def __init__(self, folder: Path, *, start: int, total: int, batch_size: int):
-        from tensorboardX import SummaryWriter
-
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= start]
         write_atomically(self._path, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
-        self._file = self._path.open("a", buffering=1)
-        # purge_step: what a killed run wrote past its last checkpoint is not shown twice
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        with _told(folder):
+            self._file = self._path.open("a", buffering=1)
+            self._board = _Board(folder / "tensorboard", start)
         self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
         self._total = total
         self._batch_size = batch_size
@@ -33,8 +42,10 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        with suppress(OSError):  # was told when the line was written
+            self._file.close()
+        with suppress(OSError):
+            self._board.close()
 
     def restart_clock(self, step: int) -> None:
         """Count the speed from here: called after time was spent on something other than steps."""
@@ -44,18 +55,20 @@ class Metrics:
         """So many steps of the progress bar."""
         self._bar.update(steps)
 
-    def write(self, step: int, **numbers: float) -> None:
-        """Record numbers at a step, with the speed since the line before."""
+    def write(self, step: int, **numbers: float | int | None) -> None:
+        """Record numbers at a step, None where there is none, with the speed since the line before."""
         then, since = self._since
         steps_per_s = (step - then) / max(time.perf_counter() - since, 1e-9)
         self._since = (step, time.perf_counter())
         line: dict[str, Any] = {"step": step, **numbers, "steps_per_s": round(steps_per_s, 3)}
         line["images_per_s"] = round(steps_per_s * self._batch_size, 1)
-        self._file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if name != "step":
-                self._board.add_scalar(name, value, step)
-        text = f"loss {numbers['loss']:.4f}"
+        with _told(self._path.parent):
+            self._file.write(json.dumps(line) + "\n")
+            self._board.write(**line)
+        loss = numbers["loss"]
+        text = "loss not finite" if loss is None else f"loss {loss:.4f}"
+        if numbers.get("skipped"):
+            text += f"  {numbers['skipped']} skipped"
         if step > then:
             text += f"  {line['images_per_s']:.0f} images/s"
         self._bar.set_postfix_str(text)
@@ -67,14 +80,84 @@ class Metrics:
         tqdm.write(text, file=sys.stderr)
 
 
+class NoMetrics(Metrics):
+    """Says and writes nothing: for the processes of a run but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def restart_clock(self, step: int) -> None:
+        """Nothing."""
+
+    def advance(self, steps: int) -> None:
+        """Nothing."""
+
+    def write(self, step: int, **numbers: float | int | None) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or error}.") from error
+
+
+class _Board:
+    """TensorBoard's file, written in the caller's thread: tensorboardX's own thread ends at a full disk, and the run would wait for
+    it for ever."""
+
+    def __init__(self, folder: Path, start: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        if start:  # what a killed run wrote past its last checkpoint is not shown twice
+            begun = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=start + 1, session_log=begun))
+        self._flushed = time.monotonic()
+
+    def write(self, step: int, **numbers: float | int | None) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items() if value is not None]
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        if time.monotonic() > self._flushed + FLUSH_S:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, ascending by step; a last line cut short by a crash is left out."""
+    """The lines of a run's metrics.jsonl, ascending by step; one cut short by a crash, or damaged, is left out."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return sorted(filter(None, map(_parsed, lines)), key=lambda line: line["step"])
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        tree = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(tree, dict) or tree.get("step") is None or "loss" not in tree:
+        return None
+    return tree if all(value is None or _is_number(value) for value in tree.values()) else None
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))

@@ -15,7 +15,8 @@ from flax import nnx
 import ddpm_jax
 from ddpm_jax import data, model_configs, models, presets
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import Preset
 from ddpm_jax.processes import Process
 from ddpm_jax.training import loss_aware
@@ -23,14 +24,17 @@ from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import process_of
 from ddpm_jax.training.state import TrainState, state_of
 from ddpm_jax.training.step import Inputs, make_optimizer
+from ddpm_jax.typed import build, value_of
 
 CONFIG = "config.json"
-FORMAT = 2
-"""Version of the run folder's layout."""
+FORMAT = 3
+"""Version of the run folder's layout: 3 has manifests in its checkpoints."""
+READABLE = (2, FORMAT)
+"""Versions that `open_run` takes; a run that is resumed is written in the newest."""
 
 _REVISABLE = {
     "train.steps", "train.epochs", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "data.threads",
+    "train.keep_checkpoints", "train.keep_every", "train.on_nonfinite", "train.accumulate", "train.remat", "data.threads",
 }  # fmt: skip
 """Fields that a resumed run may change, besides those of sampling: they leave the steps already done as they were."""
 
@@ -115,16 +119,16 @@ class Run:
         _, variables = models.split(models.abstract(self.config.model))
         return jax.eval_shape(self.state_of, variables)
 
-    def load(self) -> tuple[nnx.GraphDef, models.Variables, int]:
+    def load(self, layout: Layout = ALONE) -> tuple[nnx.GraphDef, models.Variables, int]:
         """The network for sampling, with the averaged parameters of the newest checkpoint, and that checkpoint's step.
 
         Raises:
             UserError: there is no checkpoint, or it does not fit the config.
         """
         graphdef, _ = models.split(models.abstract(self.config.model))
-        return graphdef, *self.load_variables()
+        return graphdef, *self.load_variables(layout=layout)
 
-    def load_variables(self, *, ema: bool = True) -> tuple[models.Variables, int]:
+    def load_variables(self, *, ema: bool = True, layout: Layout = ALONE) -> tuple[models.Variables, int]:
         """The parameters of the newest checkpoint, averaged or those being trained, its running statistics, and its step.
 
         Raises:
@@ -133,7 +137,7 @@ class Run:
         if not self.checkpoint_folder.is_dir():
             raise UserError(f"{self.folder} holds no checkpoint yet; train it first.")
         with Checkpoints(self.checkpoint_folder) as checkpoints:
-            state = checkpoints.restore(self.abstract_state())
+            state = checkpoints.restore(layout.abstract(self.abstract_state()))
         return state.variables(ema=ema), int(state.step)
 
     def labels(self, num: int, wanted: tuple[str, ...] = ()) -> np.ndarray | None:
@@ -173,18 +177,22 @@ def open_run(folder: Path) -> Run:
         what = "does not exist" if not folder.exists() else f"holds no {CONFIG}, so it is no run folder"
         raise UserError(f"{folder} {what}. Make one with: ddpm train PRESET --out {folder}")
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_bytes())
         version = tree["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
-    if version != FORMAT:
-        raise UserError(f"{path} has format {version}; this version of ddpm-jax reads format {FORMAT}.")
+    if version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise UserError(f"{path} has format {version!r}; this version of ddpm-jax reads the formats {known}.")
     try:
-        names, scaling, origin = tuple(tree["class_names"]), data.Scaling(**tree["scaling"]), tree.get("origin")
-        config = presets.from_json(json.dumps(tree["config"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    return Run(folder, config, names, scaling, origin)
+        names = value_of(tuple[str, ...], tree["class_names"], "class_names")
+        scaling = build(data.Scaling, tree["scaling"], "scaling")
+        origin = value_of(dict[str, Any] | None, tree.get("origin"), "origin")
+        return Run(folder, presets.from_json(json.dumps(tree["config"])), names, scaling, origin)
+    except KeyError as error:
+        raise UserError(f"{path} cannot be read: {error} is missing.") from error
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def start_run(
@@ -213,14 +221,19 @@ def start_run(
         old = open_run(folder)
         _check_same(old, run)
         run = replace(run, scaling=old.scaling, origin=old.origin)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or not all(map(_left_by_a_kill, folder.iterdir()))):
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder} exists and is no run folder; choose another --out.")
         if not overwrite:
             raise UserError(
                 f"{folder} exists. Pass --resume to go on with it, --overwrite to start anew, or another --out."
             )
-        shutil.rmtree(folder)
+        _check_writable(folder)
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be deleted: {error.strerror or error}.") from error
+    _check_writable(folder)
     create_folder(run)
     return run
 
@@ -236,6 +249,18 @@ def create_folder(run: Run) -> None:
         "config": json.loads(presets.to_json(run.config)),
     }
     write_atomically(run.folder / CONFIG, lambda path: path.write_text(json.dumps(tree, indent=2) + "\n"))
+
+
+def _check_writable(folder: Path) -> None:
+    check_writable(folder)
+    for name in ("checkpoints", "samples", "tensorboard"):
+        if (folder / name).exists():
+            check_writable(folder / name)
+
+
+def _left_by_a_kill(path: Path) -> bool:
+    """Whether it is a config.json that was never finished: a folder with nothing else in it is as good as empty."""
+    return path.name.startswith(".config-")
 
 
 def environment(dtype: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class TrainState:
     """Everything that an update changes."""
 
     step: Any
-    """Number of updates done, an int32 scalar (any leaf where jax maps over the tree)."""
+    """Number of steps done, an int32 scalar (any leaf where jax maps over the tree)."""
     params: Any
     """Trained parameters, nested dict of float32 arrays."""
     batch_stats: Any

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.archives import BROKEN, check_unpacked, read_npz
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
@@ -24,7 +25,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file.")
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_pt, ".pth": _read_pt}
+    readers = {".safetensors": _read_safetensors, ".npz": read_npz, ".pt": _read_pt, ".pth": _read_pt}
     if path.suffix not in readers:
         raise UserError(f"{path}: weights must be one of {', '.join(SUFFIXES)}.")
     tensors = readers[path.suffix](path)
@@ -66,37 +67,25 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise UserError(f"{path} holds one array without a name, where an archive of arrays is needed.")
-            return {key: archive[key] for key in archive.files}
-    except UserError:
-        raise
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-    ) as error:
-        raise UserError(f"{path} is not a readable npz file of plain arrays: {error}.") from error
-
-
 def _read_pt(path: Path) -> dict[str, np.ndarray]:
     torch = _torch(path)
     try:
+        size = path.stat().st_size
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.infolist():
+                    what = f"{path}: {entry.filename}"
+                    check_unpacked(what, packed=min(entry.compress_size, size), unpacked=entry.file_size)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it holds more than plain tensors, and loading it would run code that came with it "
-            f"({str(error).splitlines()[0]}). Save model.state_dict() instead of the model."
+            f"({_first_line(error)}). Save model.state_dict() instead of the model."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
+    except UserError:
+        raise
+    except (OSError, AttributeError, *BROKEN) as error:
+        raise UserError(f"{path} is not a readable PyTorch file: {_first_line(error)}.") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -107,7 +96,13 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} holds other things than tensors: {', '.join(strangers[:10])}. Save model.state_dict()."
         )
+    for key, tensor in state.items():  # one number may stand for all of a tensor
+        check_unpacked(f"{path}: {key}", packed=size, unpacked=tensor.numel() * tensor.element_size())
     return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _torch(path: Path) -> Any:
