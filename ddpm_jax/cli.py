@@ -125,6 +125,27 @@ class ConvertArgs:
     model: Annotated[configs.ModelConfig, tyro.conf.AvoidSubcommands]
     weights: Literal["ema", "params", "state"] = "ema"
     """Of a run: the averaged parameters, those being trained, or everything that training needs."""
+    to: Literal["diffusers"] | None = None
+    """Of a run of a unet: write a pipeline's folder that the library diffusers loads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArgs:
+    """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
+    the Hugging Face Hub."""
+
+    out: Path
+    """The run folder."""
+    revision: str | None = None
+    """Of a repository of the Hub: branch, tag or commit; main unless given."""
+    data: str = ""
+    """What the network was trained on, as --data.source: evaluate compares samples with it, finetune trains on it."""
+    image_size: int | None = None
+    """Height and width of the images, in pixels, where the files do not say."""
+    num_classes: int | None = None
+    """Number of classes, where the files do not say."""
+    scheduler: bool = True
+    """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
 
 
 @dataclass(frozen=True)
@@ -364,8 +385,18 @@ def _convert(source: str | None, rest: list[str]) -> int:
 
     from ddpm_jax.conversion import convert
 
-    for path in convert(Path(str(source)), Path(rest[0]), args.model if network else None, args.weights):
+    for path in convert(Path(str(source)), Path(rest[0]), args.model if network else None, args.weights, args.to):
         print(path)
+    return 0
+
+
+def _import(source: str | None, rest: list[str]) -> int:
+    args = _parse(ImportArgs, f"ddpm import {source or 'PATH_OR_HUB_ID'}", rest)
+
+    from ddpm_jax.conversion import import_weights
+
+    options = {key: value for key, value in vars(args).items() if key != "out"}
+    print(import_weights(str(source), args.out, **options))
     return 0
 
 
@@ -421,6 +452,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
+    "import": (_import, "SOURCE", "weights of diffusers, from a path or the Hub, as a run folder"),
     "verify": (_verify, "[NAME ...]", "hold networks to their PyTorch twins, layer by layer"),
 }
 

@@ -189,13 +189,16 @@ def to_options(
         tuple(kind or resample[way] for _, kind in ways) for way, ways in (("down", down[:last]), ("up", up[1:]))
     )
     dim = widths[0]
-    regular = all(width % dim == 0 for width in widths)
+    shape: dict[str, Any] = {"widths": widths}
+    if all(width % dim == 0 for width in widths):
+        shape = {"dim_mults": tuple(width // dim for width in widths)}
+    shape |= _uniform(halving, doubling)
     return configs.UNet(
         image_size=size,
         channels=c["in_channels"],
         num_classes=count,
         dim=dim,
-        **({"dim_mults": tuple(width // dim for width in widths)} if regular else {"widths": widths}),
+        **shape,
         num_blocks=c["layers_per_block"],
         attention_resolutions=attending[0],
         up_attention_resolutions=None if attending[0] == attending[1] else attending[1],
@@ -203,7 +206,6 @@ def to_options(
         dropout=c["dropout"],
         norm_groups=c["norm_num_groups"],
         time_conditioning=conditioning,
-        **_uniform(halving, doubling),
         learn_variance=c["out_channels"] != c["in_channels"],
         time_dim=None if c["time_embedding_dim"] in (None, 4 * dim) else c["time_embedding_dim"],
         middle=middle,

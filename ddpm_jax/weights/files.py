@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
-SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -24,7 +24,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file.")
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pt": _read_pt, ".pth": _read_pt}
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, **dict.fromkeys((".pt", ".pth", ".bin"), _read_pt)}
     if path.suffix not in readers:
         raise UserError(f"{path}: weights must be one of {', '.join(SUFFIXES)}.")
     tensors = readers[path.suffix](path)
@@ -36,8 +36,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
-    """Write tensors by name, in the format of the suffix.
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write tensors by name, in the format of the suffix; metadata: what a safetensors file says of itself.
 
     Raises:
         UserError: the suffix is none of SUFFIXES, or the file cannot be written.
@@ -46,10 +46,10 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
-        return write_atomically(path, lambda temporary: save_file(arrays, str(temporary)))
+        return write_atomically(path, lambda temporary: save_file(arrays, str(temporary), dict(metadata or {}) or None))
     if path.suffix == ".npz":
         return write_atomically(path, lambda temporary: np.savez(temporary, allow_pickle=False, **arrays))
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in (".pt", ".pth", ".bin"):
         torch = _torch(path)
         state = {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
         return write_atomically(path, lambda temporary: torch.save(state, temporary))

@@ -1,5 +1,6 @@
 """The layers of the U-Net: time embedding, residual block, attention, resampling."""
 
+from collections.abc import Callable
 from math import log, sqrt
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
 
 
 def conv(width_in: int, width_out: int, size: int = 3, *, zero: bool = False) -> nn.Conv2d:
