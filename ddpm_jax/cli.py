@@ -129,10 +129,30 @@ class ConvertArgs:
     """Of a run of a unet: write a pipeline's folder that the library diffusers loads."""
 
 
+@dataclass(frozen=True)
+class OpenAIArgs:
+    """How a checkpoint of improved-diffusion or guided-diffusion was made; the files that OpenAI published are known by name."""
+
+    num_heads: int | None = None
+    """Attention heads; or head_dim."""
+    head_dim: int | None = None
+    """Width of an attention head, num_head_channels there."""
+    num_steps: int | None = None
+    """diffusion_steps; 1000 unless given."""
+    schedule: Literal["linear", "cosine"] | None = None
+    """noise_schedule; linear unless given."""
+    rescale_timesteps: bool | None = None
+    """rescale_timesteps: the network is told t 1000 / diffusion_steps (improved-diffusion's default)."""
+    new_attention_order: bool | None = None
+    """use_new_attention_order."""
+    dropout: float | None = None
+    """dropout, for training on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImportArgs:
     """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
-    the Hugging Face Hub."""
+    the Hugging Face Hub; or a checkpoint of improved-diffusion or guided-diffusion."""
 
     out: Path
     """The run folder."""
@@ -146,6 +166,7 @@ class ImportArgs:
     """Number of classes, where the files do not say."""
     scheduler: bool = True
     """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
+    openai: OpenAIArgs = field(default_factory=OpenAIArgs)
 
 
 @dataclass(frozen=True)
@@ -395,7 +416,8 @@ def _import(source: str | None, rest: list[str]) -> int:
 
     from ddpm_jax.conversion import import_weights
 
-    options = {key: value for key, value in vars(args).items() if key != "out"}
+    options = {key: value for key, value in vars(args).items() if key not in ("out", "openai")}
+    options["openai"] = vars(args.openai)
     print(import_weights(str(source), args.out, **options))
     return 0
 
@@ -452,7 +474,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
-    "import": (_import, "SOURCE", "weights of diffusers, from a path or the Hub, as a run folder"),
+    "import": (_import, "SOURCE", "weights of diffusers or OpenAI, from a path or the Hub"),
     "verify": (_verify, "[NAME ...]", "hold networks to their PyTorch twins, layer by layer"),
 }
 

@@ -30,6 +30,8 @@ class DiffusersFolder:
     """scheduler_config.json; None: there is none."""
     files: tuple[Path, ...]
     """What was read."""
+    root: Path
+    """The folder that all of them lie in."""
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -62,6 +64,7 @@ def read_folder(folder: Path) -> DiffusersFolder:
         read_tensors(found[0]),
         None if scheduler is None else _json(scheduler),
         (config, found[0], *([] if scheduler is None else [scheduler])),
+        folder.parent if scheduler is not None and folder not in scheduler.parents else folder,
     )
 
 
