@@ -174,7 +174,7 @@ class VerifyArgs:
     """Hold networks to their PyTorch twins stage by stage; exit status 1 when a tolerance is broken."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Networks; all of them unless given."""
+    """Networks, or run folders, whose own weights they then are; all networks unless given."""
     all: bool = False
     """All networks, in float64 and in float32."""
     weights: Path | None = None
@@ -426,31 +426,47 @@ def _verify(name: str | None, rest: list[str]) -> int:
     args = _parse(VerifyArgs, "ddpm verify", ([name] if name else []) + rest)
     names = args.names or tuple(SYSTEMS)
     for known in names:
-        if known not in SYSTEMS:
-            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {known!r}.")
-    if args.weights is not None and len(args.names) != 1:
+        if known not in SYSTEMS and not Path(known).is_dir():
+            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}, or a run folder; got {known!r}.")
+    if args.weights is not None and (len(args.names) != 1 or names[0] not in SYSTEMS):
         raise UserError(f"--weights needs the name of the one network they belong to; got {len(args.names)} names.")
 
     import jax
 
     from ddpm_jax import verify
 
-    state_dict = None
+    weights: dict[str, Any] = {}
     if args.weights is not None:
         from ddpm_jax.conversion import fitted
         from ddpm_jax.weights import read_tensors
 
-        state_dict = fitted(configs.create(names[0], {}), read_tensors(args.weights))
+        weights = {"state_dict": fitted(configs.create(names[0], {}), read_tensors(args.weights))}
     reports = []
     for dtype in ("float64", "float32") if args.all else (args.dtype,):
         for known in names:
-            options = {"dtype": dtype, "device": args.device, "seed": args.seed, "state_dict": state_dict}
-            reports.append(verify.verify(known, **options))
+            network, of_run = (known, {}) if known in SYSTEMS else _of_run(Path(known))
+            options = {"dtype": dtype, "device": args.device, "seed": args.seed, **weights, **of_run}
+            reports.append(verify.verify(network, **options))
             print(reports[-1].table(every_row=args.layers) + "\n", flush=True)
             jax.clear_caches()  # half a gigabyte of programs for each network
     for path in verify.write(reports, args.out):
         print(path)
     return 0 if all(report.ok for report in reports) else 1
+
+
+def _of_run(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The network of a run, and what `verify` is to know of it."""
+    from ddpm_jax.conversion.runs import from_run
+    from ddpm_jax.training import open_run
+
+    run = open_run(folder)
+    model = run.config.model
+    system = run.config.process, run.config.sample
+    return configs.name_of(model), {
+        "options": dataclasses.asdict(model),
+        "state_dict": from_run(run),
+        "system": system,
+    }
 
 
 def _run_and_config(name: str | None) -> tuple[Any, SampleConfig]:
@@ -475,7 +491,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
     "import": (_import, "SOURCE", "weights of diffusers or OpenAI, from a path or the Hub"),
-    "verify": (_verify, "[NAME ...]", "hold networks to their PyTorch twins, layer by layer"),
+    "verify": (_verify, "[NAME ...]", "hold networks, or runs, to their PyTorch twins"),
 }
 
 
