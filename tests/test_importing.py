@@ -332,6 +332,7 @@ def test_folders_that_hold_nothing(pipeline, tmp_path, capsys):
         ({"encoder_hid_dim": 7}, "encoder_hid_dim = 7"),
         ({"sample_size": None}, "pass image_size"),
         ({"attention_head_dim": 3}, "head_dim = 3 must divide"),
+        ({"act_fn": ["silu"]}, "act_fn = ['silu']"),
     ],
 )
 def test_networks_without_a_counterpart(changes, named):
@@ -340,6 +341,11 @@ def test_networks_without_a_counterpart(changes, named):
     assert named in str(error.value)
     if "counterpart" in str(error.value) or "_class_name" in str(error.value):
         assert "Supported are UNet2DModels of the blocks DownBlock2D, AttnDownBlock2D" in str(error.value)
+
+
+def test_a_config_of_the_wrong_types(tensors):
+    with pytest.raises(UserError, match="this is no config.json of a UNet2DModel"):
+        weights.from_diffusers(to_config(MODEL) | {"block_out_channels": None}, tensors)
 
 
 def test_every_reason_is_named_at_once():

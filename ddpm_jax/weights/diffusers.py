@@ -1,7 +1,7 @@
 """`UNet2DModel` of the library diffusers: its config and its names, to and from those of `unet`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.weights import foreign
 from ddpm_jax.weights.foreign import Source
 
-CLASS = "UNet2DModel"
+CLASS, MIDDLE = "UNet2DModel", "UNetMidBlock2D"
 DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "freq_shift": 0,
     "flip_sin_to_cos": True,
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_type": MIDDLE,
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     "block_out_channels": (224, 448, 672, 896),
     "layers_per_block": 2,
@@ -94,7 +94,10 @@ def from_diffusers(
     Raises:
         UserError: options without a counterpart here, by name, or tensors that are missing, left over, or misshapen.
     """
-    options = to_options(config, image_size=image_size, num_classes=num_classes)
+    try:
+        options = to_options(config, image_size=image_size, num_classes=num_classes)
+    except (TypeError, AttributeError, IndexError) as error:  # null or a word where a number or a list belongs
+        raise UserError(f"this is no config.json of a {CLASS}: {error}.") from error
     current = {
         re.sub(r"(\.attentions\.\d+\.)(\w+)", lambda found: found[1] + FORMER.get(found[2], found[2]), name): tensor
         for name, tensor in tensors.items()
@@ -135,9 +138,10 @@ def to_options(
     c = {name: config.get(name, default) for name, default in DEFAULTS.items()}
 
     def chosen(name: str, table: Mapping[Any, Any]) -> Any:
-        if c[name] not in table:
+        value = c[name] if isinstance(c[name], Hashable) else repr(c[name])
+        if value not in table:
             problems.append(f"{name} = {c[name]!r}")
-        return table.get(c[name])
+        return table.get(value)
 
     size = c["sample_size"]
     if isinstance(size, list | tuple):
@@ -157,7 +161,7 @@ def to_options(
     widths = tuple(c["block_out_channels"])
     if not len(widths) == len(blocks["down"]) == len(blocks["up"]):
         problems.append("down_block_types, up_block_types and block_out_channels of different lengths")
-    middle = chosen("mid_block_type", {CLASS.replace("2DModel", "MidBlock2D"): "plain", None: "none"})
+    middle = chosen("mid_block_type", {MIDDLE: "plain", None: "none"})
     if middle == "plain" and c["add_attention"]:
         middle = "attention"
     middle_norm = c["attn_norm_num_groups"]
@@ -281,7 +285,7 @@ def to_config(options: configs.UNet) -> dict[str, Any]:
         "freq_shift": o.freq_shift,
         "flip_sin_to_cos": o.cos_first,
         "down_block_types": types["down"],
-        "mid_block_type": None if o.middle == "none" else DEFAULTS["mid_block_type"],
+        "mid_block_type": None if o.middle == "none" else MIDDLE,
         "up_block_types": types["up"][::-1],
         "block_out_channels": list(widths),
         "layers_per_block": o.num_blocks,

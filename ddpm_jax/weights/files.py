@@ -44,8 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Ma
     """
     arrays = {key: np.asarray(array, order="C") for key, array in tensors.items()}
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
-
+        save_file = _safetensors(path).numpy.save_file
         return write_atomically(path, lambda temporary: save_file(arrays, str(temporary), dict(metadata or {}) or None))
     if path.suffix == ".npz":
         return write_atomically(path, lambda temporary: np.savez(temporary, allow_pickle=False, **arrays))
@@ -57,12 +56,10 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Ma
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    safetensors = _safetensors(path)
     try:
-        return load_file(path)
-    except (SafetensorError, KeyError, ValueError) as error:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
@@ -108,6 +105,15 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
             f"{path} holds other things than tensors: {', '.join(strangers[:10])}. Save model.state_dict()."
         )
     return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise UserError(f'{path} needs the package safetensors: pip install "ddpm-jax[hub]".') from error
+    return safetensors
 
 
 def _torch(path: Path) -> Any:
