@@ -217,6 +217,33 @@ def test_without_a_network(cache, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_cache_without_safetensors_or_card(cache, tensors, tmp_path, monkeypatch):
+    """What an older version of another library left there, when the repository itself has more."""
+    pytest.importorskip("torch")
+    import huggingface_hub
+
+    theirs = weights.read_tensors(cache / WEIGHTS)
+    (cache / WEIGHTS).unlink()
+    (cache / "README.md").unlink()
+    weights.write_tensors(cache / "diffusion_pytorch_model.bin", theirs)
+
+    def incomplete(name, revision, allow_patterns):
+        if {"README.md", WEIGHTS} & {*allow_patterns}:
+            raise OSError("the snapshot is incomplete")
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", incomplete)
+    run = imported(NAME, tmp_path)
+    same(run, tensors)
+    assert run.origin["licence"] is None and "diffusion_pytorch_model.bin" in run.origin["sha256"]
+
+
+def test_a_repository_of_something_else(cache, tmp_path, capsys):
+    (cache / WEIGHTS).unlink()
+    error = refused(["import", NAME, "--out", str(tmp_path / "run")], capsys)
+    assert f"{NAME} holds no weights of diffusers" in error
+
+
 def test_without_huggingface_hub(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert 'pip install "ddpm-jax[hub]"' in refused(["import", NAME, "--out", str(tmp_path / "run")], capsys)
@@ -344,7 +371,7 @@ def test_networks_without_a_counterpart(changes, named):
 
 
 def test_a_config_of_the_wrong_types(tensors):
-    with pytest.raises(UserError, match="this is no config.json of a UNet2DModel"):
+    with pytest.raises(UserError, match=r"this is no config\.json of a UNet2DModel"):
         weights.from_diffusers(to_config(MODEL) | {"block_out_channels": None}, tensors)
 
 

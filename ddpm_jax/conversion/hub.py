@@ -1,21 +1,25 @@
 """Repositories of the Hugging Face Hub: the folder that its own cache keeps of one, fetched where it is not there yet."""
 
+import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 from ddpm_jax.errors import UserError
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """What an id looks like: owner/name."""
-FIRST = [
-    "*.json",
-    "README.md",
-    "LICENSE*",
-    "diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
+CONFIGS = [
+    "model_index.json",
+    "config.json",
+    "scheduler_config.json",
+    "unet/config.json",
+    "scheduler/scheduler_config.json",
 ]
-THEN = ["diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin"]
-"""Files that are fetched, and those that are where the first hold no weights."""
+WEIGHTS = [
+    [f"{folder}diffusion_pytorch_model.{suffix}" for folder in ("", "unet/")] for suffix in ("safetensors", "bin")
+]
+"""Files of which one is needed: the second kind where there is none of the first."""
 
 
 def snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
@@ -33,17 +37,28 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
         raise UserError(
             f'{name} is no file or folder here, and the Hub needs huggingface_hub: pip install "ddpm-jax[hub]".'
         ) from error
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FIRST))
-        if not any((folder / path).is_file() for path in FIRST[3:]):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=THEN))
-    except Exception as error:  # which errors a missing network raises has changed with its HTTP library
-        at = f" --revision {revision}" if revision else ""
-        raise UserError(
-            f"{name} cannot be fetched from the Hub ({type(error).__name__}: {str(error).splitlines()[0]}). By hand, where there "
-            f"is a network: hf download {name}{at} --local-dir FOLDER; then, here: ddpm import FOLDER --out RUN."
-        ) from error
-    return folder, folder.name
+
+    def fetch(*files: str) -> Path:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+
+    failure: Any = None
+    for weights in WEIGHTS:
+        try:
+            folder = fetch(*CONFIGS, *weights)
+        except Exception as error:  # which errors a missing network raises has changed with its HTTP library
+            failure = failure or error
+            continue
+        if any((folder / path).is_file() for path in weights):
+            with contextlib.suppress(Exception):  # the card, which names the licence, is not needed
+                fetch("README.md")
+            return folder, folder.name
+    if failure is None:
+        raise UserError(f"{name} holds no weights of diffusers: none of {', '.join(sum(WEIGHTS, []))}.")
+    at = f" --revision {revision}" if revision else ""
+    raise UserError(
+        f"{name} cannot be fetched from the Hub ({type(failure).__name__}: {str(failure).splitlines()[0]}). By hand, where there is "
+        f"a network: hf download {name}{at} --local-dir FOLDER; then, here: ddpm import FOLDER --out RUN."
+    ) from failure
 
 
 def licence(folder: Path) -> str | None:
