@@ -106,7 +106,7 @@ class UNet:
 
     def __post_init__(self) -> None:
         _at_least_1(self, "image_size", "channels", "dim", "num_blocks", "num_heads", "norm_groups")
-        for name, numbers in (("dim_mults", self.dim_mults), ("widths", self.widths or (1,))):
+        for name, numbers in (("dim_mults", self.dim_mults), ("widths", (1,) if self.widths is None else self.widths)):
             if not numbers or min(numbers) < 1:
                 raise UserError(f"{name} must be positive integers, one for each level; got {numbers}.")
         for name in ("time_dim", "head_dim"):
