@@ -434,6 +434,7 @@ def _verify(name: str | None, rest: list[str]) -> int:
     import jax
 
     from ddpm_jax import verify
+    from ddpm_jax.training import open_run
 
     weights: dict[str, Any] = {}
     if args.weights is not None:
@@ -444,29 +445,16 @@ def _verify(name: str | None, rest: list[str]) -> int:
     reports = []
     for dtype in ("float64", "float32") if args.all else (args.dtype,):
         for known in names:
-            network, of_run = (known, {}) if known in SYSTEMS else _of_run(Path(known))
-            options = {"dtype": dtype, "device": args.device, "seed": args.seed, **weights, **of_run}
-            reports.append(verify.verify(network, **options))
+            options = {"dtype": dtype, "device": args.device, "seed": args.seed, **weights}
+            if known in SYSTEMS:
+                reports.append(verify.verify(known, **options))
+            else:
+                reports.append(verify.verify_run(open_run(Path(known)), **options))
             print(reports[-1].table(every_row=args.layers) + "\n", flush=True)
             jax.clear_caches()  # half a gigabyte of programs for each network
     for path in verify.write(reports, args.out):
         print(path)
     return 0 if all(report.ok for report in reports) else 1
-
-
-def _of_run(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The network of a run, and what `verify` is to know of it."""
-    from ddpm_jax.conversion.runs import from_run
-    from ddpm_jax.training import open_run
-
-    run = open_run(folder)
-    model = run.config.model
-    system = run.config.process, run.config.sample
-    return configs.name_of(model), {
-        "options": dataclasses.asdict(model),
-        "state_dict": from_run(run),
-        "system": system,
-    }
 
 
 def _run_and_config(name: str | None) -> tuple[Any, SampleConfig]:

@@ -19,11 +19,12 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer
+from ddpm_jax.training.run import Run
 from ddpm_jax.training.step import apply_gradients, gradients
 from ddpm_jax.verify.comparison import compare, environment, row
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import Report, Row
-from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_torch
+from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_numpy, to_torch
 
 TABLES = (
     "betas",
@@ -399,6 +400,24 @@ def verify(name: str, **options: Any) -> Report:
         UserError: an unknown network, weights that do not fit or are not finite, PyTorch missing.
     """
     return Verification(name, **options).run()
+
+
+def verify_run(run: Run, **options: Any) -> Report:
+    """The staged report of a run: its network with the averaged weights of the newest checkpoint, its process and its sampler.
+
+    options: dtype, device, seed.
+
+    Raises:
+        UserError: there is no checkpoint, the run is no diffusion's, or PyTorch is missing.
+    """
+    config = run.config
+    return verify(
+        configs.name_of(config.model),
+        options=dataclasses.asdict(config.model),
+        state_dict=to_numpy(models.abstract(config.model), run.load_variables()[0]),
+        system=(config.process, config.sample),
+        **options,
+    )
 
 
 def _twins() -> tuple[Any, Any]:
