@@ -183,7 +183,7 @@ NAME, COMMIT = "google/ddpm-tiny-8", "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def cache(pipeline, tmp_path, monkeypatch):
     """The Hub's cache with one repository, laid out as huggingface_hub does; there is no network."""
-    hub = pytest.importorskip("huggingface_hub")
+    constants = pytest.importorskip("huggingface_hub.constants")
     repository = tmp_path / "hub" / "models--google--ddpm-tiny-8"
     snapshot = repository / "snapshots" / COMMIT
     (repository / "refs").mkdir(parents=True)
@@ -194,8 +194,8 @@ def cache(pipeline, tmp_path, monkeypatch):
         blob.write_bytes(file.read_bytes())
         snapshot.mkdir(parents=True, exist_ok=True)
         (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return snapshot
 
 
