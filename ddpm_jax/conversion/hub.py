@@ -57,7 +57,7 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
             f"{name} holds no weights of diffusers: none of {', '.join(path for paths in WEIGHTS for path in paths)}."
         )
     at = f" --revision {revision}" if revision else ""
-    reason = " ".join([type(failure).__name__, *str(failure).splitlines()[:1]])
+    reason = ": ".join([type(failure).__name__, *str(failure).splitlines()[:1]])
     raise UserError(
         f"{name} cannot be fetched from the Hub ({reason}). By hand, where there is a network: "
         f"hf download {name}{at} --local-dir FOLDER; then, here: ddpm import FOLDER --out RUN."
