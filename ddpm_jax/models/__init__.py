@@ -73,10 +73,20 @@ def _draw() -> Callable[[jax.Array, Any], nnx.State]:
     return jax.jit(draw, static_argnums=1, compiler_options=once())
 
 
+class _Stream(nnx.RngStream):
+    """The same keys as flax's, counted in Python: where the count is traced, flax goes through the whole program at every draw."""
+
+    drawn = 0
+
+    def __call__(self) -> jax.Array:
+        key = jax.random.fold_in(self.key[...], np.uint32(self.drawn))
+        self.drawn += 1
+        return key
+
+
 def _counted(key: jax.Array) -> nnx.Rngs:
-    """nnx.Rngs(params=key), counting in NumPy: where its count is traced, flax goes through the whole program at every draw."""
-    rngs, zero = nnx.Rngs(params=key), np.zeros((), np.uint32)
-    rngs.params.count = nnx.RngCount(zero, tag="params")  # type: ignore[arg-type]
+    rngs = nnx.Rngs(params=key)
+    rngs.params = _Stream(key, tag="params")  # type: ignore[attr-defined]
     return rngs
 
 
