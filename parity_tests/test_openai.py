@@ -36,8 +36,6 @@ CONFIGS = {
     "lsun": ADM | {"num_classes": None, "num_res_blocks": 2},
     "one level": ADM | {"channel_mult": (1,), "attention_ds": (1,)},
 }
-QUICK = ("improved-diffusion", "three levels of odd widths", "64 px", "512 px: half the width first")
-"""The others are slow."""
 WITH_JAX = ("improved-diffusion", "512 px: half the width first")
 """The maps are the same for the twin and for ours, whose tensors are its; these are proof of the network's options."""
 
@@ -63,9 +61,7 @@ def read(theirs, told, **options):
         return weights.from_openai(theirs.state_dict(), **told, **options)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS]
-)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_checkpoints(name):
     theirs, told = checkpoint(name)
     config, tensors = read(theirs, told)

@@ -105,9 +105,7 @@ CONFIGS = {
 NUM_CLASSES = 5
 QUICK = {"all of scale_shift", "resampling that differs"}
 QUICK_IN_FLOAT32 = {"tiny"}
-"""Ours; the others are slow. The twin is held to the library in all but the LARGE ones."""
-LARGE = {"lsun at a sixteenth of its width", "celebahq, one block a level", "the library's defaults at a fourteenth"}
-SMALL_FIRST = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in CONFIGS]
+"""Ours; the others are slow. The twin is held to the library in all of them."""
 
 
 def double_sinusoids(t, width, flip_sin_to_cos=False, downscale_freq_shift=1, scale=1, max_period=10_000):
@@ -171,7 +169,7 @@ def test_defaults_are_the_librarys():
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", SMALL_FIRST)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_twin(name, dtype, exactly):
     exactly(dtype)
     theirs, told = library(name, dtype)
@@ -225,7 +223,7 @@ def test_outputs_and_gradients(name, dtype, exactly):
     same_gradients(weights.to_numpy(model, {"params": grads}), theirs, told, name)
 
 
-@pytest.mark.parametrize("name", SMALL_FIRST)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_round_trips(name):
     """In, out and in again: the same options, and the same bytes of a file."""
     theirs, told = library(name, "float32")
