@@ -43,6 +43,10 @@ class ProcessConfig:
     """T, the number of timesteps; a flow scales its times by it for the network."""
     kind: Literal["diffusion", "flow", "blending"] = "diffusion"
     """A Gaussian diffusion along a schedule, or the straight path of flow matching or of alpha-blending (IADB)."""
+    beta_start: float = 1e-4
+    """First beta of the linear, quadratic and sigmoid schedules."""
+    beta_end: float = 0.02
+    """Last beta of these."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that x_T holds no data at all; needs prediction v or x0."""
     prediction: Literal["eps", "x0", "v"] = "eps"
@@ -198,7 +202,7 @@ class SampleConfig:
     """Share of fresh noise for ddim and strided: 0 deterministic, 1 as the reverse chain."""
     variance: Literal["beta", "posterior", "learned"] = "beta"
     """Ancestral sampling's variance: the upper or the lower bound (DDPM, section 3.2), or what the network learned."""
-    spacing: Literal["even", "quadratic", "karras", "log_snr"] | None = None
+    spacing: Literal["even", "leading", "quadratic", "karras", "log_snr"] | None = None
     """Where a diffusion's steps lie; None: where the sampler's authors put them."""
     churn: float = 0.0
     """Of heun: noise added anew over the whole walk (S_churn of Karras et al.)."""

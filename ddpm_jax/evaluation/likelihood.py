@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax import bound, data, launch, models, samplers
+from ddpm_jax import bound, launch, models, samplers
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.report import load_images
+from ddpm_jax.evaluation.report import load_images, open_data
 from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
@@ -172,9 +172,8 @@ def evaluate_likelihood(
 
 
 def _images(run: Run, num: int, seed: int, held_out: str | None) -> tuple[np.ndarray, np.ndarray | None, str]:
-    source = run.open_source() if held_out is None else data.open_source(held_out, classes=run.config.data.classes)
+    source, how = open_data(run, held_out)
     if len(source) < num:
         raise UserError(f"num must be at most {len(source)}, the images of {source.name}; got {num}.")
     images, labels = load_images(run, source, seed, num)
-    told = f"of {source.name}, " + ("seen in training" if held_out is None else "held out")
-    return run.scaling.apply(images), labels if run.class_names else None, told
+    return run.scaling.apply(images), labels if run.class_names else None, f"of {source.name}, {how}"

@@ -33,7 +33,8 @@ class Metric:
 
     name: str
     samples: float
-    real: float
+    real: float | None = None
+    """None: the data is too small for it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Evaluation:
         """As lines for a terminal."""
         lines = [f"{name}: {value}" for name, value in self.facts.items()]
         lines += ["", f"{'':<24}{'samples':>12}{'real data':>12}"]
-        lines += [f"{m.name.replace('_', ' '):<24}{m.samples:>12.4g}{m.real:>12.4g}" for m in self.metrics]
+        for metric in self.metrics:
+            real = "-" if metric.real is None else f"{metric.real:.4g}"
+            lines.append(f"{metric.name.replace('_', ' '):<24}{metric.samples:>12.4g}{real:>12}")
         return "\n".join(lines)
 
 
@@ -91,7 +94,8 @@ def evaluate_run(
     return evaluation, write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
 
 
-def _facts(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
+def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
+    """What every figure of samples depends on."""
     steps = run.process.checked(config.steps)
     sampler = "adaptive" if config.sampler == "adaptive" else f"{config.sampler}, {steps} steps"
     facts = {"step": step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": seed}
@@ -123,7 +127,7 @@ def _of_points(
         for name, distance in (("sliced_wasserstein", sliced_wasserstein), ("mmd_squared", mmd))
     )
     splits = f"{config.num} points drawn anew; real data: mean of {REAL_PAIRS} other sets of them"
-    return Evaluation(metrics, _facts(run, config, step, seed) | {"held out": splits}, {})
+    return Evaluation(metrics, facts_of(run, config, step, seed) | {"held out": splits}, {})
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def _of_images(
             metrics.append(Metric(name, *pair))
     nearest = (float(np.median(nearest_distances(x, real.train[0]))) for x in (images, real.test[0]))
     metrics.append(Metric("nearest_training_image", *nearest))
-    return Evaluation(tuple(metrics), _facts(run, config, step, seed) | {"real images": real.told}, by_class)
+    return Evaluation(tuple(metrics), facts_of(run, config, step, seed) | {"real images": real.told}, by_class)
 
 
 def _kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -226,10 +230,31 @@ def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
     return _Real(tuple(names), train, test, reference, told)
 
 
+def open_data(run: Run, held_out: str | None) -> tuple[data.Source, str]:
+    """The run's own data, or that of a spec, of the classes that the run is trained on; and which of the two it is.
+
+    Raises:
+        UserError: the data is gone or damaged, or the run came from a file of weights and has none.
+    """
+    if held_out is None:
+        return run.open_source(), "seen in training"
+    config = run.config.data
+    return data.open_source(held_out, on_bad_image=config.on_bad_image, classes=config.classes), "held out"
+
+
 def load_images(run: Run, source: data.Source, seed: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The first of a source's images in random order, uint8, cut to the run's shape, and their labels."""
-    order = np.random.default_rng(seed).permutation(len(source))[:most]
-    elements = [source[int(index)] for index in order]
+    return fitted(run, source, order_of(source, seed)[:most])
+
+
+def order_of(source: data.Source, seed: int) -> np.ndarray:
+    """The indices of a source in random order."""
+    return np.random.default_rng(seed).permutation(len(source))
+
+
+def fitted(run: Run, source: data.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images of a source, uint8, cut to the run's shape, and their labels."""
+    elements = [source[int(index)] for index in indices]
     size, _, channels = run.shape
     images = np.stack([fit(element["image"], size, channels) for element in elements])
     return images, np.array([element["label"] for element in elements], np.int32)

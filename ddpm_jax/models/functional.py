@@ -25,6 +25,12 @@ def split(model: nnx.Module, *, training: bool = False, remat: bool = False) -> 
     return graphdef, {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
 
 
+def merge(graphdef: nnx.GraphDef, variables: Variables) -> Any:
+    """The module that `split` took apart."""
+    kinds: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    return nnx.merge(graphdef, *(nnx.State(jax.tree.map(kinds[name], variables[name])) for name in kinds))
+
+
 def apply(
     graphdef: nnx.GraphDef,
     variables: Variables,
@@ -44,12 +50,8 @@ def apply(
     x = x_t
     if dtype is not None:
         params, x = jax.tree.map(lambda a: a.astype(dtype), (params, x_t))
-    model = nnx.merge(graphdef, _as_state(params, nnx.Param), _as_state(variables["batch_stats"], nnx.BatchStat))
+    model = merge(graphdef, variables | {"params": params})
     rngs = None if key is None else nnx.Rngs(dropout=key)
     output = model(x, t, labels, rngs=rngs)
     batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
     return output.astype(jnp.result_type(x_t)), batch_stats
-
-
-def _as_state(tree: Any, kind: type[nnx.Variable]) -> nnx.State:
-    return nnx.State(jax.tree.map(kind, tree))

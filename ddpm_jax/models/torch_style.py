@@ -110,8 +110,8 @@ class ConvTranspose(nnx.ConvTranspose):
 class BatchNorm(nnx.BatchNorm):
     """BatchNorm whose running variance is that of the population (n - 1), while it normalises by that of the batch (n)."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        super().__init__(dim, momentum=0.9, epsilon=1e-5, rngs=rngs)
+    def __init__(self, dim: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs):
+        super().__init__(dim, momentum=0.9, epsilon=epsilon, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:  # type: ignore[override]
         """(B, H, W, C) in and out; outside evaluation the running statistics move a tenth of the way to the batch's."""

@@ -50,7 +50,8 @@ class Run:
     scaling: data.Scaling
     """Between its data and what the network sees."""
     origin: dict[str, Any] | None = None
-    """Of a fine-tuned run: the run it started from, that run's step, and which of its weights."""
+    """Of a fine-tuned run: the run it started from, that run's step, and which of its weights; of an imported one: its source,
+    revision, licence, and the SHA-256 of every file."""
 
     @property
     def process(self) -> Process:
