@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ import tyro
 import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import cache_folder, check_writable
+from ddpm_jax.files import check_writable, keep_programs
+from ddpm_jax.launch import ALL_DEVICES, ParallelConfig, join, leave, several
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
 Flat = tyro.conf.arg(name="")
@@ -34,6 +35,7 @@ class TrainArgs:
     """Go on from the run folder's newest checkpoint."""
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +56,38 @@ class SampleArgs:
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
-    """Samples drawn at a time."""
+    """Samples drawn at a time, over all devices."""
     out: Path | None = None
     """Where to; RUN/samples unless given."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True)
 class EvaluateArgs:
     """Draw samples from a run and measure them: of images class agreement, Fréchet and kernel distance in the features of a
-    classifier of the run's data, and the distance to the nearest training image; of points sliced Wasserstein distance and MMD."""
+    classifier of the run's data, and the distance to the nearest training image, or with --fid the figures of the literature in
+    Inception's features; of points sliced Wasserstein distance and MMD."""
 
     config: Annotated[SampleConfig, Flat] = field(default_factory=lambda: SampleConfig(num=500))
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
     """Samples drawn at a time; points all at once."""
-    num_real: int = 20_000
-    """Real images looked at, at most."""
+    num_real: int | None = None
+    """Real images looked at, at most: 20,000, or with fid all there are, unless given."""
     held_out: str | None = None
     """Data that the run was not trained on, as tfds:mnist:test; a part of the run's own unless given."""
     likelihood: bool = False
     """Bits per dimension of num images by the variational bound, instead of measuring samples."""
+    fid: bool = False
+    """FID, KID, precision and recall in the features of Inception-v3, instead of the other figures; take --num 10000 or more."""
+    fid_weights: Path | None = None
+    """The weights of Inception-v3; those in the cache unless given."""
+    fid_reference: Path | None = None
+    """An .npz of mu and sigma, or of images as arr_0, to hold samples against; the run's data, or held_out, unless given."""
+    fid_save: Path | None = None
+    """Where to write mu and sigma of the data that samples are held against."""
+    parallel: ParallelConfig = ALL_DEVICES
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,48 @@ class ConvertArgs:
     model: Annotated[configs.ModelConfig, tyro.conf.AvoidSubcommands]
     weights: Literal["ema", "params", "state"] = "ema"
     """Of a run: the averaged parameters, those being trained, or everything that training needs."""
+    to: Literal["diffusers"] | None = None
+    """Of a run of a unet: write a pipeline's folder that the library diffusers loads."""
+
+
+@dataclass(frozen=True)
+class OpenAIArgs:
+    """How a checkpoint of improved-diffusion or guided-diffusion was made; the files that OpenAI published are known by name."""
+
+    num_heads: int | None = None
+    """Attention heads; or head_dim."""
+    head_dim: int | None = None
+    """Width of an attention head, num_head_channels there."""
+    num_steps: int | None = None
+    """diffusion_steps; 1000 unless given."""
+    schedule: Literal["linear", "cosine"] | None = None
+    """noise_schedule; linear unless given."""
+    rescale_timesteps: bool | None = None
+    """rescale_timesteps: the network is told t 1000 / diffusion_steps (improved-diffusion's default)."""
+    new_attention_order: bool | None = None
+    """use_new_attention_order."""
+    dropout: float | None = None
+    """dropout, for training on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArgs:
+    """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
+    the Hugging Face Hub; or a checkpoint of improved-diffusion or guided-diffusion."""
+
+    out: Path
+    """The run folder."""
+    revision: str | None = None
+    """Of a repository of the Hub: branch, tag or commit; main unless given."""
+    data: str = ""
+    """What the network was trained on, as --data.source: evaluate compares samples with it, finetune trains on it."""
+    image_size: int | None = None
+    """Height and width of the images, in pixels, where the files do not say."""
+    num_classes: int | None = None
+    """Number of classes, where the files do not say."""
+    scheduler: bool = True
+    """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
+    openai: OpenAIArgs = field(default_factory=OpenAIArgs)
 
 
 @dataclass(frozen=True)
@@ -132,7 +187,7 @@ class VerifyArgs:
     """Hold networks to their PyTorch twins stage by stage; exit status 1 when a tolerance is broken."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Networks; all of them unless given."""
+    """Networks, or run folders, whose own weights they then are; all networks unless given."""
     all: bool = False
     """All networks, in float64 and in float32."""
     weights: Path | None = None
@@ -180,29 +235,20 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
-    _keep_programs()
+    keep_programs()
     try:
         return _dispatch(arguments)
     except UserError as error:
         print(f"ddpm: {error}", file=sys.stderr)
-        return 2
+        return leave(2)
     except KeyboardInterrupt:
         print("ddpm: interrupted.", file=sys.stderr)
-        return 130
-
-
-def _keep_programs() -> None:
-    """Have JAX, which is not imported yet, keep what it compiles for the next command; a user's own settings are left alone."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = cache_folder("programs")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to: programs are compiled anew each time
-        return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "2000000000")  # bytes; the least recently used go first
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+        return leave(130)
+    except Exception:
+        if several():
+            traceback.print_exc()
+        leave(1)
+        raise
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -232,10 +278,12 @@ def _train(name: str | None, rest: list[str]) -> int:
     about = f"{TrainArgs.__doc__}\n\n{name}: {RECIPES[name].about}" if name else TrainArgs.__doc__
     args = _parse_training(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, description=about)
 
+    join(args.parallel)
+
     from ddpm_jax.training import train
 
     def run() -> Any:
-        return train(args.config, args.out, resume=args.resume, overwrite=args.overwrite)
+        return train(args.config, args.out, resume=args.resume, overwrite=args.overwrite, parallel=args.parallel)
 
     return _report_training(run, args.out, f"ddpm train {name}", rest)
 
@@ -251,11 +299,11 @@ def _finetune(name: str | None, rest: list[str]) -> int:
     # the length of an epoch is that of the new data
     chosen = dataclasses.replace(origin.config, train=dataclasses.replace(origin.config.train, epoch_steps=None))
     args = _parse_training(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, description=FinetuneArgs.__doc__)
+    join(args.parallel)
 
     def run() -> Any:
-        return finetune(
-            origin, args.config, args.out, weights=args.weights, resume=args.resume, overwrite=args.overwrite
-        )
+        options = {key: getattr(args, key) for key in ("weights", "resume", "overwrite", "parallel")}
+        return finetune(origin, args.config, args.out, **options)
 
     return _report_training(run, args.out, f"ddpm finetune {name}", rest)
 
@@ -295,26 +343,31 @@ def _sample(name: str | None, rest: list[str]) -> int:
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
+    join(args.parallel)
+
+    from ddpm_jax.parallel import layout_of
     from ddpm_jax.training import samples
 
     labels = run.labels(args.config.num, args.labels)
     out = args.out or run.folder / "samples"
     check_writable(out)
-    graphdef, variables, step = run.load()
-    drawn = samples.draw(
+    layout = layout_of(args.parallel)
+    graphdef, variables, step = run.load(layout)
+    drawn, paths = samples.draw_and_save(
+        out,
         run,
         graphdef,
         variables,
         labels,
         args.config.num,
+        heading=lambda drawn: f"{run.folder.name}, step {step}, {args.config.sampler} {int(drawn.frame_steps[-1])}",
         config=args.config,
         seed=args.seed,
         batch_size=args.batch_size,
         num_frames=samples.FRAMES,
+        layout=layout,
     )
     steps = int(drawn.frame_steps[-1])
-    heading = f"{run.folder.name}, step {step}, {args.config.sampler} {steps}"
-    paths = samples.save_all(out, run, drawn, heading)
     first = min(args.config.num, args.batch_size)
     speed = f"{first} samples in one call of {drawn.first_call_s:.1f} s, compilation included"
     if drawn.later_call_s is not None:
@@ -359,19 +412,35 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
+    if args.likelihood and args.fid:
+        raise UserError("--likelihood and --fid are two evaluations: give one of them.")
+    if not args.fid and (args.fid_weights or args.fid_reference or args.fid_save):
+        raise UserError("--fid-weights, --fid-reference and --fid-save belong to --fid, which is not given.")
+
+    join(args.parallel)
+
+    from ddpm_jax.parallel import layout_of
+
+    options = {"seed": args.seed, "batch_size": args.batch_size, "held_out": args.held_out}
+    options["layout"] = layout_of(args.parallel)
     if args.likelihood:
         from ddpm_jax.evaluation import evaluate_likelihood
 
-        found, path = evaluate_likelihood(
-            run, args.config, seed=args.seed, batch_size=args.batch_size, held_out=args.held_out
-        )
+        found, path = evaluate_likelihood(run, args.config, **options)
         print(f"{found.table()}\n  {path}")
         return 0
 
-    from ddpm_jax.evaluation import evaluate_run
+    if args.num_real is not None:
+        options["num_real"] = args.num_real
+    if args.fid:
+        from ddpm_jax.evaluation import evaluate_fid
 
-    options = {"seed": args.seed, "batch_size": args.batch_size, "num_real": args.num_real, "held_out": args.held_out}
-    evaluation, path = evaluate_run(run, args.config, **options)
+        options |= {"weights": args.fid_weights, "reference": args.fid_reference, "save_reference": args.fid_save}
+        evaluation, path = evaluate_fid(run, args.config, **options)
+    else:
+        from ddpm_jax.evaluation import evaluate_run
+
+        evaluation, path = evaluate_run(run, args.config, **options)
     print(f"{evaluation.table()}\n  {path}")
     return 0
 
@@ -392,8 +461,19 @@ def _convert(source: str | None, rest: list[str]) -> int:
 
     from ddpm_jax.conversion import convert
 
-    for path in convert(Path(str(source)), Path(rest[0]), args.model if network else None, args.weights):
+    for path in convert(Path(str(source)), Path(rest[0]), args.model if network else None, args.weights, args.to):
         print(path)
+    return 0
+
+
+def _import(source: str | None, rest: list[str]) -> int:
+    args = _parse(ImportArgs, f"ddpm import {source or 'PATH_OR_HUB_ID'}", rest)
+
+    from ddpm_jax.conversion import import_weights
+
+    options = {key: value for key, value in vars(args).items() if key not in ("out", "openai")}
+    options["openai"] = vars(args.openai)
+    print(import_weights(str(source), args.out, **options))
     return 0
 
 
@@ -401,26 +481,30 @@ def _verify(name: str | None, rest: list[str]) -> int:
     args = _parse(VerifyArgs, "ddpm verify", ([name] if name else []) + rest)
     names = args.names or tuple(SYSTEMS)
     for known in names:
-        if known not in SYSTEMS:
-            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {known!r}.")
-    if args.weights is not None and len(args.names) != 1:
+        if known not in SYSTEMS and not Path(known).is_dir():
+            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}, or a run folder; got {known!r}.")
+    if args.weights is not None and (len(args.names) != 1 or names[0] not in SYSTEMS):
         raise UserError(f"--weights needs the name of the one network they belong to; got {len(args.names)} names.")
 
     import jax
 
     from ddpm_jax import verify
+    from ddpm_jax.training import open_run
 
-    state_dict = None
+    weights: dict[str, Any] = {}
     if args.weights is not None:
         from ddpm_jax.conversion import fitted
         from ddpm_jax.weights import read_tensors
 
-        state_dict = fitted(configs.create(names[0], {}), read_tensors(args.weights))
+        weights = {"state_dict": fitted(configs.create(names[0], {}), read_tensors(args.weights))}
     reports = []
     for dtype in ("float64", "float32") if args.all else (args.dtype,):
         for known in names:
-            options = {"dtype": dtype, "device": args.device, "seed": args.seed, "state_dict": state_dict}
-            reports.append(verify.verify(known, **options))
+            options = {"dtype": dtype, "device": args.device, "seed": args.seed, **weights}
+            if known in SYSTEMS:
+                reports.append(verify.verify(known, **options))
+            else:
+                reports.append(verify.verify_run(open_run(Path(known)), **options))
             print(reports[-1].table(every_row=args.layers) + "\n", flush=True)
             jax.clear_caches()  # half a gigabyte of programs for each network
     for path in verify.write(reports, args.out):
@@ -473,7 +557,8 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
-    "verify": (_verify, "[NAME ...]", "hold networks to their PyTorch twins, layer by layer"),
+    "import": (_import, "SOURCE", "weights of diffusers or OpenAI, from a path or the Hub"),
+    "verify": (_verify, "[NAME ...]", "hold networks, or runs, to their PyTorch twins"),
     "benchmark": (_benchmark, "[NAME ...]", "measure speed beside the PyTorch twin"),
 }
 

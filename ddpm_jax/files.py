@@ -28,6 +28,20 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written to: {error.strerror or error}.") from error
 
 
+def keep_programs() -> None:
+    """Have JAX, which is not imported yet, keep what it compiles for the next command; a user's own settings are left alone."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_folder("programs")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written to: programs are compiled anew each time
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "2000000000")  # bytes; the least recently used go first
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path` (with the same suffix), then rename it; returns path.
 

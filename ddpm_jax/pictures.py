@@ -109,7 +109,8 @@ class Pictures:
         config = self.run.config.process
         if config.kind != "diffusion":
             raise UserError(f"the picture schedule is of a diffusion, and {self.run.folder} is of kind {config.kind}.")
-        table = schedules.create(config.schedule, config.num_steps)
+        betas = {"beta_start": config.beta_start, "beta_end": config.beta_end}
+        table = schedules.create(config.schedule, config.num_steps, **betas)
         if config.zero_terminal_snr:
             table = schedules.zero_terminal_snr(table)
         times = table.timesteps

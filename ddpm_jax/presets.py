@@ -43,6 +43,10 @@ class ProcessConfig:
     """T, the number of timesteps; a flow scales its times by it for the network."""
     kind: Literal["diffusion", "flow", "blending"] = "diffusion"
     """A Gaussian diffusion along a schedule, or the straight path of flow matching or of alpha-blending (IADB)."""
+    beta_start: float = 1e-4
+    """First beta of the linear, quadratic and sigmoid schedules."""
+    beta_end: float = 0.02
+    """Last beta of these."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that x_T holds no data at all; needs prediction v or x0."""
     prediction: Literal["eps", "x0", "v"] = "eps"
@@ -78,7 +82,11 @@ class TrainConfig:
     steps_per_call: int | None = None
     """Updates in one call of the compiled program, at most; None: 100 for points, 1 for images."""
     batch_size: int = 128
-    """Examples in a batch."""
+    """Examples in a batch, over all devices."""
+    accumulate: int = 1
+    """Parts that a batch is gone through in, one after the other, to save memory; BatchNorm sees each part alone."""
+    remat: bool = False
+    """Compute activations anew for the gradient, block by block, instead of keeping them: saves memory."""
     lr: float = 2e-4
     """Peak learning rate of Adam."""
     warmup_steps: int = 0
@@ -120,12 +128,16 @@ class TrainConfig:
         for name in ("steps", "epochs", "epoch_steps", "steps_per_call", "keep_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1, or None; got {getattr(self, name)}.")
-        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1; got {getattr(self, name)}.")
         for name in ("warmup_steps", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must not be negative; got {getattr(self, name)}.")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"train.accumulate must divide train.batch_size = {self.batch_size}; got {self.accumulate}."
+            )
         if not 0 < self.lr < math.inf:  # false for NaN too
             raise UserError(f"train.lr must be positive and finite; got {self.lr:g}.")
         if not 0 <= self.ema_decay < 1:
@@ -178,19 +190,9 @@ class SampleConfig:
     """
 
     sampler: Literal[
-        "ancestral",
-        "ddim",
-        "strided",
-        "dpmpp_2m",
-        "dpmpp_2m_sde",
-        "dpmpp_3m",
-        "unipc",
-        "euler",
-        "euler_ancestral",
-        "heun",
-        "midpoint",
-        "adaptive",
-    ] = "ancestral"
+        "ancestral", "ddim", "strided", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc",
+        "euler", "euler_ancestral", "heun", "midpoint", "adaptive",
+    ] = "ancestral"  # fmt: skip
     """The reverse chain (DDPM), DDIM, the update of system 1, DPM-Solver++, UniPC, or a method of Karras et al.; midpoint: of
     flows.
     """
@@ -200,7 +202,7 @@ class SampleConfig:
     """Share of fresh noise for ddim and strided: 0 deterministic, 1 as the reverse chain."""
     variance: Literal["beta", "posterior", "learned"] = "beta"
     """Ancestral sampling's variance: the upper or the lower bound (DDPM, section 3.2), or what the network learned."""
-    spacing: Literal["even", "quadratic", "karras", "log_snr"] | None = None
+    spacing: Literal["even", "leading", "quadratic", "karras", "log_snr"] | None = None
     """Where a diffusion's steps lie; None: where the sampler's authors put them."""
     churn: float = 0.0
     """Of heun: noise added anew over the whole walk (S_churn of Karras et al.)."""

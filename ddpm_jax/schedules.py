@@ -242,12 +242,17 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def create(name: str, num_steps: int) -> Schedule:
+def create(name: str, num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """The named schedule over T = num_steps timesteps, its other options at their defaults.
 
     Raises:
-        UserError: the name is unknown (lists the names) or num_steps is below 1.
+        UserError: the name is unknown (lists the names), num_steps is below 1, a beta lies outside (0, 1], or betas are given for
+            a schedule that has its own.
     """
     if name not in SCHEDULES:
         raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.")
-    return SCHEDULES[name](num_steps)
+    if name in ("cosine", "cosine_unclipped"):
+        if (beta_start, beta_end) != (1e-4, 0.02):
+            raise UserError(f"schedule {name} has no beta_start and beta_end; got {beta_start:g} and {beta_end:g}.")
+        return SCHEDULES[name](num_steps)
+    return SCHEDULES[name](num_steps, beta_start, beta_end)

@@ -29,6 +29,23 @@ def test_blocks_are_the_plain_form(shape, block, monkeypatch):
             np.testing.assert_allclose(again[1], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("part", [1, 25, 10**6])
+def test_parts_of_the_queries_are_the_plain_form(part, monkeypatch):
+    """One query at a time, a few (a divisor of their number), or all of them; on large images it is what `attend` takes."""
+    monkeypatch.setattr(attention, "_PART", part)
+    monkeypatch.setattr(attention, "_MANY", 1)
+    monkeypatch.setattr(attention, "_HUGE", 40)
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        q, k, v, pull = (jnp.asarray(rng.standard_normal((2, 3, 8, 4))) for _ in range(4))
+        for ours, expected in zip(
+            *(jax.vjp(form, q, k, v)[1](pull) for form in (attention.attend, attention._plain)), strict=True
+        ):
+            np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
+        assert "platform_index" not in str(jax.make_jaxpr(attention.attend)(q, k, v))
+        np.testing.assert_allclose(attention.attend(q, k, v), attention._plain(q, k, v), rtol=1e-12, atol=1e-12)
+
+
 def test_the_form_is_chosen_by_size(monkeypatch):
     q = jnp.ones((1, 2, 300, 4))
     assert "exp" in str(jax.make_jaxpr(attention.attend)(q, q, q))

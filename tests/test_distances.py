@@ -7,7 +7,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
+from ddpm_jax.evaluation.distances import frechet_distance, frechet_of_moments, kernel_distance, nearest_distances
 
 
 def features(seed, count, dim):
@@ -44,6 +44,18 @@ def test_frechet_of_gaussians():
         for mean, d in zip(([0.0, 0, 0], [1.0, -2, 2]), deviations, strict=True)
     )
     assert frechet_distance(a, b) == pytest.approx(9 + 4 + 1 + 0, rel=1e-9)
+
+
+def test_frechet_of_moments():
+    """Without samples: covariances that do not commute, by SciPy's root; in one dimension, means and deviations apart."""
+    rng = np.random.default_rng(5)
+    mean_a, mean_b = rng.normal(size=(2, 30))
+    cov_a, cov_b = (m @ m.T for m in rng.normal(size=(2, 30, 40)))
+    expected = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    assert frechet_of_moments(mean_a, cov_a, mean_b, cov_b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_of_moments(mean_a, cov_a, mean_a, cov_a) == pytest.approx(0, abs=1e-9 * np.trace(cov_a))
+    one, two = (np.array([1.0]), np.array([[4.0]])), (np.array([3.0]), np.array([[25.0]]))
+    assert frechet_of_moments(*one, *two) == pytest.approx(4 + 9)
 
 
 def test_frechet_where_the_covariance_is_singular():

@@ -196,3 +196,15 @@ def test_labels_are_required_if_and_only_if_there_are_classes():
         call(trained(num_classes=3), X, T)
     with pytest.raises(UserError, match="num_classes = None takes no labels"):
         call(trained(), X, T, jnp.array([0, 1]))
+
+
+def test_parameters_are_drawn_with_flaxs_keys():
+    """One compiled program draws what flax does layer by layer."""
+    config = models.configs.create(
+        "unet", {"image_size": 4, "dim": 4, "dim_mults": (1,), "num_blocks": 1, "norm_groups": 2}
+    )
+    ours = models.build(config, rngs=nnx.Rngs(params=jax.random.key(3)))
+    theirs = models.UNet(config, rngs=nnx.Rngs(params=nnx.Rngs(params=jax.random.key(3)).params()))
+    drawn, wanted = (jax.tree.leaves(nnx.state(model, nnx.Param)) for model in (ours, theirs))
+    for a, b in zip(drawn, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

@@ -25,7 +25,6 @@ class TorchSide:
     """
 
     def __init__(self, work: Workload, device: str, *, compiled: bool = False):
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else its profiler, asked for memory alone, reports itself
         import torch
 
         import ddpm_torch_ref.models
@@ -147,7 +146,8 @@ class TorchSide:
             before = torch.cuda.memory_allocated()
             run()
             return torch.cuda.max_memory_allocated() - before
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with _without_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
             run()
         changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         return max(itertools.accumulate(changes, initial=0))
@@ -176,6 +176,19 @@ def precision(asked: Precision) -> Iterator[None]:
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.allow_tf32 = value
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """PyTorch's profiler announces its start and its end there, from C++."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _process(twins: Any, config: ProcessConfig, model: Any) -> Any:

@@ -24,6 +24,7 @@ def batches(
     stream: bool = False,
     start_step: int = 0,
     stacked: int | None = None,
+    rows: np.ndarray | None = None,
     num_threads: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `source` without end, shuffled anew in every epoch.
@@ -42,10 +43,11 @@ def batches(
         stream: draw new points for every batch, instead of going through those of the source.
         start_step: the number of the first batch.
         stacked: put so many batches in a row into each item, along a new first axis; None: no such axis.
+        rows: the examples of each batch to read, ascending; None: all of them.
         num_threads: threads that prepare batches ahead; 0 does the work in the caller's thread.
 
     Returns:
-        `{"x_0": float32 (B, *shape), "label": int32 (B,)}`, again and again.
+        `{"x_0": float32 (B, *shape), "label": int32 (B,)}`, again and again; B is the number of `rows`, where they are given.
 
     Raises:
         UserError: an argument out of range, at the call; an unreadable image, from the iterator.
@@ -60,16 +62,18 @@ def batches(
             grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
         )
         if stream:
-            dataset = indices.random_map(functools.partial(_fresh_points, source=source))
+            dataset = indices.random_map(functools.partial(_fresh_points, source=source, rows=rows))
         else:
-            dataset = indices.map(functools.partial(_points, source=source))
+            dataset = indices.map(functools.partial(_points, source=source, rows=rows))
     else:
         height, _, channels = shape
         dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
         dataset = dataset.map(functools.partial(_fit, image_size=height, channels=channels))
         if flip:
             dataset = dataset.random_map(_random_flip)
-        dataset = dataset.batch(batch_size, drop_remainder=True)
+        if rows is not None:
+            dataset = _rows_of(dataset, batch_size, rows)
+        dataset = dataset.batch(batch_size if rows is None else len(rows), drop_remainder=True)
     dataset = dataset.map(functools.partial(_scale, scaling=scaling))[start_step:]
     if stacked is not None:
         dataset = dataset.batch(stacked, drop_remainder=True)
@@ -109,12 +113,36 @@ def _fit(element: dict[str, Any], *, image_size: int, channels: int) -> dict[str
     return {"x_0": fit(element["image"], image_size, channels), "label": np.int32(element["label"])}
 
 
-def _points(indices: np.ndarray, *, source: PointSource) -> dict[str, Any]:
-    return {"x_0": source.points[indices], "label": np.zeros(len(indices), np.int32)}
+def _points(indices: np.ndarray, *, source: PointSource, rows: np.ndarray | None) -> dict[str, Any]:
+    return _as_batch(source.points[indices if rows is None else indices[rows]])
 
 
-def _fresh_points(indices: np.ndarray, rng: np.random.Generator, *, source: PointSource) -> dict[str, Any]:
-    return {"x_0": source.fresh(rng, len(indices)), "label": np.zeros(len(indices), np.int32)}
+def _fresh_points(
+    indices: np.ndarray, rng: np.random.Generator, *, source: PointSource, rows: np.ndarray | None
+) -> dict[str, Any]:
+    points = source.fresh(rng, len(indices))
+    return _as_batch(points if rows is None else points[rows])
+
+
+def _as_batch(points: np.ndarray) -> dict[str, Any]:
+    return {"x_0": points, "label": np.zeros(len(points), np.int32)}
+
+
+def _rows_of(dataset: Any, batch_size: int, rows: np.ndarray) -> Any:
+    """Of every batch_size elements of a dataset those numbered `rows`; the others are never read."""
+    import grain
+
+    class Rows(grain.MapDataset):
+        def __len__(self) -> int:
+            return len(self._parent) // batch_size * len(rows)
+
+        def __getitem__(self, index: Any) -> Any:
+            if isinstance(index, slice):
+                return self.slice(index)
+            batch, row = divmod(index, len(rows))
+            return self._parent[batch * batch_size + int(rows[row])]
+
+    return Rows(dataset)
 
 
 def _scale(batch: dict[str, Any], *, scaling: Scaling) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class _State:
 
 
 def _for_training(classifier: Classifier) -> nnx.GraphDef:
-    network = _merge(classifier.graphdef, classifier.variables)
+    network = models.merge(classifier.graphdef, classifier.variables)
     return models.split(network, training=True)[0]
 
 
@@ -228,7 +228,7 @@ def _step(
     x = augment(images, jax.random.fold_in(key, state.step))
 
     def mean_loss(params: Any) -> tuple[jax.Array, Any]:
-        network = _merge(graphdef, state.variables | {"params": params})
+        network = models.merge(graphdef, state.variables | {"params": params})
         logits, _ = network(_scale(x))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
@@ -247,12 +247,7 @@ _train_step = jit(_step, static_argnames=("graphdef", "steps"), donate_argnums=0
 def _apply(
     variables: models.Variables, images: UInt8[Array, "b h w c"], *, graphdef: nnx.GraphDef
 ) -> tuple[Array, Array]:
-    return _merge(graphdef, variables)(_scale(images))
-
-
-def _merge(graphdef: nnx.GraphDef, variables: models.Variables) -> Any:
-    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
-    return nnx.merge(graphdef, *(nnx.State(jax.tree.map(kinds[name], variables[name])) for name in kinds))
+    return models.merge(graphdef, variables)(_scale(images))
 
 
 def _scale(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -15,13 +15,23 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         UserError: a and b are not finite features of the same width, at least 2 rows each.
     """
     a, b = check_rows(a=a, b=b)
-    cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
-    # C_a C_b has the eigenvalues of the symmetric S C_b S with S = C_a^(1/2), which are real and, but for rounding, not negative
+    return frechet_of_moments(a.mean(axis=0), np.cov(a, rowvar=False), b.mean(axis=0), np.cov(b, rowvar=False))
+
+
+def frechet_of_moments(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+    """The Fréchet distance of two Gaussians, from their means (F,) and covariances (F, F); computed in float64.
+
+    The trace of (C_a C_b)^(1/2) is the sum of the square roots of that product's eigenvalues, so no root of a matrix that is not
+    symmetric is needed: the product has the eigenvalues of the symmetric S C_b S with S = C_a^(1/2), which are real and, but for
+    rounding, not negative. Singular covariances need no special case.
+    """
+    mean_a, mean_b = np.asarray(mean_a, np.float64), np.asarray(mean_b, np.float64)
+    cov_a, cov_b = (np.atleast_2d(np.asarray(cov, np.float64)) for cov in (cov_a, cov_b))
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     products = np.linalg.eigvalsh(root @ cov_b @ root)
     trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.maximum(products, 0)).sum()
-    return float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + max(trace, 0.0))
+    return float(np.square(mean_a - mean_b).sum() + max(trace, 0.0))
 
 
 def kernel_distance(

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax import bound, data, models, samplers
+from ddpm_jax import bound, launch, models, samplers
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.report import load_images
+from ddpm_jax.evaluation.report import load_images, open_data
 from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion, Predict, Variance
 from ddpm_jax.training import Run
@@ -107,12 +108,18 @@ class Likelihood:
 
 
 def evaluate_likelihood(
-    run: Run, config: SampleConfig, *, seed: int = 0, batch_size: int = 100, held_out: str | None = None
+    run: Run,
+    config: SampleConfig,
+    *,
+    seed: int = 0,
+    batch_size: int = 100,
+    held_out: str | None = None,
+    layout: Layout = ALONE,
 ) -> tuple[Likelihood, Path]:
     """The bound on config.num images; also written to likelihood.json in the run folder.
 
     The variance is config.variance, or the learned one; config.clip bounds the estimates of x_0. held_out: spec of a source that
-    the run was not trained on; None: the run's own data.
+    the run was not trained on; None: the run's own data. layout: the devices that share each batch.
 
     Raises:
         UserError: points, pixels that are not scaled to [-1, 1], flow matching, a chain that does not end at clean data, fewer
@@ -127,7 +134,7 @@ def evaluate_likelihood(
         raise UserError(f"the schedule {run.config.process.schedule} does not end at clean data, so it has no bound.")
     check_writable(run.folder)
     x_0, labels, told = _images(run, config.num, seed, held_out)
-    graphdef, variables, step = run.load()
+    graphdef, variables, step = run.load(layout)
     variance: Variance = "learned" if process.learned_variance else config.variance
     if variance == "learned" and not process.learned_variance:
         raise UserError("variance = learned needs a network trained with model.learn_variance.")
@@ -135,15 +142,14 @@ def evaluate_likelihood(
     size = min(batch_size, len(x_0))
     priors, terms = [], []
     for start in range(0, len(x_0), size):
-        part = np.arange(start, start + size) % len(x_0)  # the last batch is filled up, so that one program serves all
+        # filled up, so that one program serves all batches and all devices
+        part = np.arange(start, start + layout.rounded_up(size)) % len(x_0)
         key = jax.random.fold_in(jax.random.key(seed), start // size)
-        batch_labels = None if labels is None else jnp.asarray(labels[part])
-        prior, term = _compiled(
-            process, graphdef, variables, jnp.asarray(x_0[part]), batch_labels, key, settings=settings
-        )
+        batch = layout.deal((jnp.asarray(x_0[part]), None if labels is None else jnp.asarray(labels[part])))
+        prior, term = map(layout.gather, _compiled(process, graphdef, variables, *batch, key, settings=settings))
         count = min(size, len(x_0) - start)
-        priors.append(np.asarray(prior, np.float64)[:count])
-        terms.append(np.asarray(term, np.float64)[:, :count])
+        priors.append(prior.astype(np.float64)[:count])
+        terms.append(term.astype(np.float64)[:, :count])
     of_prior, of_terms = np.concatenate(priors), np.concatenate(terms, axis=1)
     total = of_prior + of_terms.sum(axis=0)
     facts = {
@@ -161,14 +167,13 @@ def evaluate_likelihood(
         float(of_prior.mean()),
         tuple(float(value) for value in of_terms.mean(axis=1)),
     )
-    text = found.json()
-    return found, write_atomically(run.folder / "likelihood.json", lambda path: path.write_text(text))
+    path, text = run.folder / "likelihood.json", found.json()
+    return found, write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
 
 
 def _images(run: Run, num: int, seed: int, held_out: str | None) -> tuple[np.ndarray, np.ndarray | None, str]:
-    source = run.open_source() if held_out is None else data.open_source(held_out, classes=run.config.data.classes)
+    source, how = open_data(run, held_out)
     if len(source) < num:
         raise UserError(f"num must be at most {len(source)}, the images of {source.name}; got {num}.")
     images, labels = load_images(run, source, seed, num)
-    told = f"of {source.name}, " + ("seen in training" if held_out is None else "held out")
-    return run.scaling.apply(images), labels if run.class_names else None, told
+    return run.scaling.apply(images), labels if run.class_names else None, f"of {source.name}, {how}"

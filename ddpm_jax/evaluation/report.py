@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import data
+from ddpm_jax import data, launch
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
 from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
 from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
 from ddpm_jax.training.samples import draw
@@ -32,7 +33,8 @@ class Metric:
 
     name: str
     samples: float
-    real: float
+    real: float | None = None
+    """None: the data is too small for it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Evaluation:
         """As lines for a terminal."""
         lines = [f"{name}: {value}" for name, value in self.facts.items()]
         lines += ["", f"{'':<24}{'samples':>12}{'real data':>12}"]
-        lines += [f"{m.name.replace('_', ' '):<24}{m.samples:>12.4g}{m.real:>12.4g}" for m in self.metrics]
+        for metric in self.metrics:
+            real = "-" if metric.real is None else f"{metric.real:.4g}"
+            lines.append(f"{metric.name.replace('_', ' '):<24}{metric.samples:>12.4g}{real:>12}")
         return "\n".join(lines)
 
 
@@ -68,6 +72,7 @@ def evaluate_run(
     batch_size: int = 500,
     num_real: int = REAL_IMAGES,
     held_out: str | None = None,
+    layout: Layout = ALONE,
 ) -> tuple[Evaluation, Path]:
     """Draw config.num samples and measure them; also written to evaluation.json in the run folder.
 
@@ -76,19 +81,21 @@ def evaluate_run(
     sliced Wasserstein distance and squared maximum mean discrepancy to points drawn anew.
 
     num_real: real images looked at, at most. held_out: spec of a source that the run was not trained on (tfds:mnist:test);
-    None: 30 % of the run's own images are kept from the classifier, though the run itself has seen them.
+    None: 30 % of the run's own images are kept from the classifier, though the run itself has seen them. layout: the devices that
+    draw the samples.
 
     Raises:
         UserError: no checkpoint, data that is gone, too few images or samples, a folder that cannot be written to.
     """
     check_writable(run.folder)
     measure = _of_images if run.holds_images else _of_points
-    evaluation = measure(run, config, seed, batch_size, num_real, held_out)
-    text = evaluation.json()
-    return evaluation, write_atomically(run.folder / "evaluation.json", lambda path: path.write_text(text))
+    evaluation = measure(run, config, seed, batch_size, num_real, held_out, layout)
+    path, text = run.folder / "evaluation.json", evaluation.json()
+    return evaluation, write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
 
 
-def _facts(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
+def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
+    """What every figure of samples depends on."""
     steps = run.process.checked(config.steps)
     sampler = "adaptive" if config.sampler == "adaptive" else f"{config.sampler}, {steps} steps"
     facts = {"step": step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": seed}
@@ -96,15 +103,22 @@ def _facts(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, An
 
 
 def _of_points(
-    run: Run, config: SampleConfig, seed: int, batch_size: int, num_real: int, held_out: str | None
+    run: Run,
+    config: SampleConfig,
+    seed: int,
+    batch_size: int,
+    num_real: int,
+    held_out: str | None,
+    layout: Layout,
 ) -> Evaluation:
     if held_out is not None:
         raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
     source = run.open_source()
     if not isinstance(source, data.PointSource):
         raise UserError(f"{run.folder} is a run of points, and its data {source.name!r} holds images.")
-    graphdef, variables, step = run.load()
-    drawn = draw(run, graphdef, variables, None, config.num, config=config, seed=seed, batch_size=batch_size)
+    graphdef, variables, step = run.load(layout)
+    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
+    drawn = draw(run, graphdef, variables, None, config.num, **options)
     reference, *others = (
         data.PointSource(source.shape, config.num, HELD_OUT_SEED + seed + k).points for k in range(1 + REAL_PAIRS)
     )
@@ -113,7 +127,7 @@ def _of_points(
         for name, distance in (("sliced_wasserstein", sliced_wasserstein), ("mmd_squared", mmd))
     )
     splits = f"{config.num} points drawn anew; real data: mean of {REAL_PAIRS} other sets of them"
-    return Evaluation(metrics, _facts(run, config, step, seed) | {"held out": splits}, {})
+    return Evaluation(metrics, facts_of(run, config, step, seed) | {"held out": splits}, {})
 
 
 @dataclass(frozen=True)
@@ -128,16 +142,23 @@ class _Real:
 
 
 def _of_images(
-    run: Run, config: SampleConfig, seed: int, batch_size: int, num_real: int, held_out: str | None
+    run: Run,
+    config: SampleConfig,
+    seed: int,
+    batch_size: int,
+    num_real: int,
+    held_out: str | None,
+    layout: Layout,
 ) -> Evaluation:
     labels = run.labels(config.num)
     classes = run.config.data.classes
     count = len(classes or run.class_names)
     if labels is not None and config.num < count:
         raise UserError(f"num must be at least {count}, one sample for each class; got {config.num}.")
-    graphdef, variables, step = run.load()
+    graphdef, variables, step = run.load(layout)
     real = _real(run, seed, num_real, held_out)
-    drawn = draw(run, graphdef, variables, labels, config.num, config=config, seed=seed, batch_size=batch_size)
+    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
+    drawn = draw(run, graphdef, variables, labels, config.num, **options)
     images = drawn.values
     if labels is None and len(classes) == 1:
         labels = np.full(config.num, real.names.index(classes[0]))  # what a run of one class is asked for
@@ -157,7 +178,7 @@ def _of_images(
             metrics.append(Metric(name, *pair))
     nearest = (float(np.median(nearest_distances(x, real.train[0]))) for x in (images, real.test[0]))
     metrics.append(Metric("nearest_training_image", *nearest))
-    return Evaluation(tuple(metrics), _facts(run, config, step, seed) | {"real images": real.told}, by_class)
+    return Evaluation(tuple(metrics), facts_of(run, config, step, seed) | {"real images": real.told}, by_class)
 
 
 def _kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -209,10 +230,31 @@ def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
     return _Real(tuple(names), train, test, reference, told)
 
 
+def open_data(run: Run, held_out: str | None) -> tuple[data.Source, str]:
+    """The run's own data, or that of a spec, of the classes that the run is trained on; and which of the two it is.
+
+    Raises:
+        UserError: the data is gone or damaged, or the run came from a file of weights and has none.
+    """
+    if held_out is None:
+        return run.open_source(), "seen in training"
+    config = run.config.data
+    return data.open_source(held_out, on_bad_image=config.on_bad_image, classes=config.classes), "held out"
+
+
 def load_images(run: Run, source: data.Source, seed: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The first of a source's images in random order, uint8, cut to the run's shape, and their labels."""
-    order = np.random.default_rng(seed).permutation(len(source))[:most]
-    elements = [source[int(index)] for index in order]
+    return fitted(run, source, order_of(source, seed)[:most])
+
+
+def order_of(source: data.Source, seed: int) -> np.ndarray:
+    """The indices of a source in random order."""
+    return np.random.default_rng(seed).permutation(len(source))
+
+
+def fitted(run: Run, source: data.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images of a source, uint8, cut to the run's shape, and their labels."""
+    elements = [source[int(index)] for index in indices]
     size, _, channels = run.shape
     images = np.stack([fit(element["image"], size, channels) for element in elements])
     return images, np.array([element["label"] for element in elements], np.int32)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from ddpm_jax import model_configs as configs
@@ -12,13 +13,25 @@ from ddpm_jax.compilation import once
 from ddpm_jax.models.annotated_unet import AnnotatedUNet
 from ddpm_jax.models.convnext_unet import ConvNeXtUNet
 from ddpm_jax.models.double_conv_unet import DoubleConvUNet
-from ddpm_jax.models.functional import Variables, apply, split
+from ddpm_jax.models.functional import Variables, apply, merge, split
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.models.strided_unet import ConvNet, StridedUNet
 from ddpm_jax.models.tiny_unet import TinyUNet
 from ddpm_jax.models.unet import UNet
 
-__all__ = ["MODELS", "UNet", "Variables", "abstract", "apply", "build", "configs", "create", "num_params", "split"]
+__all__ = [
+    "MODELS",
+    "UNet",
+    "Variables",
+    "abstract",
+    "apply",
+    "build",
+    "configs",
+    "create",
+    "merge",
+    "num_params",
+    "split",
+]
 
 MODELS: dict[type, Callable[..., nnx.Module]] = {
     configs.AnnotatedUNet: AnnotatedUNet,
@@ -48,7 +61,7 @@ def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
     """The network that a config of `model_configs` describes, its parameters drawn by one compiled program."""
     key = rngs.params()
     if isinstance(key, jax.core.Tracer):  # within somebody else's program: eval_shape's, for one
-        return MODELS[type(config)](config, rngs=nnx.Rngs(params=key))
+        return MODELS[type(config)](config, rngs=_counted(key))
     model = abstract(config)
     nnx.update(model, _draw()(key, config))
     return model
@@ -61,15 +74,32 @@ def abstract(config: Any) -> nnx.Module:
 
 @functools.cache  # to build a network layer by layer takes about half a second
 def _structure(config: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: MODELS[type(config)](config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: MODELS[type(config)](config, rngs=_counted(jax.random.key(0)))))
 
 
 @functools.cache
 def _draw() -> Callable[[jax.Array, Any], nnx.State]:
     def draw(key: jax.Array, config: Any) -> nnx.State:
-        return nnx.state(MODELS[type(config)](config, rngs=nnx.Rngs(params=key)))
+        return nnx.state(MODELS[type(config)](config, rngs=_counted(key)))
 
     return jax.jit(draw, static_argnums=1, compiler_options=once())
+
+
+class _Stream(nnx.RngStream):
+    """The same keys as flax's, counted in Python: where the count is traced, flax goes through the whole program at every draw."""
+
+    drawn = 0
+
+    def __call__(self) -> jax.Array:
+        key = jax.random.fold_in(self.key[...], np.uint32(self.drawn))
+        self.drawn += 1
+        return key
+
+
+def _counted(key: jax.Array) -> nnx.Rngs:
+    rngs = nnx.Rngs(params=key)
+    rngs.params = _Stream(key, tag="params")  # type: ignore[attr-defined]
+    return rngs
 
 
 def num_params(model: nnx.Module) -> int:

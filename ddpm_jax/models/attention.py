@@ -1,4 +1,4 @@
-"""The products of softmax attention, in a form that is fast on CPU as well."""
+"""The products of softmax attention, in forms that are fast on CPU as well, and that large images fit in."""
 
 import math
 
@@ -11,6 +11,10 @@ _MANY = 2**16
 """Weights in a head from which on they take more time to write and read than to compute."""
 _BLOCK = 2**20
 """Weights computed at a time, at most, but for those of one head: what stays in a CPU's caches."""
+_HUGE = 2**26
+"""Weights in a head above which they are never held together: those of an image of 224x224 would take 10 GB."""
+_PART = 2**24
+"""Weights of each head computed at a time then, at most."""
 
 
 def attend(
@@ -19,10 +23,12 @@ def attend(
     """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1), in the dtype of q.
 
     On CPU many weights are computed for a few heads at a time, are divided by their sum after the product rather than before, and
-    are computed again for the gradient.
+    are computed again for the gradient. Very many are, on every platform, computed for a part of the queries at a time.
     """
     if q.shape[2] * k.shape[2] < _MANY:
         return _plain(q, k, v)
+    if q.shape[2] * k.shape[2] > _HUGE:
+        return _by_queries(q, k, v)
     return lax.platform_dependent(q, k, v, cpu=_in_blocks, default=_plain)
 
 
@@ -47,3 +53,13 @@ def _in_blocks(q: Array, k: Array, v: Array) -> Array:
     while batch * heads % together:  # a remainder would be a second program
         together -= 1
     return lax.map(head, flat, batch_size=together).reshape(q.shape[:3] + v.shape[3:])
+
+
+def _by_queries(q: Array, k: Array, v: Array) -> Array:
+    batch, heads, queries, width = q.shape
+    rows = max(1, _PART // k.shape[2])
+    while queries % rows:
+        rows -= 1
+    part = jax.checkpoint(lambda q: _plain(q, k, v))
+    parts = jnp.moveaxis(q.reshape(batch, heads, queries // rows, rows, width), 2, 0)
+    return jnp.moveaxis(jax.lax.map(part, parts), 0, 2).reshape(batch, heads, queries, v.shape[3])

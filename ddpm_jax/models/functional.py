@@ -7,15 +7,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
+from ddpm_jax.models.remat import rematerialise
+
 Variables = dict[str, Any]
 """{"params": nested dict of arrays, "batch_stats": the same for running statistics, empty where a network has none}."""
 
 
-def split(model: nnx.Module, *, training: bool = False) -> tuple[nnx.GraphDef, Variables]:
-    """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch."""
+def split(model: nnx.Module, *, training: bool = False, remat: bool = False) -> tuple[nnx.GraphDef, Variables]:
+    """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch.
+
+    remat: gradients compute the activations within each block anew instead of keeping them.
+    """
     view = nnx.view(model, deterministic=not training, use_running_average=not training, raise_if_not_found=False)
+    if remat:
+        rematerialise(view)  # a copy of the modules: the model stays as it is
     graphdef, params, batch_stats = nnx.split(view, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     return graphdef, {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+
+
+def merge(graphdef: nnx.GraphDef, variables: Variables) -> Any:
+    """The module that `split` took apart."""
+    kinds: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    return nnx.merge(graphdef, *(nnx.State(jax.tree.map(kinds[name], variables[name])) for name in kinds))
 
 
 def apply(
@@ -37,12 +50,8 @@ def apply(
     x = x_t
     if dtype is not None:
         params, x = jax.tree.map(lambda a: a.astype(dtype), (params, x_t))
-    model = nnx.merge(graphdef, _as_state(params, nnx.Param), _as_state(variables["batch_stats"], nnx.BatchStat))
+    model = merge(graphdef, variables | {"params": params})
     rngs = None if key is None else nnx.Rngs(dropout=key)
     output = model(x, t, labels, rngs=rngs)
     batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
     return output.astype(jnp.result_type(x_t)), batch_stats
-
-
-def _as_state(tree: Any, kind: type[nnx.Variable]) -> nnx.State:
-    return nnx.State(jax.tree.map(kind, tree))

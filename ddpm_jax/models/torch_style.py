@@ -110,8 +110,8 @@ class ConvTranspose(nnx.ConvTranspose):
 class BatchNorm(nnx.BatchNorm):
     """BatchNorm whose running variance is that of the population (n - 1), while it normalises by that of the batch (n)."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        super().__init__(dim, momentum=0.9, epsilon=1e-5, rngs=rngs)
+    def __init__(self, dim: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs):
+        super().__init__(dim, momentum=0.9, epsilon=epsilon, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:  # type: ignore[override]
         """(B, H, W, C) in and out; outside evaluation the running statistics move a tenth of the way to the batch's."""
@@ -138,7 +138,7 @@ class MapNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """(B, H, W, C) in and out."""
-        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = exact.mean((1, 2, 3), keepdims=True)
-        var = exact.var((1, 2, 3), keepdims=True)
-        return ((exact - mean) * jax.lax.rsqrt(var + 1e-5)).astype(x.dtype) * self.scale[...] + self.bias[...]
+        # what every element has of its own is not the norm's
+        ones, zeros = jnp.ones(x.shape[-1], x.dtype), jnp.zeros(x.shape[-1], x.dtype)
+        normalized = normalize(x, ones, zeros, 1, 1e-5)
+        return normalized * self.scale[...] + self.bias[...]

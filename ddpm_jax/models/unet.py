@@ -45,14 +45,15 @@ class Level(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Block, attention, block at the smallest size."""
+    """Block, attention (None: none), block at the smallest size."""
 
-    def __init__(self, block1: ResBlock, attention: Attention, block2: ResBlock):
+    def __init__(self, block1: ResBlock, attention: Attention | None, block2: ResBlock):
         self.block1, self.attention, self.block2 = block1, attention, block2
 
     def __call__(self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None) -> Image:
         """(B, H, W, C) in and out."""
-        return self.block2(self.attention(self.block1(x, time, rngs)), time, rngs)
+        x = self.block1(x, time, rngs)
+        return self.block2(x if self.attention is None else self.attention(x), time, rngs)
 
 
 class UNet(nnx.Module):
@@ -60,12 +61,12 @@ class UNet(nnx.Module):
 
     def __init__(self, config: configs.UNet, *, rngs: nnx.Rngs):
         self.config = config
-        time_dim = 4 * config.dim
-        widths = [config.dim * mult for mult in config.dim_mults]
+        time_dim = config.time_dim or 4 * config.dim
+        widths = config.level_widths
         sizes = [config.image_size // 2**level for level in range(len(widths))]
         last = len(widths) - 1
 
-        def block(in_dim, out_dim, resample=None):
+        def block(in_dim, out_dim, resample=None, scale=1.0):
             return ResBlock(
                 in_dim,
                 out_dim,
@@ -73,61 +74,81 @@ class UNet(nnx.Module):
                 groups=config.norm_groups,
                 dropout=config.dropout,
                 conditioning=config.time_conditioning,
+                epsilon=config.norm_eps,
+                activation=config.activation,
+                scale=scale,
                 resample=resample,
                 rngs=rngs,
             )
 
-        def attention(dim):
-            heads = config.num_heads if config.head_dim is None else dim // config.head_dim
+        def attention(dim, groups=config.norm_groups, scale=1.0):
             # three dim -> dim maps in one: fan_avg is 2 dim here, so scale 2 gives each the bound it would have alone
             qkv_init = nnx.initializers.variance_scaling(2.0, "fan_avg", "uniform")
             return Attention(
-                group_norm(dim, config.norm_groups, rngs=rngs),
+                group_norm(dim, groups, epsilon=config.norm_eps, rngs=rngs) if groups else None,
                 nnx.Linear(dim, 3 * dim, kernel_init=qkv_init, rngs=rngs),
                 nnx.Linear(dim, dim, kernel_init=zeros, rngs=rngs),
-                num_heads=heads,
+                num_heads=config.heads(dim),
+                scale=scale,
             )
 
-        def attentions(level, count):
-            wanted = sizes[level] in config.attention_resolutions
+        def attentions(way, level, count):
+            wanted = sizes[level] in config.attention_sizes[way]
             return [attention(widths[level]) for _ in range(count)] if wanted else []
 
-        def downsample(dim):
-            return Downsample(dim, rngs=rngs) if config.resample == "conv" else block(dim, dim, halve_mean)
+        def downsample(dim, kind):
+            if kind == "residual":
+                return block(dim, dim, halve_mean)
+            return Downsample(dim, pad_all_sides=config.pad_all_sides, rngs=rngs)
 
-        def upsample(dim):
-            return Upsample(dim, rngs=rngs) if config.resample == "conv" else block(dim, dim, double_nearest)
+        def upsample(dim, kind):
+            return block(dim, dim, double_nearest) if kind == "residual" else Upsample(dim, rngs=rngs)
+
+        def time_mlp():
+            options = {"freq_shift": config.freq_shift, "cos_first": config.cos_first}
+            return TimeMLP(config.dim, time_dim, **options, rngs=rngs)
+
+        def class_embed():
+            if config.num_classes is None:
+                return None
+            if config.class_embedding == "sinusoidal":
+                return time_mlp()
+            return nnx.Embed(config.num_classes, time_dim, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
 
         in_channels = config.channels * (2 if config.self_conditioning else 1)
-        self.conv_in = conv(in_channels, config.dim, 3, rngs=rngs)
-        self.time_mlp = TimeMLP(config.dim, time_dim, rngs=rngs)
-        self.class_embed = (
-            None
-            if config.num_classes is None
-            else nnx.Embed(config.num_classes, time_dim, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
-        )
+        self.conv_in = conv(in_channels, config.width_in, 3, rngs=rngs)
+        self.time_mlp = time_mlp()
+        self.class_embed = class_embed()
 
-        dim, skips, down = config.dim, [config.dim], []
+        dim, skips, down = config.width_in, [config.width_in], []
         for level, width in enumerate(widths):
             blocks = [block(dim if i == 0 else width, width) for i in range(config.num_blocks)]
-            resample = downsample(width) if level < last else None
-            down.append(Level(blocks, attentions(level, config.num_blocks), downsample=resample))
+            resample = downsample(width, config.resampling("down")[level]) if level < last else None
+            down.append(Level(blocks, attentions(0, level, config.num_blocks), downsample=resample))
             skips += [width] * (config.num_blocks + (level < last))
             dim = width
         self.down = nnx.List(down)
 
-        self.middle = Middle(block(dim, dim), attention(dim), block(dim, dim))
+        def middle(dim, scale=config.middle_scale):
+            if config.middle == "none":
+                return None
+            block1 = block(dim, dim, scale=scale)
+            groups = config.norm_groups if config.middle_norm_groups is None else config.middle_norm_groups
+            between = attention(dim, groups, scale) if config.middle == "attention" else None
+            return Middle(block1, between, block(dim, dim, scale=scale))
+
+        self.middle = middle(dim)
 
         up = []
         for level, width in reversed(list(enumerate(widths))):
             blocks = [block((dim if i == 0 else width) + skips.pop(), width) for i in range(config.num_blocks + 1)]
-            resample = upsample(width) if level > 0 else None
-            up.append(Level(blocks, attentions(level, config.num_blocks + 1), upsample=resample))
+            resample = upsample(width, config.resampling("up")[level - 1]) if level > 0 else None
+            up.append(Level(blocks, attentions(1, level, config.num_blocks + 1), upsample=resample))
             dim = width
         self.up = nnx.List(up)
 
         out_channels = config.channels * (2 if config.learn_variance else 1)
-        self.norm_out = group_norm(dim, config.norm_groups, rngs=rngs)
+        self.norm_out = group_norm(dim, config.norm_groups, epsilon=config.norm_eps, rngs=rngs)
         self.conv_out = conv(dim, out_channels, 3, init=zeros, rngs=rngs)
 
     def __call__(
@@ -148,11 +169,15 @@ class UNet(nnx.Module):
         if (labels is None) != (self.class_embed is None):
             need = "needs" if labels is None else "takes no"
             raise UserError(f"a unet with num_classes = {self.config.num_classes} {need} labels.")
+        if self.config.time_scale != 1:
+            t = t * jnp.asarray(self.config.time_scale, jnp.promote_types(x_t.dtype, jnp.float32))
         time = self.time_mlp(t, x_t.dtype)
-        if self.class_embed is not None:
+        if isinstance(self.class_embed, nnx.Embed):
             time = time + self.class_embed.embedding[labels]  # nnx.Embed itself casts to the dtype it was made with
+        elif self.class_embed is not None:
+            time = time + self.class_embed(labels, x_t.dtype)
 
-        x = self.conv_in(x_t)
+        x = self.conv_in(2 * x_t - 1 if self.config.center_input else x_t)
         skips = [x]
         for level in self.down:
             for index in range(len(level.blocks)):
@@ -161,7 +186,8 @@ class UNet(nnx.Module):
             if level.downsample is not None:
                 x = self._resample(level.downsample, x, time, rngs)
                 skips.append(x)
-        x = self.middle(x, time, rngs)
+        if self.middle is not None:
+            x = self.middle(x, time, rngs)
         for level in self.up:
             for index in range(len(level.blocks)):
                 x = level.stage(index, jnp.concatenate([x, skips.pop()], axis=-1), time, rngs)

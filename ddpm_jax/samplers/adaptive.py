@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from ddpm_jax import models
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.processes import LinearPath, Predict, Process
 from ddpm_jax.samplers.loop import denoise
 
@@ -62,12 +63,13 @@ def solve(
     return solution.ys[-1], solution.ys[: num_frames or 0], solution.stats["num_steps"]
 
 
-@functools.partial(jit, static_argnames=("process", "graphdef", "shape", "dtype", "settings"))
-def _compiled(process, graphdef, variables, key, labels, *, shape, dtype, settings):
+@functools.partial(jit, static_argnames=("process", "graphdef", "shape", "dtype", "settings", "layout"))
+def _compiled(process, graphdef, variables, key, labels, *, shape, dtype, settings, layout):
     def predict(x_t, t):
         return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
 
-    return solve(process, predict, jax.random.normal(key, shape), **dict(settings))
+    variables = layout.whole(variables)
+    return solve(process, predict, layout.spread(jax.random.normal(key, shape)), **dict(settings))
 
 
 def sample_adaptively(
@@ -81,11 +83,16 @@ def sample_adaptively(
     num_frames: int = 0,
     clip: float | None = None,
     dtype: Any = None,
+    layout: Layout = ALONE,
 ) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"], int]:
-    """`samplers.sample` by `solve`, in one compiled program; the last thing returned is how many steps the solver took."""
+    """`samplers.sample` by `solve`, in one compiled program; the last thing returned is how many steps the solver took.
+
+    The batch is spread over the layout's devices where they divide it, and is not under pmap: it is one system.
+    """
     graphdef, variables = model
     settings = (("tolerance", tolerance), ("num_frames", num_frames), ("clip", clip))
-    x_0, frames, steps = _compiled(
-        process, graphdef, variables, key, labels, shape=shape, dtype=dtype, settings=settings
-    )
+    if layout.mode == "pmap" or shape[0] % layout.size:
+        layout = ALONE
+    static: dict[str, Any] = {"shape": shape, "dtype": dtype, "settings": settings, "layout": layout}
+    x_0, frames, steps = _compiled(process, graphdef, variables, key, labels, **static)
     return x_0, frames, int(steps)

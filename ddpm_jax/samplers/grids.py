@@ -14,6 +14,18 @@ def even(process: Process, num_steps: int | None = None) -> np.ndarray:
     return process.times(num_steps)
 
 
+def leading(process: Process, num_steps: int | None = None) -> np.ndarray:
+    """Every (T // num_steps)-th timestep from the first on, so that the noisiest is left out; then the clean end.
+
+    What the library diffusers takes unless told otherwise.
+    """
+    schedule = _chain(process, "leading")
+    n = process.checked(num_steps)
+    return np.append(schedule.first + np.arange(n)[::-1] * (schedule.num_steps // n), schedule.first - 1).astype(
+        np.int32
+    )
+
+
 def quadratic(process: Process, num_steps: int | None = None) -> np.ndarray:
     """Times whose square roots are evenly spaced: most of them close to the data (Song et al. 2021, appendix D.2)."""
     n = process.checked(num_steps)
@@ -48,6 +60,7 @@ def strided(process: Process, num_steps: int | None = None) -> np.ndarray:
 
 GRIDS: dict[str, Callable[[Process, int | None], np.ndarray]] = {
     "even": even,
+    "leading": leading,
     "quadratic": quadratic,
     "karras": karras,
     "log_snr": log_snr,

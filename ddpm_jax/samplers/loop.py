@@ -10,10 +10,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax import models
+from ddpm_jax import models, parallel
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import classifier_free
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.processes import Estimate, GaussianDiffusion, Level, Predict, Process
 from ddpm_jax.samplers.steps import Past, Seen, Step, ddim_step, depth_of
 
@@ -107,20 +108,30 @@ def frame_steps(num_steps: int, num_frames: int) -> np.ndarray:
     return np.round(np.linspace(0, num_steps, num_frames)).astype(int)
 
 
-@functools.partial(jit, static_argnames=("process", "graphdef", "shape", "dtype", "guidance", "settings"))
-def _compiled(process, graphdef, variables, key, labels, *, shape, dtype, guidance, settings):
+def _from_noise(key, variables, labels, *, process, graphdef, shape, dtype, guidance, settings, layout):
     def predict(x_t, t, labels=labels):
         return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
 
+    def noise(key):
+        return layout.share(jax.random.normal(key, shape))
+
+    variables = layout.whole(variables)
     start, steps = jax.random.split(key)
-    x_T = jax.random.normal(start, shape)
     return run(
         process,
         predict if guidance is None else classifier_free(predict, labels, **dict(guidance)),
-        x_T,
-        lambda index: jax.random.normal(jax.random.fold_in(steps, index), shape),
+        noise(start),
+        lambda index: noise(jax.random.fold_in(steps, index)),
         **dict(settings),
     )
+
+
+_compiled = parallel.compiled(
+    _from_noise,
+    ("process", "graphdef", "shape", "dtype", "guidance", "settings"),
+    in_batch=(False, False, True),
+    out_axes=(0, 1),
+)
 
 
 def sample(
@@ -140,6 +151,7 @@ def sample(
     num_frames: int = 0,
     frames_before_noise: bool = False,
     dtype: Any = None,
+    layout: Layout = ALONE,
 ) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"]]:
     """Draw samples from a trained network: one compiled program per (step, shape, grid), whatever the number of steps.
 
@@ -147,17 +159,21 @@ def sample(
     conditional network. num_steps: evenly spaced ones, None for the whole chain; or times: a grid of one's own, descending, the
     clean end last. clip: bound on x_0 during sampling, 1.0 for images in [-1, 1]. threshold: see `denoise`. guidance: the options
     of `guidance.classifier_free`, for a network trained with dropped labels. self_conditioned: see `run`. dtype: the network's
-    compute dtype, None for that of its parameters. Returns the samples and num_frames frames (K, B, H, W, C), as `run` does.
+    compute dtype, None for that of its parameters. layout: the devices to spread the batch over, among which the variables lie; it
+    does not change what is drawn. Returns the samples and num_frames frames (K, B, H, W, C), as `run` does.
 
     Raises:
         UserError: num_steps outside 1..T, num_frames outside 2..steps + 1, labels that do not fit the shape, guidance without
-        labels.
+        labels, a batch that the devices do not divide.
     """
     grid = process.times(num_steps) if times is None else times
     if num_frames and not 2 <= num_frames <= len(grid):
         raise UserError(f"num_frames must be 0 or lie in 2..{len(grid)} (steps + 1); got {num_frames}.")
     if labels is not None and labels.shape != shape[:1]:
         raise UserError(f"labels must have shape {shape[:1]}, one for each sample; got {labels.shape}.")
+    if shape[0] % layout.size:
+        fitting = layout.rounded_up(shape[0])
+        raise UserError(f"{layout.size} devices must divide a batch of samples; got {shape[0]}; {fitting} would fit.")
     if guidance is not None and labels is None:
         raise UserError("guidance needs labels to guide to; got labels = None.")
     graphdef, variables = models.split(model) if isinstance(model, nnx.Module) else model
@@ -171,9 +187,8 @@ def sample(
         ("self_conditioned", self_conditioned),
     )
     options = None if guidance is None else tuple(sorted(guidance.items()))
-    return _compiled(
-        process, graphdef, variables, key, labels, shape=shape, dtype=dtype, guidance=options, settings=settings
-    )
+    static = {"process": process, "graphdef": graphdef, "shape": shape, "dtype": dtype}
+    return _compiled(key, variables, labels, layout=layout, guidance=options, settings=settings, **static)
 
 
 def invert(

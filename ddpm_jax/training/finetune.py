@@ -1,10 +1,13 @@
 """Fine-tuning: a run that starts from the weights of another one, in a folder of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_jax import presets
 from ddpm_jax.errors import UserError
+from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
+from ddpm_jax.parallel import layout_of
 from ddpm_jax.presets import Preset
 from ddpm_jax.training.loop import Outcome, Start, train
 from ddpm_jax.training.run import Run
@@ -20,6 +23,7 @@ def finetune(
     weights: Weights = "ema",
     resume: bool = False,
     overwrite: bool = False,
+    parallel: ParallelConfig = ALL_DEVICES,
 ) -> Outcome:
     """Train from the newest weights of `origin`, averaged or not, with a fresh optimiser, counting steps from 0.
 
@@ -41,9 +45,11 @@ def finetune(
             f"the weights of {origin.folder} were trained for something else:\n" + "\n".join(lines) + "\n"
             "Fine-tuning may change options of --data, --train and --sample only."
         )
-    variables, step = origin.load_variables(ema=weights == "ema")
+    # whole on every device that there is: `train` lays them out
+    layout = replace(layout_of(parallel), mode="data")
+    variables, step = origin.load_variables(ema=weights == "ema", layout=layout)
     provenance: dict[str, Any] = {"run": str(origin.folder.absolute()), "step": step, "weights": weights}
     if origin.origin is not None:
         provenance["origin"] = origin.origin
     start = Start(variables, origin.scaling, provenance)
-    return train(config, folder, resume=resume, overwrite=overwrite, start=start)
+    return train(config, folder, resume=resume, overwrite=overwrite, start=start, parallel=parallel)

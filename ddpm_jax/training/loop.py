@@ -1,5 +1,6 @@
 """The training loop: from a preset to a run folder with checkpoints, metrics and pictures."""
 
+import json
 import math
 import signal
 import threading
@@ -13,12 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import data, figures, model_configs, models
+from ddpm_jax import data, figures, launch, model_configs, models, presets
 from ddpm_jax.errors import UserError
+from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
+from ddpm_jax.parallel import Layout, check_batch, layout_of
 from ddpm_jax.presets import Preset
 from ddpm_jax.training import samples
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.metrics import Metrics, read_metrics
+from ddpm_jax.training.metrics import Metrics, NoMetrics, read_metrics
 from ddpm_jax.training.objective import process_of
 from ddpm_jax.training.run import Run, environment, start_run
 from ddpm_jax.training.state import TrainState
@@ -59,52 +62,67 @@ class Start:
 
 
 def train(
-    config: Preset, folder: Path, *, resume: bool = False, overwrite: bool = False, start: Start | None = None
+    config: Preset,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    start: Start | None = None,
+    parallel: ParallelConfig = ALL_DEVICES,
 ) -> Outcome:
     """Train as the config says and leave everything in the folder; Ctrl-C and SIGTERM save and return early.
 
+    With several processes (`launch.join`), all of them call this alike and see the same folder.
+
     Raises:
-        UserError: the config, the data and the folder do not fit together; an image cannot be read; the loss is not finite; the
-            folder cannot be written to.
+        UserError: the config, the data, the devices and the folder do not fit together; an image cannot be read; the loss is not
+            finite; the folder cannot be written to.
     """
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
     process_of(config)  # refuses what excludes each other, before any data is read
     source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image, classes=config.data.classes)
     _batches(config, source, scaling=None)  # refuses what does not fit, before the folder is touched
+    layout = layout_of(parallel)
+    check_batch(layout, config.train.batch_size, config.train.accumulate, len(source))
+    given = {"examples of data": len(source), "out": str(folder), "resume": resume, "parallel": layout.mode}
+    launch.agree(json.loads(presets.to_json(config)) | given)
     of_start: dict[str, Any] = {} if start is None else {"scaling": start.scaling, "origin": start.origin}
-    run = start_run(config, source, folder, resume=resume, overwrite=overwrite, **of_start)
+    run = launch.on_first(lambda: start_run(config, source, folder, resume=resume, overwrite=overwrite, **of_start))
     config = run.config
     total = config.train.total_steps
 
     keep = config.train.keep_checkpoints, config.train.keep_every
     with _Interruption() as interruption, Checkpoints(run.checkpoint_folder, *keep) as checkpoints:
         if resume and checkpoints.latest_step is not None:
-            state = checkpoints.restore(run.abstract_state())
+            state = checkpoints.restore(layout.abstract(run.abstract_state()))
         elif start is not None:
-            state = run.state_of(start.variables)
+            state = layout.place(run.state_of(start.variables))
             checkpoints.save(state)  # from here on the run needs no other
         elif run.origin is not None:
             raise UserError(f"{folder} holds no checkpoint to resume from; start it anew with --overwrite.")
         else:
-            state = run.fresh_state()
+            with layout.host():
+                state = run.fresh_state()
+            state = layout.place(state)
         first = int(state.step)
         per_call = _steps_per_call(run, first)
-        _announce(run, state, source, first)
-        stacked = per_call if per_call > 1 else None
-        batches = _batches(config, source, scaling=run.scaling, start_step=first, stacked=stacked)
-        with Metrics(folder, start=first, total=total, batch_size=config.train.batch_size) as metrics:
-            final = _run_steps(run, state, batches, per_call, checkpoints, metrics, interruption)
+        _announce(run, state, source, first, layout)
+        stacked, rows = per_call if per_call > 1 else None, layout.rows(config.train.batch_size)
+        batches = _batches(config, source, scaling=run.scaling, start_step=first, stacked=stacked, rows=rows)
+        sizes = {"start": first, "total": total, "batch_size": config.train.batch_size}
+        with Metrics(folder, **sizes) if launch.is_first() else NoMetrics() as metrics:
+            final = _run_steps(run, layout, state, batches, per_call, checkpoints, metrics, interruption)
     done = int(final.step)
     if bad := getattr(source, "bad_files", 0):
         print(f"{bad} unreadable images were skipped.")
     skipped = done - updates_done(final)
     if skipped:
         print(f"{skipped} steps were skipped, because their loss or gradient was not finite.")
-    figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
-    if not interruption.requested:
-        drawn = _draw(run, final.variables(ema=True), num_frames=samples.FRAMES)
-        samples.save_all(folder, run, drawn, _heading(run, done))
+    if launch.is_first():
+        figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
+    if not _asked_to_stop(interruption):
+        _save_samples(run, layout, final, last=True)
     return Outcome(run, done, interruption.signal, skipped)
 
 
@@ -115,6 +133,7 @@ def _batches(
     scaling: data.Scaling | None,
     start_step: int = 0,
     stacked: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     return data.batches(
         source,
@@ -126,6 +145,7 @@ def _batches(
         stream=config.data.stream,
         start_step=start_step,
         stacked=stacked,
+        rows=rows,
         num_threads=config.data.threads,
     )
 
@@ -140,6 +160,7 @@ def _steps_per_call(run: Run, start: int) -> int:
 
 def _run_steps(
     run: Run,
+    layout: Layout,
     state: TrainState,
     batches: Iterator[dict[str, np.ndarray]],
     per_call: int,
@@ -149,14 +170,15 @@ def _run_steps(
 ) -> TrainState:
     """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
     config, process, inputs = run.config.train, run.process, run.inputs
-    graphdef, _ = models.split(models.abstract(run.config.model), training=True)
+    graphdef, _ = models.split(models.abstract(run.config.model), training=True, remat=config.remat)
+    static: dict[str, Any] = {"graphdef": graphdef, "process": process, "config": config, "inputs": inputs}
     key = jax.random.key(config.seed)
     rate = learning_rate(config)
     total = config.total_steps
     step = start = int(state.step)
     flight = _InFlight(skip=config.on_nonfinite == "skip")
     begun = time.perf_counter()
-    last = step >= total or interruption.requested
+    last = step >= total or _asked_to_stop(interruption)
     if last:
         checkpoints.save(state)
     while not last:
@@ -164,12 +186,14 @@ def _run_steps(
             batch = next(batches)
         except UserError:
             flight.land()
-            checkpoints.save(state)  # once the images are mended, the run goes on from here
+            if not launch.several():  # the others are in the middle of a step
+                checkpoints.save(state)  # once the images are mended, the run goes on from here
             raise
         if not run.class_names:
             batch = {"x_0": batch["x_0"]}
         update = train_step if per_call == 1 else train_steps
-        state, numbers = update(state, batch, key, graphdef=graphdef, process=process, config=config, inputs=inputs)
+        batch = layout.feed(batch, axis=int(per_call > 1))
+        state, numbers = update(state, batch, key, layout=layout, **static)
         flight.take_off(step + 1, numbers)
         first_call = step == start
         step += per_call
@@ -179,7 +203,9 @@ def _run_steps(
             what = "step" if per_call == 1 else f"{per_call} steps"
             metrics.say(f"the first {what}, compilation included, took {time.perf_counter() - begun:.1f} s")
             metrics.restart_clock(step)
-        last = step == total or interruption.requested
+        # to ask the others takes time
+        may_stop = step % config.log_every == 0 or not launch.several()
+        last = step == total or (may_stop and _asked_to_stop(interruption))
         if step % config.log_every == 0 or last:
             flight.land()
             updates = updates_done(state)
@@ -189,8 +215,7 @@ def _run_steps(
             flight.land()
             checkpoints.save(state)
         if config.sample_every and step % config.sample_every == 0 and not last:
-            drawn = _draw(run, state.variables(ema=True), num_frames=0)
-            samples.save_picture(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, _heading(run, step))
+            _save_samples(run, layout, state, last=False)
             metrics.restart_clock(step)
     return state
 
@@ -244,25 +269,39 @@ class _InFlight:
         return found
 
 
-def _announce(run: Run, state: TrainState, source: data.Source, start: int) -> None:
+def _announce(run: Run, state: TrainState, source: data.Source, start: int, layout: Layout) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     kind = "images, as " + "x".join(map(str, run.shape)) if run.holds_images else "points"
     classes = f"{len(run.class_names)} classes" if run.class_names else "no classes"
     facts = environment(run.config.train.dtype)
     print(f"data: {source.name}, {len(source):,} {kind}, {classes}")
     print(f"network: {count:,} parameters")
+    if layout.size > 1:
+        mode = {"data": "data parallel", "fsdp": "fully sharded data parallel", "pmap": "data parallel by pmap"}[
+            layout.mode
+        ]
+        processes = f" of {jax.process_count()} processes" if launch.several() else ""
+        print(
+            f"devices: {layout.size}{processes}, {mode}, {run.config.train.batch_size // layout.size} examples on each"
+        )
     print("environment: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     print(f"run: {run.folder}, step {start} to {run.config.train.total_steps}", flush=True)
 
 
-def _draw(run: Run, variables: models.Variables, *, num_frames: int) -> samples.Samples:
+def _save_samples(run: Run, layout: Layout, state: TrainState, *, last: bool) -> None:
+    """A picture of samples on the way, or at the end all that is made of them."""
+    heading = f"{run.folder.name}, step {int(state.step)}"
     graphdef, _ = models.split(models.abstract(run.config.model))
     num = run.config.sample.num
-    return samples.draw(run, graphdef, variables, run.labels(num), num, config=run.config.sample, num_frames=num_frames)
-
-
-def _heading(run: Run, step: int) -> str:
-    return f"{run.folder.name}, step {step}"
+    drawing = run, graphdef, state.variables(ema=True), run.labels(num), num
+    options: dict[str, Any] = {"config": run.config.sample, "layout": layout}
+    if last:
+        options["num_frames"] = samples.FRAMES
+        samples.draw_and_save(run.folder, *drawing, heading=lambda _: heading, **options)
+        return
+    drawn = samples.draw(*drawing, **options)
+    if launch.is_first():
+        samples.save_picture(run.folder / "samples" / f"step_{int(state.step):07d}.png", run, drawn, heading)
 
 
 class _Interruption:
@@ -293,3 +332,10 @@ class _Interruption:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or signal.Signals(number)
+
+
+def _asked_to_stop(interruption: _Interruption) -> bool:
+    """Whether any process was asked to: one that stopped alone would leave the others waiting."""
+    if launch.any_of(interruption.requested):
+        interruption.signal = interruption.signal or signal.SIGINT
+    return interruption.requested

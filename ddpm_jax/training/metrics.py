@@ -80,6 +80,28 @@ class Metrics:
         tqdm.write(text, file=sys.stderr)
 
 
+class NoMetrics(Metrics):
+    """Says and writes nothing: for the processes of a run but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def restart_clock(self, step: int) -> None:
+        """Nothing."""
+
+    def advance(self, steps: int) -> None:
+        """Nothing."""
+
+    def write(self, step: int, **numbers: float | int | None) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     try:

@@ -19,7 +19,9 @@ def process_of(config: Preset) -> Process:
     if asked.kind == "diffusion":
         if asked.times == "logit_normal":
             raise UserError("process.times = logit_normal belongs to process.kind = flow or blending; got diffusion.")
-        schedule = schedules.create(asked.schedule, asked.num_steps)
+        schedule = schedules.create(
+            asked.schedule, asked.num_steps, beta_start=asked.beta_start, beta_end=asked.beta_end
+        )
         return GaussianDiffusion(
             schedules.zero_terminal_snr(schedule) if asked.zero_terminal_snr else schedule,
             asked.prediction,
@@ -33,7 +35,7 @@ def process_of(config: Preset) -> Process:
             time_draw="uniform" if asked.times == "loss_aware" else asked.times,
         )
     standard = ProcessConfig()
-    for name in ("schedule", "zero_terminal_snr", "prediction", "weighting"):
+    for name in ("schedule", "beta_start", "beta_end", "zero_terminal_snr", "prediction", "weighting"):
         if getattr(asked, name) != getattr(standard, name):
             raise UserError(
                 f"process.{name} belongs to process.kind = diffusion; got {getattr(asked, name)!r} with {asked.kind}."

@@ -16,6 +16,7 @@ import ddpm_jax
 from ddpm_jax import data, model_configs, models, presets
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import Preset
 from ddpm_jax.processes import Process
 from ddpm_jax.training import loss_aware
@@ -33,7 +34,7 @@ READABLE = (2, FORMAT)
 
 _REVISABLE = {
     "train.steps", "train.epochs", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.keep_every", "train.on_nonfinite", "data.threads",
+    "train.keep_checkpoints", "train.keep_every", "train.on_nonfinite", "train.accumulate", "train.remat", "data.threads",
 }  # fmt: skip
 """Fields that a resumed run may change, besides those of sampling: they leave the steps already done as they were."""
 
@@ -49,7 +50,8 @@ class Run:
     scaling: data.Scaling
     """Between its data and what the network sees."""
     origin: dict[str, Any] | None = None
-    """Of a fine-tuned run: the run it started from, that run's step, and which of its weights."""
+    """Of a fine-tuned run: the run it started from, that run's step, and which of its weights; of an imported one: its source,
+    revision, licence, and the SHA-256 of every file."""
 
     @property
     def process(self) -> Process:
@@ -118,16 +120,16 @@ class Run:
         _, variables = models.split(models.abstract(self.config.model))
         return jax.eval_shape(self.state_of, variables)
 
-    def load(self) -> tuple[nnx.GraphDef, models.Variables, int]:
+    def load(self, layout: Layout = ALONE) -> tuple[nnx.GraphDef, models.Variables, int]:
         """The network for sampling, with the averaged parameters of the newest checkpoint, and that checkpoint's step.
 
         Raises:
             UserError: there is no checkpoint, or it does not fit the config.
         """
         graphdef, _ = models.split(models.abstract(self.config.model))
-        return graphdef, *self.load_variables()
+        return graphdef, *self.load_variables(layout=layout)
 
-    def load_variables(self, *, ema: bool = True) -> tuple[models.Variables, int]:
+    def load_variables(self, *, ema: bool = True, layout: Layout = ALONE) -> tuple[models.Variables, int]:
         """The parameters of the newest checkpoint, averaged or those being trained, its running statistics, and its step.
 
         Raises:
@@ -136,7 +138,7 @@ class Run:
         if not self.checkpoint_folder.is_dir():
             raise UserError(f"{self.folder} holds no checkpoint yet; train it first.")
         with Checkpoints(self.checkpoint_folder) as checkpoints:
-            state = checkpoints.restore(self.abstract_state())
+            state = checkpoints.restore(layout.abstract(self.abstract_state()))
         return state.variables(ema=ema), int(state.step)
 
     def labels(self, num: int, wanted: tuple[str, ...] = ()) -> np.ndarray | None:

@@ -2,20 +2,22 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import figures, models, samplers
+from ddpm_jax import figures, launch, models, samplers
 from ddpm_jax.data import PointSource
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
+from ddpm_jax.training.archive import Archive
 from ddpm_jax.training.run import Run
 
 FRAMES = 24
@@ -46,6 +48,61 @@ class Samples:
     """Mean seconds of a later full batch; None: there was one batch only."""
 
 
+class Batch(NamedTuple):
+    """One call of the sampler."""
+
+    values: np.ndarray
+    """As in `Samples`."""
+    frames: np.ndarray
+    """Of the first batch as in `Samples`; of later ones none."""
+    num_steps: int
+    """Denoising steps that it took."""
+    seconds: float
+
+
+def draw_batches(
+    run: Run,
+    graphdef: nnx.GraphDef,
+    variables: models.Variables,
+    labels: np.ndarray | None,
+    num: int,
+    *,
+    config: SampleConfig,
+    seed: int = 0,
+    batch_size: int = 500,
+    num_frames: int = 0,
+    layout: Layout = ALONE,
+) -> Iterator[Batch]:
+    """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
+
+    layout: the devices that share each batch, among which the variables lie; it does not change what is drawn.
+
+    Raises:
+        UserError: sampler and options that do not fit each other or the schedule; with the first batch.
+    """
+    call, num_steps, num_frames = _sampler(run, config, num_frames)
+    size = min(num, batch_size)
+    # of what is drawn to fill up the devices nothing is kept; one system cannot be filled up
+    whole = size if config.sampler == "adaptive" else layout.rounded_up(size)
+    key = jax.random.key(seed)
+    for start in range(0, num, size):
+        begun = time.perf_counter()
+        batch_labels = None if labels is None else np.resize(labels[start : start + size], whole)
+        x_0, walk, *taken = call(
+            (graphdef, variables),
+            run.process,
+            jax.random.fold_in(key, start // size),
+            (whole, *run.shape),
+            None if batch_labels is None else layout.deal(jax.numpy.asarray(batch_labels)),
+            layout=layout,
+        )
+        num_steps = taken[0] if taken else num_steps
+        values = run.to_data(layout.gather(x_0))[: min(size, num - start)]
+        shown = min(size, ANIMATED) if run.holds_images else size
+        frames = run.to_data(layout.gather(walk)[:, :shown]) if start == 0 else np.zeros((0, 0))
+        yield Batch(values, frames, num_steps, time.perf_counter() - begun)
+
+
 def draw(
     run: Run,
     graphdef: nnx.GraphDef,
@@ -57,36 +114,46 @@ def draw(
     seed: int = 0,
     batch_size: int = 500,
     num_frames: int = 0,
+    layout: Layout = ALONE,
+    sink: Callable[[np.ndarray], object] | None = None,
 ) -> Samples:
-    """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
+    """The batches of `draw_batches` together.
+
+    sink: is given each batch, in the units of the data, and the samples returned are then the SHOWN first of the images alone.
 
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
     """
-    call, num_steps, num_frames = _sampler(run, config, num_frames)
-    size = min(num, batch_size)
-    key = jax.random.key(seed)
-    values, frames, seconds = [], np.zeros((0, 0)), []
-    for start in range(0, num, size):
-        begun = time.perf_counter()
-        batch_labels = None if labels is None else np.resize(labels[start : start + size], size)
-        x_0, walk, *taken = call(
-            (graphdef, variables),
-            run.process,
-            jax.random.fold_in(key, start // size),
-            (size, *run.shape),
-            None if batch_labels is None else jax.numpy.asarray(batch_labels),
-        )
-        num_steps = taken[0] if taken else num_steps
-        values.append(run.to_data(x_0)[: num - start])
-        if start == 0:
-            frames = run.to_data(walk[:, : ANIMATED if run.holds_images else None])
-        seconds.append(time.perf_counter() - begun)
+    batches = draw_batches(
+        run,
+        graphdef,
+        variables,
+        labels,
+        num,
+        config=config,
+        seed=seed,
+        batch_size=batch_size,
+        num_frames=num_frames,
+        layout=layout,
+    )
+    kept = SHOWN if sink is not None and run.holds_images else num
+    values: list[np.ndarray] = []
+    frames, seconds, drawn, num_steps = np.zeros((0, 0)), [], 0, 0
+    for batch in batches:
+        if sink is not None:
+            sink(batch.values)
+        if drawn < kept:
+            values.append(batch.values[: kept - drawn])
+        if not drawn:
+            frames = batch.frames
+        num_steps = batch.num_steps
+        drawn += len(batch.values)
+        seconds.append(batch.seconds)
     return Samples(
         values=np.concatenate(values),
-        labels=labels,
+        labels=labels if labels is None else labels[:kept],
         frames=frames,
-        frame_steps=samplers.frame_steps(num_steps, num_frames),
+        frame_steps=samplers.frame_steps(num_steps, len(frames)),
         first_call_s=seconds[0],
         later_call_s=float(np.mean(seconds[1:])) if len(seconds) > 1 else None,
     )
@@ -171,18 +238,38 @@ def save_animation(path: Path, run: Run, samples: Samples, heading: str) -> Path
     return figures.save_animation(path, samples.frames, of_shown, headings=headings, columns=columns(run, samples))
 
 
-def save_all(folder: Path, run: Run, samples: Samples, heading: str) -> list[Path]:
-    """Write samples.npz, samples.png and, where frames were kept, denoising.gif; returns their paths."""
-    arrays = {"images" if run.holds_images else "points": samples.values}
-    if samples.labels is not None:
-        arrays |= {"labels": samples.labels, "class_names": np.array(run.class_names)}
-    paths = [
-        write_atomically(folder / "samples.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays)),
-        save_picture(folder / "samples.png", run, samples, heading),
-    ]
+def draw_and_save(
+    folder: Path,
+    run: Run,
+    graphdef: nnx.GraphDef,
+    variables: models.Variables,
+    labels: np.ndarray | None,
+    num: int,
+    *,
+    heading: Callable[[Samples], str],
+    **options: Any,
+) -> tuple[Samples, list[Path]]:
+    """Draw samples as `draw` does, straight into samples.npz, whatever their number; then samples.png and, where frames were kept,
+    denoising.gif.
+
+    Returns the samples, of images the SHOWN first, and the paths; of several processes the first one writes.
+    """
+    if not launch.is_first():
+        return draw(run, graphdef, variables, labels, num, sink=lambda _: None, **options), []
+    found: list[Samples] = []
+    name, dtype = ("images", np.uint8) if run.holds_images else ("points", np.float32)
+    others = {} if labels is None else {"labels": labels, "class_names": np.array(run.class_names)}
+
+    def write(path: Path) -> None:
+        with Archive(path, name, (num, *run.shape), dtype, others) as archive:
+            found.append(draw(run, graphdef, variables, labels, num, sink=archive.append, **options))
+
+    paths = [write_atomically(folder / "samples.npz", write)]
+    samples = found[0]
+    paths.append(save_picture(folder / "samples.png", run, samples, heading(samples)))
     if len(samples.frames):
-        paths.append(save_animation(folder / "denoising.gif", run, samples, heading))
-    return paths
+        paths.append(save_animation(folder / "denoising.gif", run, samples, heading(samples)))
+    return samples, paths
 
 
 def real_points(run: Run) -> np.ndarray:

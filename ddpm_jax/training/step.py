@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ddpm_jax import models
-from ddpm_jax.compilation import jit
+from ddpm_jax import models, parallel
+from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.processes import GaussianDiffusion, Process
 from ddpm_jax.training import loss_aware
@@ -80,6 +80,7 @@ def update(
     graphdef: nnx.GraphDef,
     process: Process,
     config: TrainConfig,
+    layout: Layout = ALONE,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The step with every draw given: x_0, noise (B, ...), t (B,); key: dropout's. Returns loss and grad_norm as metrics.
 
@@ -88,9 +89,11 @@ def update(
     Adam's moments and the average stay in the dtype of the parameters; the network computes in config.dtype. Where the loss or the
     norm is not finite and config.on_nonfinite is "skip", the state stays as it was but for its step, which counts on.
     """
-    options: Any = {"graphdef": graphdef, "process": process, "config": config}
+    options: Any = {"graphdef": graphdef, "process": process, "config": config, "layout": layout}
     losses, grads, batch_stats = gradients(state, x_0, noise, t, labels, key, weights, guess, **options)
-    new = apply_gradients(state, grads, batch_stats, config)
+    grads, batch_stats = layout.mean((grads, batch_stats))
+    losses, t, weights = layout.every((losses, t, weights))
+    new = layout.as_state(apply_gradients(state, grads, batch_stats, config))
     if state.loss_history is not None:
         assert isinstance(process, GaussianDiffusion)
         history = loss_aware.record(state.loss_history, t - process.schedule.first, losses)
@@ -117,12 +120,57 @@ def gradients(
     graphdef: nnx.GraphDef,
     process: Process,
     config: TrainConfig,
+    layout: Layout = ALONE,
 ) -> tuple[jax.Array, Any, Any]:
     """The first half of `update`: losses (B,), the gradients of their (weighted) mean by parameter, and the running statistics
-    after the batch."""
+    after the batch.
+
+    With config.accumulate, the batch is gone through in that many parts: BatchNorm sees each of them alone, and dropout's masks
+    are others; everything else is the same.
+    """
+    options: Any = {"graphdef": graphdef, "process": process, "config": config, "layout": layout}
+    parts = config.accumulate
+    if parts == 1:
+        return _gradients_of_part(state, x_0, noise, t, labels, key, weights, guess, **options)
+
+    def cut(a):  # every parts-th example, so that each device keeps its own
+        return layout.spread(a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), axis=1)
+
+    def add(carry, part):
+        total, batch_stats = carry
+        index, (x_0, noise, t, labels, weights) = part
+        part_key = None if key is None else jax.random.fold_in(key, index)
+        before = dataclasses.replace(state, batch_stats=batch_stats)
+        losses, grads, batch_stats = _gradients_of_part(
+            before, x_0, noise, t, labels, part_key, weights, guess, **options
+        )
+        return (layout.as_state(jax.tree.map(jnp.add, total, grads)), batch_stats), losses
+
+    start = layout.as_state(jax.tree.map(jnp.zeros_like, state.params)), state.batch_stats
+    each = jax.tree.map(cut, (x_0, noise, t, labels, weights))
+    (total, batch_stats), losses = jax.lax.scan(add, start, (jnp.arange(parts), each))
+    return losses.T.reshape(-1), jax.tree.map(lambda g: g / parts, total), batch_stats
+
+
+def _gradients_of_part(
+    state: TrainState,
+    x_0: jax.Array,
+    noise: jax.Array,
+    t: jax.Array,
+    labels: jax.Array | None,
+    key: jax.Array | None,
+    weights: jax.Array | None,
+    guess: jax.Array | None,
+    *,
+    graphdef: nnx.GraphDef,
+    process: Process,
+    config: TrainConfig,
+    layout: Layout,
+) -> tuple[jax.Array, Any, Any]:
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
 
     def mean_loss(params):
+        params = layout.whole(params)
         batch_stats = state.batch_stats
 
         def call(x, time):
@@ -181,30 +229,35 @@ def draw_and_update(
     process: Process,
     config: TrainConfig,
     inputs: Inputs = Inputs(),
+    layout: Layout = ALONE,
     **static: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`update` with everything drawn from the run's key folded with the step, so that a resumed run draws the same.
 
-    batch: "x_0" (B, H, W, C) or (B, 2) and, for a conditional network, "label" (B,).
+    batch: "x_0" (B, H, W, C) or (B, 2) and, for a conditional network, "label" (B,). What is drawn does not depend on the layout,
+    but for dropout's masks under pmap.
     """
     key = jax.random.fold_in(key, state.step)
     times, noise, dropout = jax.random.split(key, 3)
     x_0, labels = batch["x_0"], batch.get("label")
+    size = x_0.shape[0] * layout.programs
     weights = guess = None
     if state.loss_history is None:
-        t = process.draw_times(times, x_0.shape[0])
+        t = process.draw_times(times, size)
     else:
         assert isinstance(process, GaussianDiffusion)
-        index, weights = loss_aware.draw(state.loss_history, times, x_0.shape[0])
+        index, weights = loss_aware.draw(state.loss_history, times, size)
         t = process.schedule.first + index
     if labels is not None and config.label_dropout:
-        hidden = jax.random.bernoulli(jax.random.fold_in(key, 0), config.label_dropout, labels.shape)
+        hidden = layout.share(jax.random.bernoulli(jax.random.fold_in(key, 0), config.label_dropout, (size,)))
         assert inputs.null_label is not None  # a run with dropout has one
         labels = jnp.where(hidden, inputs.null_label, labels)
     if inputs.self_conditioned:
         guess = jax.random.bernoulli(jax.random.fold_in(key, 1))
-    noise = jax.random.normal(noise, x_0.shape)
-    return update(state, x_0, noise, t, labels, dropout, weights, guess, process=process, config=config, **static)
+    noise = jax.random.normal(noise, (size, *x_0.shape[1:]))
+    noise, t, weights = layout.share((noise, t, weights))
+    options: Any = {"process": process, "config": config, "layout": layout, **static}
+    return update(state, x_0, noise, t, labels, layout.own_key(dropout), weights, guess, **options)
 
 
 def draw_and_update_all(
@@ -215,9 +268,13 @@ def draw_and_update_all(
 
 
 _STATIC = ("graphdef", "process", "config", "inputs")
-train_step = jit(draw_and_update, static_argnames=_STATIC, donate_argnums=0)
-"""The compiled step: train_step(state, batch, key, graphdef=…, process=…, config=…, inputs=Inputs()) -> (state, metrics); state
-is consumed.
+train_step = parallel.compiled(
+    draw_and_update, _STATIC, donate=True, in_batch=(False, True, False), out_axes=(None, None)
+)
+"""The compiled step: train_step(state, batch, key, graphdef=…, process=…, config=…, inputs=Inputs(), layout=ALONE) -> (state,
+metrics); state is consumed.
 """
-train_steps = jit(draw_and_update_all, static_argnames=_STATIC, donate_argnums=0)
+train_steps = parallel.compiled(
+    draw_and_update_all, _STATIC, donate=True, in_batch=(False, True, False), batch_axis=1, out_axes=(None, None)
+)
 """Several steps in one compiled call: what pays where a step takes no longer than its dispatch."""

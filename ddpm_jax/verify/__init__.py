@@ -2,7 +2,7 @@
 
 from ddpm_jax.verify.comparison import compare
 from ddpm_jax.verify.report import Report, Row, write
-from ddpm_jax.verify.stages import verify
+from ddpm_jax.verify.stages import verify, verify_run
 from ddpm_jax.verify.tolerances import TOLERANCES, relative_error, tolerance
 
-__all__ = ["TOLERANCES", "Report", "Row", "compare", "relative_error", "tolerance", "verify", "write"]
+__all__ = ["TOLERANCES", "Report", "Row", "compare", "relative_error", "tolerance", "verify", "verify_run", "write"]

@@ -16,14 +16,15 @@ from ddpm_jax import model_configs as configs
 from ddpm_jax import models, samplers, schedules
 from ddpm_jax.compilation import compile_for, once
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import SYSTEMS, TrainConfig
+from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer
+from ddpm_jax.training.run import Run
 from ddpm_jax.training.step import apply_gradients, gradients
 from ddpm_jax.verify.comparison import compare, environment, row
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import Report, Row
-from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_torch
+from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_numpy, to_torch
 
 TABLES = (
     "betas",
@@ -56,6 +57,9 @@ STAGES = (
 )
 """The parts of a report; what a network computes in training mode, where that is another thing, bears a star there."""
 
+SAMPLERS = ("ancestral", "ddim", "strided")
+"""Samplers whose steps are compared."""
+
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {
         "image_size": 16,
@@ -83,6 +87,7 @@ class Verification:
         *,
         options: Mapping[str, Any] | None = None,
         state_dict: Mapping[str, Any] | None = None,
+        system: tuple[ProcessConfig, SampleConfig] | None = None,
         dtype: str = "float64",
         device: str = "cpu",
         seed: int = 0,
@@ -103,14 +108,25 @@ class Verification:
             self.twin.load_state_dict(counters | tensors, strict=True)
         self.config: Any = configs.create(name, options)
         self.model = models.abstract(self.config)
-        process, self.sampling = SYSTEMS[name]
+        process, self.sampling = system or SYSTEMS[name]
+        if process.kind != "diffusion":
+            raise UserError(f"the stages are those of a diffusion; got one of kind {process.kind}.")
+        if self.sampling.sampler not in SAMPLERS:
+            self.sampling = SYSTEMS[name][1]
         # a network that looks a table up knows how many steps there are
         num_steps = getattr(self.config, "num_steps", process.num_steps)
+        betas = () if process.schedule.startswith("cosine") else (process.beta_start, process.beta_end)
         schedule, twin_schedule = (
-            module.__dict__[process.schedule](num_steps) for module in (schedules, self.twins.schedules)
+            module.__dict__[process.schedule](num_steps, *betas) for module in (schedules, self.twins.schedules)
         )
-        self.process = GaussianDiffusion(schedule, process.prediction, process.loss)
-        self.twin_process = self.twins.processes.GaussianDiffusion(twin_schedule, process.prediction, process.loss)
+        if process.zero_terminal_snr:
+            schedule = schedules.zero_terminal_snr(schedule)
+            twin_schedule = self.twins.schedules.zero_terminal_snr(twin_schedule)
+        self.learned = bool(getattr(self.config, "learn_variance", False))
+        loss = "hybrid" if self.learned else process.loss
+        learned: dict[str, Any] = {"learned_variance": self.learned}
+        self.process = GaussianDiffusion(schedule, process.prediction, loss, **learned)
+        self.twin_process = self.twins.processes.GaussianDiffusion(twin_schedule, process.prediction, loss, **learned)
         *size, channels = configs.shape(self.config)
         first, last = schedule.timesteps[[0, -1]]
         self.t = np.array([first, (first + last) // 2, last])
@@ -255,7 +271,9 @@ class Verification:
         return {"loss": losses.mean().detach().numpy(), **zeros, **grads}
 
     def _sampler_steps(self) -> Iterator[Row]:
-        x_t, eps, noise = (self.rng.standard_normal(self.x_0.shape) for _ in range(3))
+        x_t, output, noise = (self.rng.standard_normal(self.x_0.shape) for _ in range(3))
+        if self.learned:
+            output = np.concatenate([output, self.rng.standard_normal(self.x_0.shape)], axis=1)
         times, twin_times = self._times(self.sampling.steps)
         yield row("step", "times", times, twin_times, stage="sampler step", **self._where())
         step, twin_step = self._steps()
@@ -263,11 +281,12 @@ class Verification:
             t, s = int(times[index]), int(times[index + 1])
             ours = self._jax_images(x_t)
             levels = [self.process.level(np.array([time]), ours) for time in (t, s)]
-            hat = self.process.estimate(ours, self._jax_images(eps), jnp.full(BATCH, t))
+            hat = self.process.estimate(ours, self._jax_images(output), jnp.full(BATCH, t))
             ours = step(ours, hat, *levels, self._jax_images(noise))
-            tensors = map(self._tensor, (x_t, eps, noise))
-            x, e, z = tensors
-            theirs = twin_step(self.twin_process.schedule, x, e, t, s, z)
+            x, out, z = map(self._tensor, (x_t, output, noise))
+            _, eps, logit = self.twin_process.estimate(x, out, self.torch.full((BATCH,), t))
+            known = {"variance_logit": logit} if self.learns_steps else {}
+            theirs = twin_step(self.twin_process.schedule, x, eps, t, s, z, **known)
             yield row("step", f"t = {t} -> {s}", ours, theirs, stage="sampler step", images=True, **self._where())
 
     def _trajectory(self) -> Iterator[Row]:
@@ -298,16 +317,22 @@ class Verification:
             twin_step,
             [self._tensor(noise) for noise in noises],
             clip=self.sampling.clip,
+            learned_variance=self.learns_steps,
         )
         for index, (ours, theirs) in enumerate(zip(np.asarray(frames), states, strict=True)):
             yield row(
                 "trajectory", f"after {index} steps", ours, theirs, stage="trajectory", images=True, **self._where()
             )
 
+    @property
+    def learns_steps(self) -> bool:
+        """Whether the sampler's steps are told what the network learned of their variance."""
+        return self.sampling.step_options.get("variance") == "learned"
+
     def _steps(self) -> tuple[Any, Any]:
         options = self.sampling.step_options
         twin_step = getattr(self.twins.samplers, f"{self.sampling.sampler}_step")
-        return samplers.create(self.sampling.sampler, **options), lambda *args: twin_step(*args, **options)
+        return samplers.create(self.sampling.sampler, **options), functools.partial(twin_step, **options)
 
     def _times(self, num_steps: int | None) -> tuple[np.ndarray, np.ndarray]:
         """The sampler's grid on either side; num_steps None: the whole chain."""
@@ -367,12 +392,32 @@ STAGE_OF = {"layer": "layers", "output": "output", "statistics": "statistics"}
 def verify(name: str, **options: Any) -> Report:
     """The staged report of a registered network: `Verification(name, **options).run()`.
 
-    options: of the network, a dict (None: small ones); state_dict: the twin's weights (None: fresh ones); dtype; device; seed.
+    options: of the network, a dict (None: small ones); state_dict: the twin's weights (None: fresh ones); system: how it is
+    trained and sampled (None: as its author did; a sampler that is none of SAMPLERS is replaced by its author's); dtype; device;
+    seed.
 
     Raises:
         UserError: an unknown network, weights that do not fit or are not finite, PyTorch missing.
     """
     return Verification(name, **options).run()
+
+
+def verify_run(run: Run, **options: Any) -> Report:
+    """The staged report of a run: its network with the averaged weights of the newest checkpoint, its process and its sampler.
+
+    options: dtype, device, seed.
+
+    Raises:
+        UserError: there is no checkpoint, the run is no diffusion's, or PyTorch is missing.
+    """
+    config = run.config
+    return verify(
+        configs.name_of(config.model),
+        options=dataclasses.asdict(config.model),
+        state_dict=to_numpy(models.abstract(config.model), run.load_variables()[0]),
+        system=(config.process, config.sample),
+        **options,
+    )
 
 
 def _twins() -> tuple[Any, Any]:

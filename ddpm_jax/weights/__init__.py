@@ -1,12 +1,16 @@
 """Weights in and out: the exact bridge between a network and its PyTorch twin."""
 
 from ddpm_jax.weights.bridge import Entry, from_torch, layout, load_torch, to_numpy, to_torch
+from ddpm_jax.weights.diffusers import from_diffusers, to_diffusers
 from ddpm_jax.weights.files import read_tensors, write_tensors
+from ddpm_jax.weights.openai import from_openai, to_openai
 from ddpm_jax.weights.originals import from_original
 from ddpm_jax.weights.states import state_from_numpy, state_to_numpy
 
 __all__ = [
     "Entry",
+    "from_diffusers",
+    "from_openai",
     "from_original",
     "from_torch",
     "layout",
@@ -14,7 +18,9 @@ __all__ = [
     "read_tensors",
     "state_from_numpy",
     "state_to_numpy",
+    "to_diffusers",
     "to_numpy",
+    "to_openai",
     "to_torch",
     "write_tensors",
 ]

@@ -12,7 +12,7 @@ from ddpm_jax.archives import BROKEN, check_unpacked, read_npz
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
-SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -25,7 +25,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file.")
-    readers = {".safetensors": _read_safetensors, ".npz": read_npz, ".pt": _read_pt, ".pth": _read_pt}
+    readers = {".safetensors": _read_safetensors, ".npz": read_npz, **dict.fromkeys((".pt", ".pth", ".bin"), _read_pt)}
     if path.suffix not in readers:
         raise UserError(f"{path}: weights must be one of {', '.join(SUFFIXES)}.")
     tensors = readers[path.suffix](path)
@@ -37,20 +37,19 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
-    """Write tensors by name, in the format of the suffix.
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write tensors by name, in the format of the suffix; metadata: what a safetensors file says of itself.
 
     Raises:
         UserError: the suffix is none of SUFFIXES, or the file cannot be written.
     """
     arrays = {key: np.asarray(array, order="C") for key, array in tensors.items()}
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
-
-        return write_atomically(path, lambda temporary: save_file(arrays, str(temporary)))
+        save_file = _safetensors(path).numpy.save_file
+        return write_atomically(path, lambda temporary: save_file(arrays, str(temporary), dict(metadata or {}) or None))
     if path.suffix == ".npz":
         return write_atomically(path, lambda temporary: np.savez(temporary, allow_pickle=False, **arrays))
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in (".pt", ".pth", ".bin"):
         torch = _torch(path)
         state = {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
         return write_atomically(path, lambda temporary: torch.save(state, temporary))
@@ -58,12 +57,10 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    safetensors = _safetensors(path)
     try:
-        return load_file(path)
-    except (SafetensorError, KeyError, ValueError) as error:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
@@ -103,6 +100,15 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise UserError(f'{path} needs the package safetensors: pip install "ddpm-jax[hub]".') from error
+    return safetensors
 
 
 def _torch(path: Path) -> Any:

@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_torch_ref.models.checks import check_choice, check_counts
-from ddpm_torch_ref.models.layers import Attention, Downsample, ResBlock, TimeMLP, Upsample, conv, group_norm
+from ddpm_torch_ref.models.layers import (
+    ACTIVATIONS,
+    Attention,
+    Downsample,
+    ResBlock,
+    TimeMLP,
+    Upsample,
+    conv,
+    group_norm,
+)
 
 
 class DownLevel(nn.Module):
@@ -33,9 +42,9 @@ class DownLevel(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
+    """Block, attention if any, block at the lowest resolution."""
 
-    def __init__(self, block1: nn.Module, attention: nn.Module, block2: nn.Module):
+    def __init__(self, block1: nn.Module, attention: nn.Module | None, block2: nn.Module):
         super().__init__()
         self.block1 = block1
         self.attention = attention
@@ -43,7 +52,10 @@ class Middle(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, C, H, W) -> the same shape."""
-        return self.block2(self.attention(self.block1(x, emb)), emb)
+        x = self.block1(x, emb)
+        if self.attention is not None:
+            x = self.attention(x)
+        return self.block2(x, emb)
 
 
 class UpLevel(nn.Module):
@@ -83,6 +95,22 @@ class UNet(nn.Module):
         resample: "conv" (Ho et al.), or "residual" blocks that resample (ADM).
         learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
         self_conditioning: twice the channels at the input, the second half for a guess at x_0 (Chen et al. 2023).
+        widths: of the levels, in place of dim_mults; then conv_in has the first of them.
+        time_dim: width of the embedding of time and class; None: 4 dim.
+        up_attention_resolutions: attention_resolutions going up; None: the same.
+        halving: "conv" or "residual" for each level but the last, highest resolution first; None: all as resample says.
+        doubling: the same for the way up to each of those levels.
+        middle: "attention" between two blocks, "plain" for the two blocks alone, or "none".
+        middle_norm_groups: of the middle's attention; 0: no norm there; None: norm_groups.
+        middle_scale: what the middle's sums are divided by.
+        norm_eps: epsilon of every GroupNorm.
+        activation: within residual blocks: "silu", "gelu", "mish" or "relu".
+        cos_first: the time's cosines come before its sines.
+        freq_shift: 1: the lowest frequency is 1/10000; 0: one short of that.
+        time_scale: factor of t before it is embedded.
+        pad_all_sides: of convolutions that halve; otherwise at the bottom and right.
+        center_input: x_t becomes 2 x_t - 1.
+        class_embedding: a "table", or "sinusoidal" as for the time, with layers of its own.
 
     Raises:
         ValueError: an option out of range, or a width that the groups or the heads do not divide.
@@ -108,48 +136,94 @@ class UNet(nn.Module):
         resample: str = "conv",
         learn_variance: bool = False,
         self_conditioning: bool = False,
+        widths: Sequence[int] | None = None,
+        time_dim: int | None = None,
+        up_attention_resolutions: Sequence[int] | None = None,
+        halving: Sequence[str] | None = None,
+        doubling: Sequence[str] | None = None,
+        middle: str = "attention",
+        middle_norm_groups: int | None = None,
+        middle_scale: float = 1.0,
+        norm_eps: float = 1e-6,
+        activation: str = "silu",
+        cos_first: bool = False,
+        freq_shift: int = 1,
+        time_scale: float = 1.0,
+        pad_all_sides: bool = False,
+        center_input: bool = False,
+        class_embedding: str = "table",
     ):
         super().__init__()
         check_counts(channels=channels, num_blocks=num_blocks, num_heads=num_heads, norm_groups=norm_groups)
-        check_counts(head_dim=head_dim, num_classes=num_classes)
-        _check_sizes(image_size, dim, dim_mults)
+        check_counts(head_dim=head_dim, num_classes=num_classes, time_dim=time_dim)
+        width_in = dim if widths is None else widths[0]
+        widths = [dim * mult for mult in dim_mults] if widths is None else list(widths)
+        _check_sizes(image_size, dim, dim_mults, len(widths))
         check_choice("time_conditioning", time_conditioning, ("add", "scale_shift"))
-        check_choice("resample", resample, ("conv", "residual"))
+        check_choice("middle", middle, ("attention", "plain", "none"))
+        check_choice("activation", activation, tuple(ACTIVATIONS))
+        check_choice("class_embedding", class_embedding, ("table", "sinusoidal"))
+        last = len(widths) - 1
+        halving, doubling = ([resample] * last if kinds is None else list(kinds) for kinds in (halving, doubling))
+        for kind in (resample, *halving, *doubling):
+            check_choice("resample", kind, ("conv", "residual"))
+        if len(halving) != last or len(doubling) != last:
+            raise ValueError(f"halving and doubling must name {last} levels; got {len(halving)} and {len(doubling)}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}.")
-        widths = [dim * mult for mult in dim_mults]
+        if freq_shift not in (0, 1):
+            raise ValueError(f"freq_shift must be 0 or 1; got {freq_shift}.")
+        if up_attention_resolutions is None:
+            up_attention_resolutions = attention_resolutions
+        sizes = [image_size // 2**level for level in range(len(widths))]
+        attending = [
+            w
+            for w, size in zip(widths, sizes, strict=True)
+            if size in (*attention_resolutions, *up_attention_resolutions)
+        ]
+        attending += [widths[-1]] * (middle == "attention")
         divisor = ("num_heads", num_heads) if head_dim is None else ("head_dim", head_dim)
-        _check_widths([dim, *widths], ("norm_groups", norm_groups), divisor)
-        last = len(widths) - 1
+        _check_widths([width_in, *widths], ("norm_groups", norm_groups))
+        _check_widths(attending, divisor)
+        time_dim = 4 * dim if time_dim is None else time_dim
 
-        def block(width_in: int, width_out: int, direction: str | None = None) -> ResBlock:
+        def block(width_in: int, width_out: int, direction: str | None = None, scale: float = 1.0) -> ResBlock:
             return ResBlock(
                 width_in,
                 width_out,
-                4 * dim,
+                time_dim,
                 norm_groups=norm_groups,
                 dropout=dropout,
                 scale_shift=time_conditioning == "scale_shift",
                 resample=direction,
+                eps=norm_eps,
+                activation=activation,
+                scale=scale,
             )
 
-        def attention(width: int) -> Attention:
+        def attention(width: int, groups: int = norm_groups, scale: float = 1.0) -> Attention:
             heads = num_heads if head_dim is None else width // head_dim
-            return Attention(width, heads=heads, norm_groups=norm_groups)
+            return Attention(width, heads=heads, norm_groups=groups, eps=norm_eps, scale=scale)
 
-        def attentions(level: int, count: int) -> list[nn.Module]:
-            wanted = image_size // 2**level in attention_resolutions
-            return [attention(widths[level]) for _ in range(count)] if wanted else []
+        def attentions(resolutions: Sequence[int], level: int, count: int) -> list[nn.Module]:
+            return [attention(widths[level]) for _ in range(count)] if sizes[level] in resolutions else []
+
+        def time_mlp() -> TimeMLP:
+            return TimeMLP(dim, time_dim, freq_shift=freq_shift, cos_first=cos_first)
 
         self.image_size = image_size
         self.channels = channels
         self.num_classes = num_classes
-        self.time_mlp = TimeMLP(dim)
-        self.class_embed = nn.Embedding(num_classes, 4 * dim) if num_classes is not None else None
+        self.time_scale = time_scale
+        self.center_input = center_input
+        self.time_mlp = time_mlp()
+        self.class_embed: nn.Module | None = None
+        if num_classes is not None:
+            self.class_embed = nn.Embedding(num_classes, time_dim) if class_embedding == "table" else time_mlp()
 
-        self.conv_in = conv(2 * channels if self_conditioning else channels, dim)
-        width = dim
-        skip_widths = [dim]
+        self.conv_in = conv(2 * channels if self_conditioning else channels, width_in)
+        width = width_in
+        skip_widths = [width]
         self.down = nn.ModuleList()
         for level, width_out in enumerate(widths):
             blocks: list[nn.Module] = []
@@ -159,11 +233,22 @@ class UNet(nn.Module):
                 skip_widths.append(width)
             downsample: nn.Module | None = None
             if level < last:
-                downsample = block(width, width, "down") if resample == "residual" else Downsample(width)
+                downsample = (
+                    block(width, width, "down")
+                    if halving[level] == "residual"
+                    else Downsample(width, pad_all_sides=pad_all_sides)
+                )
                 skip_widths.append(width)
-            self.down.append(DownLevel(blocks, attentions(level, num_blocks), downsample))
+            self.down.append(DownLevel(blocks, attentions(attention_resolutions, level, num_blocks), downsample))
 
-        self.middle = Middle(block(width, width), attention(width), block(width, width))
+        groups = norm_groups if middle_norm_groups is None else middle_norm_groups
+        self.middle: nn.Module | None = None
+        if middle != "none":
+            self.middle = Middle(
+                block(width, width, scale=middle_scale),
+                attention(width, groups, middle_scale) if middle == "attention" else None,
+                block(width, width, scale=middle_scale),
+            )
 
         self.up = nn.ModuleList()
         for level, width_out in reversed(list(enumerate(widths))):
@@ -173,10 +258,10 @@ class UNet(nn.Module):
                 width = width_out
             upsample: nn.Module | None = None
             if level > 0:
-                upsample = block(width, width, "up") if resample == "residual" else Upsample(width)
-            self.up.append(UpLevel(blocks, attentions(level, num_blocks + 1), upsample))
+                upsample = block(width, width, "up") if doubling[level - 1] == "residual" else Upsample(width)
+            self.up.append(UpLevel(blocks, attentions(up_attention_resolutions, level, num_blocks + 1), upsample))
 
-        self.norm_out = group_norm(norm_groups, width)
+        self.norm_out = group_norm(norm_groups, width, norm_eps)
         self.conv_out = conv(width, 2 * channels if learn_variance else channels, zero=True)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -193,7 +278,9 @@ class UNet(nn.Module):
         Raises:
             ValueError: labels missing or unexpected.
         """
-        emb = self.time_mlp(t)
+        # A time that is scaled is no whole number any more; half precision could not hold it.
+        precise = torch.promote_types(x_t.dtype, torch.float32)
+        emb = self.time_mlp(t if self.time_scale == 1 else t.to(precise) * self.time_scale)
         if self.class_embed is not None:
             if labels is None:
                 raise ValueError(f"labels are required: this network has num_classes = {self.num_classes}.")
@@ -201,23 +288,22 @@ class UNet(nn.Module):
         elif labels is not None:
             raise ValueError("labels must be None: this network was made without num_classes.")
 
-        skips = [self.conv_in(x_t)]
+        skips = [self.conv_in(2 * x_t - 1 if self.center_input else x_t)]
         for level in self.down:
             skips += level(skips[-1], emb)
-        x = self.middle(skips[-1], emb)
+        x = skips[-1] if self.middle is None else self.middle(skips[-1], emb)
         for level in self.up:
             x = level(x, skips, emb)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-def _check_sizes(image_size: int, dim: int, dim_mults: Sequence[int]) -> None:
+def _check_sizes(image_size: int, dim: int, dim_mults: Sequence[int], levels: int) -> None:
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be even and at least 4, for the sines and cosines of t; got {dim}.")
     if len(dim_mults) == 0 or min(dim_mults) < 1:
         raise ValueError(f"dim_mults must be one or more numbers of at least 1; got {tuple(dim_mults)}.")
-    factor = 2 ** (len(dim_mults) - 1)
+    factor = 2 ** (levels - 1)
     if image_size < 1 or image_size % factor:
-        levels = len(dim_mults)
         raise ValueError(f"image_size must be a multiple of {factor}, for {levels} levels; got {image_size}.")
 
 

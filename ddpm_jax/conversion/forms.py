@@ -1,0 +1,78 @@
+"""Weights from one form to another: run folders, safetensors, npz, PyTorch's pt, the originals' names, diffusers' folders."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ddpm_jax import model_configs, models
+from ddpm_jax.conversion.folders import write_folder
+from ddpm_jax.conversion.runs import Which, from_run, to_run
+from ddpm_jax.errors import UserError
+from ddpm_jax.model_configs import UNet
+from ddpm_jax.training.run import open_run
+from ddpm_jax.weights import from_original, from_torch, layout, read_tensors, write_tensors
+from ddpm_jax.weights.files import SUFFIXES
+from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
+
+
+def convert(
+    source: Path, target: Path, model: Any = None, which: Which = "ema", to: Literal["diffusers"] | None = None
+) -> list[Path]:
+    """Write the weights in `source` to `target`; what either is, its suffix says (none: a run folder). Returns what was written.
+
+    model: config of the network that a file's weights belong to, where the source is no run folder and the target is one, or the
+    names are those of an original. which: of a run, the averaged or the trained parameters, or the whole state of training. to:
+    another library's form, that of a pipeline's folder of diffusers; the source is then a run folder of a unet.
+
+    Raises:
+        UserError: unreadable or unfit weights, a target that exists as a folder, a model that is needed and not given, or a run
+            with options that have no counterpart in the other library.
+    """
+    if to == "diffusers":
+        run = open_run(source)
+        if not isinstance(run.config.model, UNet) or which == "state":
+            what = "the state of training" if which == "state" else f"a {model_configs.name_of(run.config.model)}"
+            raise UserError(f"--to diffusers takes the weights of a unet; of {source} it would be {what}.")
+        return write_folder(target, run.config, from_run(run, which))
+    if target.exists() and (target.is_dir() or not target.suffix):
+        raise UserError(f"{target} exists; choose another name for the run folder.")
+    if target.suffix and target.suffix not in SUFFIXES:
+        raise UserError(f"{target}: weights must be one of {', '.join(SUFFIXES)}, or a run folder, without a suffix.")
+    if source.is_dir():
+        run = open_run(source)
+        arrays = from_run(run, which)
+        if not target.suffix:
+            raise UserError(f"{source} is a run folder already; convert it to one of {', '.join(SUFFIXES)}.")
+        return [write_tensors(target, arrays)]
+    arrays = read_tensors(source)
+    if model is not None and "step" not in arrays:
+        arrays = fitted(model, arrays)
+    if target.suffix:
+        return [write_tensors(target, arrays)]
+    if model is None:
+        raise UserError(
+            f"a run folder needs to know the network: pass --network, one of {', '.join(model_configs.NETWORKS)}."
+        )
+    return [to_run(target, model, arrays)]
+
+
+def fitted(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays under the twin's names, whether they come under those or under the original's.
+
+    Raises:
+        UserError: they fit neither; what is missing, left over or misshapen is listed.
+    """
+    name = model_configs.name_of(model)
+    entries = layout(models.abstract(model))
+    keys = {entry.key for entry in entries}
+    if name in ORIGINALS and len(keys & set(arrays)) < len(keys) / 2:
+        arrays = from_original(name, arrays)
+    try:
+        from_torch(entries, arrays)
+    except UserError as error:
+        raise UserError(
+            f"{error}\nIf it is a {name} of other widths, give its options, as in --model.channels 1."
+        ) from error
+    return dict(arrays)

@@ -1,0 +1,79 @@
+"""Weights out of a run folder, and run folders of weights."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ddpm_jax import model_configs, models
+from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
+from ddpm_jax.presets import RECIPES, SYSTEMS, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.run import Run, create_folder
+from ddpm_jax.weights import from_torch, layout
+from ddpm_jax.weights.states import state_from_numpy, state_to_numpy
+
+Which = Literal["ema", "params", "state"]
+
+
+def from_run(run: Run, which: Which = "ema") -> dict[str, np.ndarray]:
+    """The twin's state dict of a run's newest checkpoint, or for `state` everything that training needs."""
+    model = models.abstract(run.config.model)
+    with Checkpoints(run.checkpoint_folder) as checkpoints:
+        state = checkpoints.restore(run.abstract_state())
+    arrays = state_to_numpy(model, state)
+    if which == "state":
+        return arrays
+    part = "ema." if which == "ema" else "model."
+    statistics = {key[6:]: array for key, array in arrays.items() if key.startswith("model.") and "running_" in key}
+    return statistics | {key[len(part) :]: array for key, array in arrays.items() if key.startswith(part)}
+
+
+def to_run(
+    folder: Path,
+    model: Any,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    process: ProcessConfig | None = None,
+    sampling: SampleConfig | None = None,
+    data: str = "",
+    origin: dict[str, Any] | None = None,
+) -> Path:
+    """A run at step 0 (or at the state's step) whose parameters and average are the given ones.
+
+    process, sampling: how the network was trained and is sampled; None: as its author did. data: what it was trained on, as
+    `DataConfig.source`. origin: where the weights come from, for the run's config.json.
+    """
+    if process is None or sampling is None:
+        process, sampling = SYSTEMS[model_configs.name_of(model)]
+        if hasattr(model, "num_steps"):
+            process = dataclasses.replace(process, num_steps=model.num_steps)
+        if getattr(model, "learn_variance", False):
+            process = dataclasses.replace(process, loss="hybrid")
+    num_classes = getattr(model, "num_classes", None)
+    recipes = [recipe.config for recipe in RECIPES.values() if type(recipe.config.model) is type(model)]
+    scale = recipes[0].data.scale if recipes else "signed"
+    config = Preset(
+        data=DataConfig(source=data, labels=bool(num_classes), scale=scale),
+        model=model,
+        process=process,
+        train=TrainConfig(),
+        sample=sampling,
+    )
+    # a file says nothing of the points' mean and deviation: samples come as the network makes them
+    scaling = IMAGE_SCALINGS[scale] if len(model_configs.shape(model)) == 3 else Scaling(0.0, 1.0)
+    run = Run(folder, config, tuple(map(str, range(num_classes or 0))), scaling, origin)
+    network = models.abstract(run.config.model)
+    if "step" in arrays:
+        state = state_from_numpy(network, run.abstract_state(), arrays)
+    else:
+        variables = from_torch(layout(network), arrays)
+        params = jax.tree.map(lambda a: a.astype("float32"), variables["params"])
+        state = run.state_of({**variables, "params": params})
+    create_folder(run)
+    with Checkpoints(run.checkpoint_folder) as checkpoints:
+        checkpoints.save(state)
+    return folder

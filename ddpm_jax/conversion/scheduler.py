@@ -1,0 +1,143 @@
+"""scheduler_config.json of the library diffusers, to and from the configs of a process and of sampling."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.errors import UserError
+from ddpm_jax.presets import Preset, ProcessConfig, SampleConfig
+
+COMMON: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": COMMON | {"variance_type": "fixed_small"},
+    "DDIMScheduler": COMMON | {"set_alpha_to_one": True},
+}
+"""Scheduler -> its options, and what they are where a scheduler_config.json does not say."""
+
+SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": "quadratic",
+    "squaredcos_cap_v2": "cosine",
+    "sigmoid": "sigmoid",
+}
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+VARIANCES = {
+    "fixed_small": "posterior",
+    "fixed_small_log": "posterior",
+    "fixed_large": "beta",
+    "learned_range": "learned",
+}
+SPACINGS = {"leading": "leading", "trailing": "even"}
+PIPELINE_STEPS = 50
+"""What DDIMPipeline takes unless told otherwise; DDPMPipeline takes the whole chain."""
+
+SUPPORTED = (
+    f"Supported are {' and '.join(DEFAULTS)} with beta_schedule {', '.join(SCHEDULES)}, prediction_type "
+    f"{', '.join(PREDICTIONS)}, variance_type {', '.join(VARIANCES)}, timestep_spacing {', '.join(SPACINGS)}, clip_sample, "
+    "clip_sample_range and rescale_betas_zero_snr."
+)
+_FIXED = {"trained_betas": None, "thresholding": False, "steps_offset": 0, "set_alpha_to_one": True}
+_IGNORED = ("dynamic_thresholding_ratio", "sample_max_value", "tensor_format")
+"""Of thresholding alone, and of a version that could compute in NumPy."""
+
+
+def from_scheduler(config: Mapping[str, Any], model: configs.UNet) -> tuple[ProcessConfig, SampleConfig]:
+    """How a network was trained, and how its pipeline samples, of a scheduler_config.json.
+
+    Raises:
+        UserError: options without a counterpart here; all of them are named.
+    """
+    kind = config.get("_class_name", "DDPMScheduler")
+    if kind not in DEFAULTS:
+        raise UserError(f"the scheduler is a {kind}. {SUPPORTED}")
+    options = {name: value for name, value in config.items() if not name.startswith("_") and name not in _IGNORED}
+    if "predict_epsilon" in options:  # before version 0.10
+        options["prediction_type"] = "epsilon" if options.pop("predict_epsilon") else "sample"
+    unknown = {name: value for name, value in options.items() if name not in DEFAULTS[kind] and value is not None}
+    c = DEFAULTS[kind] | {name: value for name, value in options.items() if name in DEFAULTS[kind]}
+    problems = [f"{name} = {value!r}" for name, value in unknown.items()]
+    problems += [f"{name} = {c[name]!r}" for name, needed in _FIXED.items() if c.get(name, needed) != needed]
+    tables = {
+        "beta_schedule": SCHEDULES,
+        "prediction_type": PREDICTIONS,
+        "timestep_spacing": SPACINGS,
+        **({"variance_type": VARIANCES} if kind == "DDPMScheduler" else {}),
+    }
+    problems += [f"{name} = {c[name]!r}" for name, table in tables.items() if c[name] not in table]
+    learned = c.get("variance_type") == "learned_range"
+    if kind == "DDPMScheduler" and learned != model.learn_variance:
+        channels = "as many" if learned else "twice as many"
+        problems.append(f"variance_type = {c['variance_type']!r} with {channels} channels out as in")
+    if problems:
+        raise UserError(f"this {kind} has no counterpart here because of {', '.join(problems)}. {SUPPORTED}")
+    schedule = SCHEDULES[c["beta_schedule"]]
+    process = ProcessConfig(
+        schedule,  # type: ignore[arg-type]
+        c["num_train_timesteps"],
+        **({} if schedule == "cosine" else {"beta_start": c["beta_start"], "beta_end": c["beta_end"]}),
+        prediction=PREDICTIONS[c["prediction_type"]],  # type: ignore[arg-type]
+        zero_terminal_snr=c["rescale_betas_zero_snr"],
+        loss="hybrid" if model.learn_variance else "mse",
+    )
+    ddim = kind == "DDIMScheduler"
+    return process, SampleConfig(
+        "ddim" if ddim else "ancestral",
+        steps=min(PIPELINE_STEPS, process.num_steps) if ddim else None,
+        variance="beta" if ddim else VARIANCES[c["variance_type"]],  # type: ignore[arg-type]
+        spacing=SPACINGS[c["timestep_spacing"]],  # type: ignore[arg-type]
+        clip=c["clip_sample_range"] if c["clip_sample"] else None,
+    )
+
+
+def to_scheduler(config: Preset) -> dict[str, Any]:
+    """The scheduler_config.json of a run's config: DDIM's where it samples so, otherwise DDPM's.
+
+    Raises:
+        UserError: a process or options of sampling without a counterpart there; all of them are named.
+    """
+    process, sample = config.process, config.sample
+    learned = bool(getattr(config.model, "learn_variance", False))
+    kind = "DDIMScheduler" if sample.sampler == "ddim" and not learned else "DDPMScheduler"
+    names = {name: key for key, name in reversed(SCHEDULES.items())}
+    problems = []
+    if process.kind != "diffusion":
+        problems.append(f"process.kind = {process.kind}")
+    elif process.schedule not in names or (process.schedule == "sigmoid" and kind == "DDIMScheduler"):
+        problems.append(f"process.schedule = {process.schedule} of a {kind}")
+    if config.data.scale != "signed":
+        problems.append(f"data.scale = {config.data.scale}")
+    if sample.threshold is not None:
+        problems.append(f"sample.threshold = {sample.threshold:g}")
+    if problems:
+        raise UserError("diffusers has no counterpart of " + ", ".join(problems) + ".")
+    variances = {"posterior": "fixed_small", "beta": "fixed_large", "learned": "learned_range"}
+    spacings = {name: key for key, name in SPACINGS.items()}
+    return {
+        "_class_name": kind,
+        **DEFAULTS[kind],
+        "num_train_timesteps": process.num_steps,
+        "beta_start": process.beta_start,
+        "beta_end": process.beta_end,
+        "beta_schedule": names[process.schedule],
+        "clip_sample": sample.clip is not None,
+        "clip_sample_range": 1.0 if sample.clip is None else sample.clip,
+        "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[process.prediction],
+        "timestep_spacing": spacings.get(sample.spacing or "even", "trailing"),
+        "rescale_betas_zero_snr": process.zero_terminal_snr,
+        **({"variance_type": variances["learned" if learned else sample.variance]} if kind == "DDPMScheduler" else {}),
+    }

@@ -1,0 +1,269 @@
+"""Devices: which of them holds what, and how a program is compiled for all of them. The rest of the project knows of none."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ddpm_jax.compilation import jit
+from ddpm_jax.errors import UserError
+from ddpm_jax.launch import ParallelConfig
+
+AXIS = "data"
+"""The mesh's axis: along it lie the examples of a batch, and with fsdp the shares of the state."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where. Every device works on its share of each batch.
+
+    A program is written for the whole batch: draws what it draws for all of it, and passes batches, parameters and means through
+    the methods below, which do nothing on one device.
+    """
+
+    mesh: Mesh | None = None
+    """All devices, along AXIS; None: one device, and nothing is spread."""
+    mode: Literal["data", "fsdp", "pmap"] = "data"
+    """data: whole state on every device; fsdp: shares of it; pmap: like data, by a program for one device."""
+    min_shard: int = 2**14
+    """Of fsdp: tensors of fewer numbers are whole on every device."""
+
+    # Outside programs ---------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """How many devices there are."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def rounded_up(self, batch_size: int) -> int:
+        """The smallest batch from batch_size up that the devices divide."""
+        return -(-batch_size // self.size) * self.size
+
+    def shardings(self, tree: Any) -> Any:
+        """Where the arrays of a state lie; None for each on one device."""
+        return jax.tree.map(self._of_state, tree)
+
+    def abstract(self, tree: Any) -> Any:
+        """Arrays, or shapes, as jax.ShapeDtypeStructs that say where they lie."""
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self._of_state(a)), tree)
+
+    def place(self, tree: Any) -> Any:
+        """A state, the same in every process, laid out on the devices."""
+        if self.mesh is None:
+            return tree
+
+        def put(leaf: jax.Array) -> jax.Array:
+            host, sharding = np.asarray(leaf), self._of_state(leaf)
+            assert sharding is not None
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+        return jax.tree.map(put, tree)
+
+    def feed(self, batch: Any, *, axis: int = 0) -> Any:
+        """A batch of which this process holds the examples `rows`, laid out on the devices; axis: that of the examples."""
+        if self.mesh is None or self.mode == "pmap":  # pmap lays out what it is given
+            return batch
+        sharding = NamedSharding(self.mesh, P(*(None,) * axis, AXIS))
+        return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), batch)
+
+    def deal(self, batch: Any) -> Any:
+        """A batch that every process holds whole, laid out on the devices."""
+        rows = self.rows(len(jax.tree.leaves(batch)[0]))
+        return self.feed(batch if rows is None else jax.tree.map(lambda a: a[rows], batch))
+
+    def rows(self, batch_size: int) -> np.ndarray | None:
+        """Which examples of a batch the devices of this process work on, ascending; None: all of them."""
+        if self.mesh is None or jax.process_count() == 1:
+            return None
+        whole = np.arange(batch_size)
+        places = NamedSharding(self.mesh, P(AXIS)).addressable_devices_indices_map((batch_size,))
+        return np.unique(np.concatenate([whole[index] for index in places.values()]))
+
+    def host(self) -> contextlib.AbstractContextManager[Any]:
+        """While entered, arrays are made in the host's memory: a state that is shared out may not fit one device."""
+        return (
+            contextlib.nullcontext() if self.mesh is None else jax.default_device(jax.local_devices(backend="cpu")[0])
+        )
+
+    def gather(self, array: Any) -> np.ndarray:
+        """An array in the memory of every process."""
+        if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+            from jax.experimental import multihost_utils
+
+            return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        return np.asarray(array)
+
+    # Within programs ----------------------------------------------------------------------------------------------
+
+    @property
+    def programs(self) -> int:
+        """Of how many programs, each with a share of the batch, one is written: one for each device with pmap."""
+        return self.size if self.mode == "pmap" else 1
+
+    def share(self, batch: Any, *, axis: int = 0) -> Any:
+        """Of arrays drawn for the whole batch, what this program works on, spread over its devices."""
+        if self.mode == "pmap":
+            index = jax.lax.axis_index(AXIS)
+
+            def cut(a: jax.Array) -> jax.Array:
+                size = a.shape[axis] // self.size
+                return jax.lax.dynamic_slice_in_dim(a, index * size, size, axis)
+
+            return jax.tree.map(cut, batch)
+        return self.spread(batch, axis=axis)
+
+    def spread(self, batch: Any, *, axis: int = 0) -> Any:
+        """A batch, kept spread over the devices of this program."""
+        return batch if self.mode == "pmap" else self._constrained(batch, P(*(None,) * axis, AXIS))
+
+    def whole(self, params: Any) -> Any:
+        """Parameters that may lie in shares, brought together to compute with; their gradients are put back into shares."""
+        return _gathered(params, self) if self.mode == "fsdp" and self.mesh is not None else params
+
+    def as_state(self, tree: Any) -> Any:
+        """A state, or part of one, kept as `place` lays it out."""
+        if self.mesh is None or self.mode == "pmap":
+            return tree
+        return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, self._of_state(a)), tree)
+
+    def mean(self, tree: Any) -> Any:
+        """The mean over programs of what each has found as a mean over its share."""
+        return jax.lax.pmean(tree, AXIS) if self.mode == "pmap" else tree
+
+    def every(self, batch: Any) -> Any:
+        """The whole batch, of which each program holds its share."""
+        if self.mode != "pmap":
+            return batch
+        return jax.tree.map(functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True), batch)
+
+    def own_key(self, key: jax.Array) -> jax.Array:
+        """A key that differs between programs."""
+        return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if self.mode == "pmap" else key
+
+    def _constrained(self, tree: Any, spec: P) -> Any:
+        if self.mesh is None:
+            return tree
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, sharding), tree)
+
+    def _of_state(self, leaf: Any) -> NamedSharding | None:
+        """Along its largest dimension that the devices divide, with fsdp; whole otherwise."""
+        if self.mesh is None:
+            return None
+        axes: list[str | None] = [None] * len(leaf.shape)
+        divisible = [i for i, size in enumerate(leaf.shape) if size % self.size == 0]
+        if self.mode == "fsdp" and divisible and np.prod(leaf.shape) >= self.min_shard:
+            axes[max(divisible, key=lambda i: leaf.shape[i])] = AXIS
+        return NamedSharding(self.mesh, P(*axes))
+
+
+ALONE = Layout()
+"""One device."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(params: Any, layout: Layout) -> Any:
+    return layout._constrained(params, P())
+
+
+# with_sharding_constraint alone would have the gradients whole on every device as well
+_gathered.defvjp(
+    lambda params, layout: (layout._constrained(params, P()), None),
+    lambda layout, _, grads: (layout.as_state(grads),),
+)
+
+
+def layout_of(config: ParallelConfig) -> Layout:
+    """The layout that a config asks for, of the devices of all processes.
+
+    Raises:
+        UserError: more devices than there are; pmap with several processes.
+    """
+    there = jax.devices()
+    count = config.devices or len(there)
+    if count > len(there):
+        raise UserError(
+            f"parallel.devices must be at most {len(there)}, the {there[0].platform} devices here; got {count}."
+        )
+    if jax.process_count() > 1:
+        if count != len(there):
+            raise UserError(f"parallel.devices must be left out with several processes; got {count} of {len(there)}.")
+        if config.mode == "pmap":
+            raise UserError("--parallel pmap runs in one process; with several, use --parallel data or fsdp.")
+    if count == 1:
+        return ALONE
+    mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=there[:count])
+    return Layout(mesh, config.mode, config.min_shard)
+
+
+def check_batch(layout: Layout, batch_size: int, accumulate: int = 1, examples: int | None = None) -> None:
+    """Refuse a batch that cannot be shared out evenly; examples: how many the data has.
+
+    Raises:
+        UserError: fewer examples than devices; accumulate times the devices do not divide batch_size (says what would fit).
+    """
+    unit = accumulate * layout.size
+    if batch_size % unit == 0:
+        return
+    parts = [f"{layout.size} devices"] * (layout.size > 1) + [f"train.accumulate = {accumulate}"] * (accumulate > 1)
+    if examples is not None and examples < unit:
+        raise UserError(
+            f"the data's {examples} examples cannot be shared by {' times '.join(parts)}; use fewer, as by --parallel.devices."
+        )
+    below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+    most = max(n for n in range(1, layout.size + 1) if batch_size // accumulate % n == 0)
+    fewer = f", or --parallel.devices {most}" if jax.process_count() == 1 else ""
+    fitting = [size for size in (below, above) if 0 < size <= (examples or above)]
+    raise UserError(
+        f"train.batch_size must be a multiple of {unit} ({' times '.join(parts)}); got {batch_size}. "
+        f"{' or '.join(map(str, fitting))} would fit{fewer}."
+    )
+
+
+def compiled(
+    function: Callable[..., Any],
+    static: tuple[str, ...],
+    *,
+    donate: bool = False,
+    batch_axis: int = 0,
+    in_batch: tuple[bool, ...],
+    out_axes: tuple[int | None, ...],
+) -> Callable[..., Any]:
+    """function(*arrays, layout=…, **static) compiled for the devices of a layout, `ALONE` unless given; by pmap, where it says so.
+
+    static: names of the other keyword arguments, all hashable. donate: whether the first argument is consumed. in_batch: for each
+    argument, whether it is a batch; batch_axis: where its examples are. out_axes: where they are in each result, None: nowhere.
+    """
+
+    @functools.wraps(function)
+    def program(*arrays: Any, layout: Layout = ALONE, **options: Any) -> Any:
+        apply = functools.partial(function, layout=layout, **options)
+        if layout.mode != "pmap" or layout.mesh is None:
+            return apply(*arrays)
+
+        def apart(a: Any) -> Any:
+            return a.reshape(*a.shape[:batch_axis], layout.size, -1, *a.shape[batch_axis + 1 :])
+
+        def together(axis: int | None, part: Any) -> Any:
+            if axis is None:
+                return part
+            return jax.tree.map(lambda a: a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :]), part)
+
+        mapped = jax.pmap(
+            lambda _, *arrays: apply(*arrays),  # pmap needs something to map over
+            axis_name=AXIS,
+            in_axes=(0, *(batch_axis if batch else None for batch in in_batch)),
+            out_axes=out_axes,
+            devices=tuple(layout.mesh.devices.flat),
+        )
+        arrays = tuple(jax.tree.map(apart, a) if batch else a for a, batch in zip(arrays, in_batch, strict=True))
+        return tuple(map(together, out_axes, mapped(jnp.arange(layout.size), *arrays)))
+
+    return jit(program, static_argnames=(*static, "layout"), donate_argnums=(0,) if donate else ())

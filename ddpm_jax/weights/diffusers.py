@@ -1,0 +1,331 @@
+"""`UNet2DModel` of the library diffusers: its config and its names, to and from those of `unet`."""
+
+import re
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.errors import UserError
+from ddpm_jax.weights import foreign
+from ddpm_jax.weights.foreign import Source
+
+CLASS, MIDDLE = "UNet2DModel", "UNetMidBlock2D"
+DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": MIDDLE,
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+"""Every option there, and what it is where a config.json does not say."""
+
+DOWN = {"DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, None), "ResnetDownsampleBlock2D": (False, "residual")}
+UP = {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "residual")}
+"""block -> whether it attends, and how it resamples; None: as downsample_type or upsample_type says."""
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "mish": "mish", "relu": "relu"}
+RESAMPLING = {"conv": "conv", "resnet": "residual"}
+CONDITIONING = {"default": "add", "scale_shift": "scale_shift"}
+
+SUPPORTED = (
+    f"Supported are {CLASS}s of the blocks {', '.join((*DOWN, *UP))}, with act_fn {', '.join(ACTIVATIONS)}, "
+    f"resnet_time_scale_shift {', '.join(CONDITIONING)}, downsample_type and upsample_type {', '.join(RESAMPLING)}, "
+    "downsample_padding 0 or 1, freq_shift 0 or 1, time_embedding_type positional, mid_block_type UNetMidBlock2D or null, "
+    "class_embed_type null or timestep, and as many channels out as in, or twice as many."
+)
+
+RENAMED = [
+    (r"^(time|class)_(?:mlp|embed)\.linear(\d)\.", r"\1_embedding.linear_\2."),
+    (r"^class_embed\.", "class_embedding."),
+    (r"^(down|up)\.(\d+)\.", r"\1_blocks.\2."),
+    (r"\.blocks\.", ".resnets."),
+    (r"\.(down|up)sample\.", r".\1samplers.0."),
+    (r"^middle\.block1\.", "mid_block.resnets.0."),
+    (r"^middle\.block2\.", "mid_block.resnets.1."),
+    (r"^middle\.attention\.", "mid_block.attentions.0."),
+    (r"^norm_out\.", "conv_norm_out."),
+    (r"\.time_proj\.", ".time_emb_proj."),
+    (r"\.shortcut\.", ".conv_shortcut."),
+    (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(\.attentions\.\d+)\.proj\.", r"\1.to_out.0."),
+]
+"""Of a name of the twin: what is called otherwise there."""
+
+FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""What attention's layers were called before version 0.15: what they are called now."""
+
+
+def from_diffusers(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    *,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+) -> tuple[configs.UNet, dict[str, np.ndarray]]:
+    """The options of `unet` and the twin's state dict of a `UNet2DModel`'s config.json and state dict.
+
+    image_size, num_classes: where the config does not say them (sample_size null; class_embed_type timestep).
+
+    Raises:
+        UserError: options without a counterpart here, by name, or tensors that are missing, left over, or misshapen.
+    """
+    try:
+        options = to_options(config, image_size=image_size, num_classes=num_classes)
+    except (TypeError, AttributeError, IndexError) as error:  # null or a word where a number or a list belongs
+        raise UserError(f"this is no config.json of a {CLASS}: {error}.") from error
+    current = {
+        re.sub(r"(\.attentions\.\d+\.)(\w+)", lambda found: found[1] + FORMER.get(found[2], found[2]), name): tensor
+        for name, tensor in tensors.items()
+    }
+    return options, foreign.read(foreign.rows(options, _source), current, f"the {CLASS}'s state dict")
+
+
+def to_diffusers(options: configs.UNet, tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The config.json and the state dict of a `UNet2DModel` of the options of `unet` and the twin's state dict.
+
+    Raises:
+        UserError: options without a counterpart there, by name.
+    """
+    return to_config(options), foreign.write(foreign.rows(options, _source), tensors)
+
+
+def _source(ours: str) -> Source:
+    name = ours
+    for pattern, replacement in RENAMED:
+        name = re.sub(pattern, replacement, name)
+    path, _, kind = name.rpartition(".qkv.")
+    return Source(tuple(f"{path}.to_{part}.{kind}" for part in "qkv") if path else (name,))
+
+
+def to_options(
+    config: Mapping[str, Any], *, image_size: int | None = None, num_classes: int | None = None
+) -> configs.UNet:
+    """The options of `unet` of a `UNet2DModel`'s config.json.
+
+    Raises:
+        UserError: options without a counterpart here; all of them are named.
+    """
+    problems = []
+    if config.get("_class_name", CLASS) != CLASS:
+        raise UserError(f"_class_name must be {CLASS}; got {config['_class_name']!r}. {SUPPORTED}")
+    unknown = [name for name in config if name not in DEFAULTS and not name.startswith("_")]
+    problems += [f"{name} = {config[name]!r}" for name in unknown if config[name] is not None]
+    c = {name: config.get(name, default) for name, default in DEFAULTS.items()}
+
+    def chosen(name: str, table: Mapping[Any, Any]) -> Any:
+        value = c[name] if isinstance(c[name], Hashable) else repr(c[name])
+        if value not in table:
+            problems.append(f"{name} = {c[name]!r}")
+        return table.get(value)
+
+    size = c["sample_size"]
+    if isinstance(size, list | tuple):
+        if len({*size}) != 1:
+            problems.append(f"sample_size = {size!r} (images must be square)")
+        size = size[0]
+    chosen("time_embedding_type", {"positional": None})
+    conditioning = chosen("resnet_time_scale_shift", CONDITIONING)
+    blocks = {
+        way: [_block(f"{way}_block_types", kind, table, problems) for kind in c[f"{way}_block_types"]]
+        for way, table in (("down", DOWN), ("up", UP))
+    }
+    resample = {
+        "down": chosen("downsample_type", RESAMPLING | {None: "conv"}),
+        "up": chosen("upsample_type", RESAMPLING | {None: "conv"}),
+    }
+    widths = tuple(c["block_out_channels"])
+    if not len(widths) == len(blocks["down"]) == len(blocks["up"]):
+        problems.append("down_block_types, up_block_types and block_out_channels of different lengths")
+    middle = chosen("mid_block_type", {MIDDLE: "plain", None: "none"})
+    if middle == "plain" and c["add_attention"]:
+        middle = "attention"
+    middle_norm = c["attn_norm_num_groups"]
+    if middle_norm is None and conditioning == "scale_shift":
+        middle_norm = 0
+    classes = {None: c["num_class_embeds"], "timestep": num_classes or c["num_class_embeds"]}
+    count = chosen("class_embed_type", classes)
+    if c["class_embed_type"] == "timestep" and count is None:
+        problems.append("class_embed_type = 'timestep' without a number of classes (pass num_classes)")
+    if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
+        problems.append(f"in_channels = {c['in_channels']!r} with out_channels = {c['out_channels']!r}")
+    activation = chosen("act_fn", ACTIVATIONS)
+    pad_all_sides = chosen("downsample_padding", {0: False, 1: True})
+    cos_first = chosen("flip_sin_to_cos", {True: True, False: False})
+    chosen("freq_shift", {0: None, 1: None})
+    if problems:
+        raise UserError(f"this {CLASS} has no counterpart here because of " + ", ".join(problems) + f". {SUPPORTED}")
+    size = image_size or size
+    if size is None:
+        raise UserError(
+            "the config's sample_size is null: pass image_size, the height and width of the images in pixels."
+        )
+
+    sizes = [size // 2**level for level in range(len(widths))]
+    down, up = blocks["down"], blocks["up"][::-1]
+    attending = [tuple(size for size, (attends, _) in zip(sizes, way, strict=True) if attends) for way in (down, up)]
+    last = len(widths) - 1
+    halving, doubling = (
+        tuple(kind or resample[way] for _, kind in ways) for way, ways in (("down", down[:last]), ("up", up[1:]))
+    )
+    dim = widths[0]
+    shape: dict[str, Any] = {"widths": widths}
+    if all(width % dim == 0 for width in widths):
+        shape = {"dim_mults": tuple(width // dim for width in widths)}
+    shape |= _uniform(halving, doubling)
+    return configs.UNet(
+        image_size=size,
+        channels=c["in_channels"],
+        num_classes=count,
+        dim=dim,
+        **shape,
+        num_blocks=c["layers_per_block"],
+        attention_resolutions=attending[0],
+        up_attention_resolutions=None if attending[0] == attending[1] else attending[1],
+        head_dim=c["attention_head_dim"] if any(attending) or middle == "attention" else None,
+        dropout=c["dropout"],
+        norm_groups=c["norm_num_groups"],
+        time_conditioning=conditioning,
+        learn_variance=c["out_channels"] != c["in_channels"],
+        time_dim=None if c["time_embedding_dim"] in (None, 4 * dim) else c["time_embedding_dim"],
+        middle=middle,
+        middle_norm_groups=None if middle != "attention" or middle_norm == c["norm_num_groups"] else middle_norm,
+        middle_scale=float(c["mid_block_scale_factor"]) if middle != "none" else 1.0,
+        norm_eps=c["norm_eps"],
+        activation=activation,
+        cos_first=cos_first,
+        freq_shift=c["freq_shift"],
+        pad_all_sides=pad_all_sides,
+        center_input=c["center_input_sample"],
+        class_embedding="sinusoidal" if c["class_embed_type"] == "timestep" else "table",
+    )
+
+
+def _block(option: str, kind: str, table: Mapping[str, tuple[bool, str | None]], problems: list[str]) -> Any:
+    kind = kind.removeprefix("UNetRes")
+    if kind not in table:
+        problems.append(f"{option} with {kind!r}")
+    return table.get(kind, (False, "conv"))
+
+
+def _uniform(halving: tuple[str, ...], doubling: tuple[str, ...]) -> dict[str, Any]:
+    """The shortest way to say how levels resample."""
+    kinds = {*halving, *doubling}
+    return {"resample": kinds.pop()} if len(kinds) == 1 else {"halving": halving, "doubling": doubling} if kinds else {}
+
+
+def to_config(options: configs.UNet) -> dict[str, Any]:
+    """A `UNet2DModel`'s config.json of the options of `unet`.
+
+    Raises:
+        UserError: options without a counterpart there; all of them are named.
+    """
+    o, widths = options, options.level_widths
+    problems = []
+    if o.self_conditioning:
+        problems.append("self_conditioning")
+    if o.time_scale != 1:
+        problems.append(f"time_scale = {o.time_scale:g}")
+    if not o.dim == o.width_in == widths[0]:
+        problems.append(f"dim = {o.dim} with a first level of width {widths[0]}")
+    if o.middle_norm_groups == 0 and o.time_conditioning == "add":
+        problems.append("middle_norm_groups = 0 with time_conditioning = add")
+    attends, types, kinds = _blocks(options, problems)
+    attention_widths = {width for width, *ways in zip(widths, *attends.values(), strict=True) if any(ways)}
+    attention_widths |= {widths[-1]} if o.middle == "attention" else set()
+    head_dim = o.head_dim
+    if o.head_dim is None and o.num_heads > 1 and attention_widths:
+        if len(attention_widths) > 1:
+            problems.append(
+                f"num_heads = {o.num_heads} at the widths {sorted(attention_widths)} (diffusers fixes head_dim)"
+            )
+        head_dim = min(attention_widths) // o.num_heads
+    if problems:
+        raise UserError("diffusers has no counterpart of " + ", ".join(problems) + ".")
+    middle_norm = o.middle_norm_groups or None
+    if o.middle_norm_groups is None and o.time_conditioning == "scale_shift":
+        middle_norm = o.norm_groups
+    back = {
+        name: {value: key for key, value in reversed(table.items())}
+        for name, table in (("act", ACTIVATIONS), ("resample", RESAMPLING), ("conditioning", CONDITIONING))
+    }
+    sinusoidal = o.num_classes is not None and o.class_embedding == "sinusoidal"
+    return {
+        "_class_name": CLASS,
+        "sample_size": o.image_size,
+        "in_channels": o.channels,
+        "out_channels": o.channels * (2 if o.learn_variance else 1),
+        "center_input_sample": o.center_input,
+        "time_embedding_type": "positional",
+        "time_embedding_dim": o.time_dim,
+        "freq_shift": o.freq_shift,
+        "flip_sin_to_cos": o.cos_first,
+        "down_block_types": types["down"],
+        "mid_block_type": None if o.middle == "none" else MIDDLE,
+        "up_block_types": types["up"][::-1],
+        "block_out_channels": list(widths),
+        "layers_per_block": o.num_blocks,
+        "mid_block_scale_factor": o.middle_scale,
+        "downsample_padding": int(o.pad_all_sides),
+        "downsample_type": back["resample"][kinds["down"]],
+        "upsample_type": back["resample"][kinds["up"]],
+        "dropout": o.dropout,
+        "act_fn": back["act"][o.activation],
+        "attention_head_dim": head_dim,
+        "norm_num_groups": o.norm_groups,
+        "attn_norm_num_groups": middle_norm,
+        "norm_eps": o.norm_eps,
+        "resnet_time_scale_shift": back["conditioning"][o.time_conditioning],
+        "add_attention": o.middle == "attention",
+        "class_embed_type": "timestep" if sinusoidal else None,
+        "num_class_embeds": o.num_classes,
+        "num_train_timesteps": None,
+    }
+
+
+def _blocks(
+    options: configs.UNet, problems: list[str]
+) -> tuple[dict[str, list[bool]], dict[str, list[str]], dict[str, str]]:
+    """By way, `down` or `up`: which levels attend, their blocks' types, and how those that attend resample."""
+    last = len(options.level_widths) - 1
+    sizes = [options.image_size // 2**level for level in range(last + 1)]
+    attends, types, kinds = {}, {}, {}
+    for way, table, wanted in zip(("down", "up"), (DOWN, UP), options.attention_sizes, strict=True):
+        attends[way] = [size in wanted for size in sizes]
+        # what resamples belongs to the level that is left, on the way up too
+        between = options.resampling("down" if way == "down" else "up")
+        resampling = (*between, None) if way == "down" else (None, *between)
+        found = {kind for kind, attending in zip(resampling, attends[way], strict=True) if attending and kind}
+        if len(found) > 1:
+            problems.append(f"levels with attention that resample differently on the way {way}")
+        kinds[way] = min(found, default="conv")
+        names = {value: name for name, value in table.items()}
+        types[way] = [
+            names[True, None] if attending else names[False, kind or "conv"]
+            for kind, attending in zip(resampling, attends[way], strict=True)
+        ]
+    return attends, types, kinds

@@ -1,0 +1,471 @@
+"""`ddpm import` and the way back: folders, the Hub's cache, checkpoints of OpenAI, provenance, and what is refused."""
+
+import hashlib
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax import models, weights
+from ddpm_jax.cli import main
+from ddpm_jax.conversion.scheduler import from_scheduler, to_scheduler
+from ddpm_jax.errors import UserError
+from ddpm_jax.presets import DataConfig, Preset, ProcessConfig, SampleConfig
+from ddpm_jax.training.run import open_run
+from ddpm_jax.weights.diffusers import to_config, to_options
+
+pytest.importorskip("safetensors")
+
+MODEL = configs.UNet(
+    image_size=8,
+    channels=1,
+    dim=8,
+    dim_mults=(1, 2),
+    num_blocks=1,
+    attention_resolutions=(4,),
+    head_dim=4,
+    norm_groups=4,
+)
+SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 100, "beta_end": 0.1, "clip_sample": False}
+CARD = "---\nlicense: apache-2.0\ntags:\n- pytorch\n---\n# a model\n"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def random_tensors(model, seed=0):
+    """The twin's state dict of a network, every number drawn."""
+    rng = np.random.default_rng(seed)
+    return {
+        entry.key: (rng.normal(size=entry.shape) / max(np.prod(entry.shape[1:]), 1) ** 0.5).astype(np.float32)
+        for entry in weights.layout(models.abstract(model))
+    }
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return random_tensors(MODEL)
+
+
+@pytest.fixture
+def pipeline(tensors, tmp_path):
+    """pipeline(layout): a folder as diffusers writes it; `beside`: as it wrote it at first."""
+
+    def write(layout="inside", model=MODEL, tensors=tensors, scheduler=SCHEDULER, **changes):
+        folder = tmp_path / f"pipeline {layout}"
+        unet, of_scheduler = (folder / "unet", folder / "scheduler") if layout == "inside" else (folder, folder)
+        unet.mkdir(parents=True)
+        config, theirs = weights.to_diffusers(model, tensors)
+        (unet / "config.json").write_text(json.dumps(config | changes))
+        weights.write_tensors(unet / WEIGHTS, theirs, metadata={"format": "pt"})
+        if layout != "alone":
+            of_scheduler.mkdir(exist_ok=True)
+            (of_scheduler / "scheduler_config.json").write_text(json.dumps(scheduler))
+            (folder / "model_index.json").write_text(json.dumps({"_class_name": "DDIMPipeline"}))
+        (folder / "README.md").write_text(CARD)
+        return folder
+
+    return write
+
+
+def imported(source, tmp_path, *options):
+    assert main(["import", str(source), "--out", str(tmp_path / "run"), *options]) == 0
+    return open_run(tmp_path / "run")
+
+
+def refused(arguments, capsys):
+    assert main(arguments) == 2
+    return capsys.readouterr().err
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def same(run, tensors):
+    found = weights.to_numpy(models.abstract(run.config.model), run.load()[1])
+    assert found.keys() == tensors.keys()
+    for key, array in tensors.items():
+        np.testing.assert_array_equal(found[key], array, key, strict=True)
+
+
+@pytest.mark.parametrize("layout", ["inside", "beside", "alone"])
+def test_folders(pipeline, tensors, tmp_path, layout):
+    folder = pipeline(layout)
+    run = imported(folder, tmp_path, "--data", "digits")
+    assert run.config.model == MODEL
+    same(run, tensors)
+    inside = "unet/" if layout == "inside" else ""
+    files = [f"{inside}config.json", f"{inside}{WEIGHTS}"]
+    if layout != "alone":
+        files.append("scheduler/scheduler_config.json" if layout == "inside" else "scheduler_config.json")
+    assert run.origin == {
+        "source": str(folder),
+        "library": "diffusers",
+        "revision": None,
+        "licence": "apache-2.0",
+        "sha256": {name: sha256(folder / name) for name in files},
+    }
+    if layout == "alone":
+        assert run.config.process == ProcessConfig("linear", 1000)
+        assert run.config.sample == SampleConfig("ancestral", spacing="leading")
+    else:
+        assert run.config.process == ProcessConfig("linear", 100, beta_end=0.1)
+        assert run.config.sample == SampleConfig("ddim", 50, spacing="leading", clip=None)
+    assert run.config.data.source == "digits"
+
+
+def test_the_unet_folder_of_a_pipeline_finds_its_scheduler(pipeline, tmp_path):
+    run = imported(pipeline() / "unet", tmp_path)
+    assert run.config.process.num_steps == 100
+    assert set(run.origin["sha256"]) == {"unet/config.json", f"unet/{WEIGHTS}", "scheduler/scheduler_config.json"}
+
+
+def test_an_imported_run_is_a_run(pipeline, tmp_path, capsys):
+    """Sampled, trained on, and written out again; the new run's origin leads to the file."""
+    run = imported(pipeline(), tmp_path, "--data", "digits")
+    assert main(["sample", str(run.folder), "--num", "2", "--steps", "2"]) == 0
+    images = np.load(run.folder / "samples" / "samples.npz")["images"]
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
+    short = [
+        "--train.steps",
+        "2",
+        "--train.batch-size",
+        "4",
+        "--train.sample-every",
+        "0",
+        "--sample.num",
+        "1",
+        "--sample.steps",
+        "1",
+    ]
+    assert main(["finetune", str(run.folder), "--out", str(tmp_path / "tuned"), *short]) == 0
+    tuned = open_run(tmp_path / "tuned")
+    assert tuned.origin["run"] == str(run.folder) and tuned.origin["origin"] == run.origin
+    assert main(["convert", str(tmp_path / "tuned"), str(tmp_path / "out"), "--to", "diffusers"]) == 0
+    written = weights.read_tensors(tmp_path / "out" / "unet" / WEIGHTS)
+    config = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
+    options, ours = weights.from_diffusers(config, written)
+    assert options == tuned.config.model
+    same(tuned, ours)
+    assert (tmp_path / "out" / "scheduler" / "scheduler_config.json").is_file()
+    assert "exists; choose another" in refused(
+        ["convert", str(tmp_path / "tuned"), str(tmp_path / "out"), "--to", "diffusers"], capsys
+    )
+
+
+@pytest.mark.slow
+def test_an_imported_run_is_verified_and_evaluated(pipeline, tmp_path):
+    pytest.importorskip("torch")
+    run = imported(pipeline(), tmp_path, "--data", "digits")
+    assert main(["verify", str(run.folder), "--out", str(tmp_path / "verify")]) == 0
+    assert main(["evaluate", str(run.folder), "--num", "8", "--steps", "2", "--num-real", "50"]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_its_variance_is_verified(tmp_path):
+    pytest.importorskip("torch")
+    model = configs.UNet(**vars(MODEL) | {"learn_variance": True})
+    state = weights.to_openai(openai_model(model), random_tensors(openai_model(model)))
+    path = weights.write_tensors(tmp_path / "model.safetensors", state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights.openai, "GROUPS", 4)
+        imported(path, tmp_path, "--image-size", "8", "--openai.head-dim", "4", "--openai.schedule", "cosine")
+    assert main(["verify", str(tmp_path / "run"), "--out", str(tmp_path / "verify")]) == 0
+
+
+# The Hub, from its cache
+
+NAME, COMMIT = "google/ddpm-tiny-8", "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(pipeline, tmp_path, monkeypatch):
+    """The Hub's cache with one repository, laid out as huggingface_hub does; there is no network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    repository = tmp_path / "hub" / "models--google--ddpm-tiny-8"
+    snapshot = repository / "snapshots" / COMMIT
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "blobs").mkdir()
+    for file in pipeline("beside").iterdir():
+        blob = repository / "blobs" / sha256(file)
+        blob.write_bytes(file.read_bytes())
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+@pytest.mark.parametrize("revision", [None, COMMIT])
+def test_the_hubs_cache(cache, tensors, tmp_path, revision):
+    run = imported(NAME, tmp_path, *(["--revision", revision] if revision else []))
+    same(run, tensors)
+    assert run.origin["source"] == NAME and run.origin["revision"] == COMMIT and run.origin["licence"] == "apache-2.0"
+    assert run.origin["sha256"][WEIGHTS] == sha256(cache / WEIGHTS)
+
+
+def test_without_a_network(cache, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    error = refused(["import", "google/ddpm-other", *out], capsys)
+    assert "google/ddpm-other cannot be fetched" in error
+    assert "hf download google/ddpm-other --local-dir FOLDER; then, here: ddpm import FOLDER" in error
+    error = refused(["import", NAME, "--revision", "other", *out], capsys)
+    assert f"hf download {NAME} --revision other --local-dir" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_without_safetensors_or_card(cache, tensors, tmp_path, monkeypatch):
+    """What an older version of another library left there, when the repository itself has more."""
+    pytest.importorskip("torch")
+    import huggingface_hub
+
+    theirs = weights.read_tensors(cache / WEIGHTS)
+    (cache / WEIGHTS).unlink()
+    (cache / "README.md").unlink()
+    weights.write_tensors(cache / "diffusion_pytorch_model.bin", theirs)
+
+    def incomplete(name, revision, allow_patterns):
+        if {"README.md", WEIGHTS} & {*allow_patterns}:
+            raise OSError("the snapshot is incomplete")
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", incomplete)
+    run = imported(NAME, tmp_path)
+    same(run, tensors)
+    assert run.origin["licence"] is None and "diffusion_pytorch_model.bin" in run.origin["sha256"]
+
+
+def test_a_repository_of_something_else(cache, tmp_path, capsys):
+    (cache / WEIGHTS).unlink()
+    error = refused(["import", NAME, "--out", str(tmp_path / "run")], capsys)
+    assert f"{NAME} holds no weights of diffusers" in error
+
+
+def test_without_huggingface_hub(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert 'pip install "ddpm-jax[hub]"' in refused(["import", NAME, "--out", str(tmp_path / "run")], capsys)
+
+
+# OpenAI's checkpoints
+
+
+def openai_model(model):
+    """The options as their libraries have them."""
+    theirs = {"norm_eps": 1e-5, "cos_first": True, "freq_shift": 0, "pad_all_sides": True}
+    return configs.UNet(**vars(model) | theirs)
+
+
+def test_a_checkpoint_of_openai(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(weights.openai, "GROUPS", 4)
+    model = openai_model(configs.UNet(**vars(MODEL) | {"learn_variance": True, "num_classes": 3}))
+    tensors = random_tensors(model)
+    path = weights.write_tensors(tmp_path / "ema_0.9999_200.safetensors", weights.to_openai(model, tensors))
+    options = ["--image-size", "8", "--openai.head-dim", "4", "--openai.num-steps", "4000"]
+    run = imported(path, tmp_path, *options, "--openai.rescale-timesteps", "True")
+    assert run.config.model == configs.UNet(**vars(model) | {"time_scale": 0.25})
+    same(run, tensors)
+    process = run.config.process
+    assert (process.schedule, process.num_steps, process.loss) == ("linear", 4000, "hybrid")
+    assert (process.beta_start, process.beta_end) == pytest.approx((2.5e-5, 0.005))
+    assert run.config.sample == SampleConfig("ancestral", variance="learned")
+    assert run.class_names == ("0", "1", "2")
+    assert run.origin["library"] == "openai" and run.origin["sha256"] == {path.name: sha256(path)}
+    error = refused(["import", str(path), "--out", str(tmp_path / "other")], capsys)
+    assert "none of the files that OpenAI published (cifar10_uncond_50M_500K, " in error and "--image-size" in error
+    error = refused(["import", str(path), "--out", str(tmp_path / "other"), "--image-size", "8"], capsys)
+    assert "pass num_heads or head_dim" in error
+
+
+def test_a_published_file_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights.openai, "GROUPS", 4)
+    model = openai_model(
+        configs.UNet(
+            image_size=32, dim=8, dim_mults=(1, 1), num_blocks=1, num_heads=4, norm_groups=4, learn_variance=True
+        )
+    )
+    path = tmp_path / "cifar10_uncond_50M_500K.safetensors"
+    weights.write_tensors(path, weights.to_openai(model, random_tensors(model)))
+    run = imported(path, tmp_path)
+    assert run.config.model == configs.UNet(**vars(model) | {"dropout": 0.3, "time_scale": 0.25})
+    assert (run.config.process.schedule, run.config.process.num_steps) == ("cosine", 4000)
+
+
+# What is refused
+
+
+def test_pickles_with_code_are_refused(pipeline, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+
+    class Code:
+        def __reduce__(self):
+            return (os.system, ("true",))
+
+    folder = pipeline("alone")
+    safe = weights.read_tensors(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    torch.save({"conv_in.weight": Code()}, folder / "diffusion_pytorch_model.bin")
+    assert "would run code" in refused(["import", str(folder), "--out", str(tmp_path / "run")], capsys)
+    weights.write_tensors(folder / "diffusion_pytorch_model.bin", safe)
+    assert imported(folder, tmp_path).config.model == MODEL
+
+
+def test_tensors_that_do_not_fit_are_listed(pipeline, tmp_path, capsys):
+    folder = pipeline("alone")
+    theirs = weights.read_tensors(folder / WEIGHTS)
+    theirs["extra"] = theirs.pop("conv_in.bias")
+    theirs["conv_out.bias"] = np.zeros(7, np.float32)
+    weights.write_tensors(folder / WEIGHTS, theirs)
+    error = refused(["import", str(folder), "--out", str(tmp_path / "run")], capsys)
+    assert "missing: conv_in.bias (8,)" in error
+    assert "not of this network: extra (8,)" in error
+    assert "misshapen: conv_out.bias is (7,), must be (1,)" in error
+
+
+def test_folders_that_hold_nothing(pipeline, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert "does not exist, and is no id of the Hub" in refused(["import", str(tmp_path / "nowhere"), *out], capsys)
+    (tmp_path / "empty").mkdir()
+    assert "is no folder of diffusers" in refused(["import", str(tmp_path / "empty"), *out], capsys)
+    folder = pipeline("alone")
+    assert "--revision belongs to" in refused(["import", str(folder), "--revision", "main", *out], capsys)
+    (folder / WEIGHTS).unlink()
+    assert f"holds no weights: {WEIGHTS} or" in refused(["import", str(folder), *out], capsys)
+    (folder / "config.json").write_text("{")
+    assert "config.json cannot be read" in refused(["import", str(folder), *out], capsys)
+    assert "exists; choose another --out" in refused(["import", str(folder), "--out", str(folder)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "got 'UNet2DConditionModel'"),
+        ({"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}, "down_block_types with 'CrossAttnDownBlock2D'"),
+        ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, "up_block_types with 'SkipUpBlock2D'"),
+        ({"up_block_types": ("UpBlock2D",)}, "of different lengths"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type = 'UNetMidBlock2DCrossAttn'"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier'"),
+        ({"act_fn": "tanh"}, "act_fn = 'tanh'"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift = 'spatial'"),
+        ({"class_embed_type": "identity"}, "class_embed_type = 'identity'"),
+        ({"class_embed_type": "timestep"}, "without a number of classes"),
+        ({"downsample_padding": 2}, "downsample_padding = 2"),
+        ({"downsample_type": "fir"}, "downsample_type = 'fir'"),
+        ({"freq_shift": 3}, "freq_shift = 3"),
+        ({"out_channels": 4}, "in_channels = 1 with out_channels = 4"),
+        ({"sample_size": (8, 16)}, "images must be square"),
+        ({"encoder_hid_dim": 7}, "encoder_hid_dim = 7"),
+        ({"sample_size": None}, "pass image_size"),
+        ({"attention_head_dim": 3}, "head_dim = 3 must divide"),
+        ({"act_fn": ["silu"]}, "act_fn = ['silu']"),
+    ],
+)
+def test_networks_without_a_counterpart(changes, named):
+    with pytest.raises(UserError) as error:
+        to_options(to_config(MODEL) | changes)
+    assert named in str(error.value)
+    if "counterpart" in str(error.value) or "_class_name" in str(error.value):
+        assert "Supported are UNet2DModels of the blocks DownBlock2D, AttnDownBlock2D" in str(error.value)
+
+
+def test_a_config_of_the_wrong_types(tensors):
+    with pytest.raises(UserError, match=r"this is no config\.json of a UNet2DModel"):
+        weights.from_diffusers(to_config(MODEL) | {"block_out_channels": None}, tensors)
+
+
+def test_every_reason_is_named_at_once():
+    with pytest.raises(UserError, match="act_fn = 'tanh', freq_shift = 3") as error:
+        to_options(to_config(MODEL) | {"act_fn": "tanh", "freq_shift": 3})
+    assert "AttnUpBlock2D" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "the scheduler is a PNDMScheduler"),
+        ({"beta_schedule": "laplace"}, "beta_schedule = 'laplace'"),
+        ({"trained_betas": [0.1]}, "trained_betas = [0.1]"),
+        ({"thresholding": True}, "thresholding = True"),
+        ({"steps_offset": 1}, "steps_offset = 1"),
+        ({"set_alpha_to_one": False}, "set_alpha_to_one = False"),
+        ({"timestep_spacing": "linspace"}, "timestep_spacing = 'linspace'"),
+        ({"prediction_type": "flow"}, "prediction_type = 'flow'"),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas = True"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "variance_type = 'learned'"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "with as many channels out as in"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}, "variance_type = 'fixed_large_log'"),
+    ],
+)
+def test_schedulers_without_a_counterpart(changes, named):
+    with pytest.raises(UserError) as error:
+        from_scheduler(SCHEDULER | changes, MODEL)
+    assert named in str(error.value) and "Supported are DDPMScheduler and DDIMScheduler" in str(error.value)
+
+
+def test_a_scheduler_can_be_left_out(pipeline, tmp_path):
+    run = imported(pipeline(scheduler={"_class_name": "PNDMScheduler"}), tmp_path, "--no-scheduler")
+    assert run.config.process == ProcessConfig("linear", 1000)
+
+
+def test_old_schedulers():
+    config = {"_class_name": "DDPMScheduler", "predict_epsilon": False, "tensor_format": "pt", "timestep_values": None}
+    process, sample = from_scheduler(config, MODEL)
+    assert process.prediction == "x0" and sample.variance == "posterior" and sample.steps is None
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"self_conditioning": True}, "self_conditioning"),
+        ({"time_scale": 0.5}, "time_scale = 0.5"),
+        ({"dim_mults": (2, 2)}, "dim = 8 with a first level of width 16"),
+        ({"head_dim": None, "num_heads": 2, "attention_resolutions": (8, 4)}, r"num_heads = 2 at the widths [8, 16]"),
+        ({"middle_norm_groups": 0}, "middle_norm_groups = 0 with time_conditioning = add"),
+        (
+            {"dim_mults": (1, 1, 1), "attention_resolutions": (8, 4), "halving": ("conv", "residual")},
+            "resample differently on the way down",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_written(options, named):
+    with pytest.raises(UserError) as error:
+        to_config(configs.UNet(**vars(MODEL) | options))
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "named"),
+    [
+        ("process", {"kind": "flow"}, "process.kind = flow"),
+        ("process", {"schedule": "linear_inclusive"}, "process.schedule = linear_inclusive of a DDPMScheduler"),
+        ("data", {"scale": "unit"}, "data.scale = unit"),
+        ("sample", {"threshold": 0.9}, "sample.threshold = 0.9"),
+    ],
+)
+def test_processes_that_cannot_be_written(part, options, named):
+    kinds = {"process": ProcessConfig, "data": DataConfig, "sample": SampleConfig}
+    parts = {"sample": SampleConfig(clip=None)} if part == "data" else {}
+    with pytest.raises(UserError) as error:
+        to_scheduler(Preset(model=MODEL, **parts | {part: kinds[part](**options)}))
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize(
+    "sample", [SampleConfig("ddim", 50, spacing="leading", clip=2.0), SampleConfig("ancestral", clip=None)]
+)
+def test_schedulers_round_trip(learned, prediction, sample):
+    model = configs.UNet(**vars(MODEL) | {"learn_variance": learned})
+    process = ProcessConfig("quadratic", 100, beta_end=0.1, prediction=prediction, loss="hybrid" if learned else "mse")
+    config = to_scheduler(Preset(model=model, process=process, sample=sample))
+    again, sample_again = from_scheduler(config, model)
+    assert again == process
+    assert config == to_scheduler(Preset(model=model, process=again, sample=sample_again))
+
+
+def test_other_networks_have_no_counterpart(finished_run, tmp_path, capsys):
+    arguments = ["convert", str(finished_run), str(tmp_path / "out"), "--to", "diffusers", "--weights", "state"]
+    assert "it would be the state of training" in refused(arguments, capsys)
