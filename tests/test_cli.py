@@ -174,7 +174,10 @@ def test_mistakes_with_a_run_that_exists(ddpm, finished_run, tiny):
     [
         ("{", r"config\.json cannot be read"),
         ("{}", r"config\.json cannot be read"),
-        ('{"format": 99, "class_names": [], "config": {}}', "format 99; this version of ddpm-jax reads the formats 2 and 3"),
+        (
+            '{"format": 99, "class_names": [], "config": {}}',
+            "format 99; this version of ddpm-jax reads the formats 2 and 3",
+        ),
         ('{"format": 2, "class_names": [], "config": {}}', "cannot be read"),
     ],
 )
