@@ -35,6 +35,8 @@ class TrainArgs:
     """Go on from the run folder's newest checkpoint."""
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
+    profile: bool = False
+    """Record three calls of the compiled step in profile/, for TensorBoard or Perfetto."""
     parallel: ParallelConfig = ALL_DEVICES
 
 
@@ -282,10 +284,7 @@ def _train(name: str | None, rest: list[str]) -> int:
 
     from ddpm_jax.training import train
 
-    def run() -> Any:
-        return train(args.config, args.out, resume=args.resume, overwrite=args.overwrite, parallel=args.parallel)
-
-    return _report_training(run, args.out, f"ddpm train {name}", rest)
+    return _report_training(lambda: train(args.config, args.out, **_how(args)), args.out, f"ddpm train {name}", rest)
 
 
 def _finetune(name: str | None, rest: list[str]) -> int:
@@ -301,11 +300,16 @@ def _finetune(name: str | None, rest: list[str]) -> int:
     args = _parse_training(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, description=FinetuneArgs.__doc__)
     join(args.parallel)
 
-    def run() -> Any:
-        options = {key: getattr(args, key) for key in ("weights", "resume", "overwrite", "parallel")}
-        return finetune(origin, args.config, args.out, **options)
+    return _report_training(
+        lambda: finetune(origin, args.config, args.out, weights=args.weights, **_how(args)),
+        args.out,
+        f"ddpm finetune {name}",
+        rest,
+    )
 
-    return _report_training(run, args.out, f"ddpm finetune {name}", rest)
+
+def _how(args: TrainArgs) -> dict[str, Any]:
+    return {key: getattr(args, key) for key in ("resume", "overwrite", "parallel", "profile")}
 
 
 def _parse_training(kind: type[Any], chosen: Preset, prog: str, rest: list[str], **options: Any) -> Any:
@@ -334,6 +338,10 @@ def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list
         return 128 + outcome.stopped_by
     print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {out}:")
     print("  config.json, metrics.jsonl, tensorboard/, checkpoints/, samples.png, denoising.gif, samples.npz, loss.png")
+    if (out / "profile").is_dir():
+        print(
+            "  profile/, for `tensorboard --logdir` with its profile plugin; perfetto_trace.json.gz in it, for ui.perfetto.dev"
+        )
     return 0
 
 

@@ -52,7 +52,7 @@ def draws(monkeypatch):
         cuts = np.split(images, range(7, len(images), 7))
         drawn = [Batch(cut, np.zeros((0, 0)), 4, 0.0) for cut in cuts]
         monkeypatch.setattr(fid, "draw_batches", lambda *_, **__: iter(drawn))
-        monkeypatch.setattr(Run, "load", lambda _: (None, {}, 12))
+        monkeypatch.setattr(Run, "load", lambda *_: (None, {}, 12))
 
     return become
 

@@ -160,7 +160,7 @@ def test_an_imported_run_is_verified_and_evaluated(pipeline, tmp_path):
     pytest.importorskip("torch")
     run = imported(pipeline(), tmp_path, "--data", "digits")
     assert main(["verify", str(run.folder), "--out", str(tmp_path / "verify")]) == 0
-    assert main(["evaluate", str(run.folder), "--num", "8", "--steps", "2", "--num-real", "50"]) == 0
+    assert main(["evaluate", str(run.folder), "--num", "20", "--steps", "2", "--num-real", "600"]) == 0
 
 
 @pytest.mark.slow

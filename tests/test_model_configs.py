@@ -104,7 +104,7 @@ def test_json_round_trip(name):
         ("unet", {"halving": ("conv",)}, "halving must be `conv` or `residual` for each of 3 levels; got"),
         (
             "unet",
-            {"doubling": ("conv", "fir", "conv")},
+            {"doubling": ("conv",) * 4},
             "doubling must be `conv` or `residual` for each of 3 levels; got",
         ),
         ("unet", {"middle_norm_groups": 48}, "middle_norm_groups must divide the last width, 256, or be 0; got 48"),

@@ -19,7 +19,7 @@ from ddpm_jax.benchmark.jax_side import MATMUL, JaxSide
 from ddpm_jax.benchmark.report import Report, Row, write
 from ddpm_jax.benchmark.timing import Call, Facts, Timing, alternate, ratios
 from ddpm_jax.benchmark.workload import PRECISIONS, WHAT, Precision, What, Workload, workload
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, fits_memory
 
 __all__ = ["PRECISIONS", "WHAT", "Report", "Row", "Workload", "benchmark", "workload", "write"]
 
@@ -66,7 +66,7 @@ def _measure(
 ) -> tuple[list[Row], list[str]]:
     calls: dict[str, Call] = {}
     notes = []
-    with _memory_errors(work, what):
+    with fits_memory(_advice(work, what)):
         for name in contenders:
             try:
                 calls[name] = _side(name, work, device).call(what)
@@ -152,21 +152,13 @@ def _conditions(precision: Precision, *, torch: bool) -> Iterator[None]:
             compilation_cache.reset_cache()
 
 
-@contextlib.contextmanager
-def _memory_errors(work: Workload, what: str) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # XLA's and PyTorch's own are RuntimeErrors
-        if not isinstance(error, MemoryError) and not any(
-            sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
-        ):
-            raise
-        size = work.sample_size if what == "sample" else work.batch_size
-        flag = "--sample-size" if what == "sample" else "--batch-size"
-        raise UserError(
-            f"{work.name} {what}: {size} examples do not fit into memory. Try {flag} {max(1, size // 2)}; a training run can also "
-            "take --train.remat or --train.accumulate 2, and sampling --batch-size."
-        ) from error
+def _advice(work: Workload, what: What) -> str:
+    size = work.sample_size if what == "sample" else work.batch_size
+    flag = "--sample-size" if what == "sample" else "--batch-size"
+    return (
+        f"{work.name} {what}: {size} examples do not fit into memory. Try {flag} {max(1, size // 2)}. A training run can also take "
+        "--train.accumulate 2 or --train.remat, and sampling a smaller --batch-size."
+    )
 
 
 def _matmul_peak(precision: Precision, device: jax.Device) -> float:

@@ -25,6 +25,7 @@ def batches(
     start_step: int = 0,
     stacked: int | None = None,
     rows: np.ndarray | None = None,
+    indices: bool = False,
     num_threads: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `source` without end, shuffled anew in every epoch.
@@ -44,37 +45,45 @@ def batches(
         start_step: the number of the first batch.
         stacked: put so many batches in a row into each item, along a new first axis; None: no such axis.
         rows: the examples of each batch to read, ascending; None: all of them.
+        indices: name the examples instead of reading them, as `Resident.take` wants it.
         num_threads: threads that prepare batches ahead; 0 does the work in the caller's thread.
 
     Returns:
         `{"x_0": float32 (B, *shape), "label": int32 (B,)}`, again and again; B is the number of `rows`, where they are given.
+        With indices `{"index": int64 (B,)}`, and with flip also `"flip"`: bool (B,), which of them are mirrored.
 
     Raises:
         UserError: an argument out of range, at the call; an unreadable image, from the iterator.
     """
     _check(source, shape, batch_size, seed, flip, stream, start_step, num_threads)
+    assert not (indices and stream)  # fresh points have no numbers
     import grain  # here, because it takes a second and brings jax along
 
     scaling = scaling or scaling_of(source)
     if isinstance(source, PointSource):
         # by index, so that the points of a batch are fetched at once
-        indices = (
+        numbers = (
             grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
         )
         if stream:
-            dataset = indices.random_map(functools.partial(_fresh_points, source=source, rows=rows))
+            dataset = numbers.random_map(functools.partial(_fresh_points, source=source, rows=rows))
         else:
-            dataset = indices.map(functools.partial(_points, source=source, rows=rows))
+            read = _named if indices else functools.partial(_points, source=source)
+            dataset = numbers.map(functools.partial(read, rows=rows))
     else:
         height, _, channels = shape
-        dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-        dataset = dataset.map(functools.partial(_fit, image_size=height, channels=channels))
+        examples = grain.MapDataset.range(len(source)) if indices else grain.MapDataset.source(source)
+        dataset = examples.seed(seed).shuffle().repeat()
+        # the same steps either way: the place of a random one in the chain is what its draws depend on
+        dataset = dataset.map(_named if indices else functools.partial(_fit, image_size=height, channels=channels))
         if flip:
-            dataset = dataset.random_map(_random_flip)
+            dataset = dataset.random_map(_named_flip if indices else _random_flip)
         if rows is not None:
             dataset = _rows_of(dataset, batch_size, rows)
         dataset = dataset.batch(batch_size if rows is None else len(rows), drop_remainder=True)
-    dataset = dataset.map(functools.partial(_scale, scaling=scaling))[start_step:]
+    if not indices:
+        dataset = dataset.map(functools.partial(_scale, scaling=scaling))
+    dataset = dataset[start_step:]
     if stacked is not None:
         dataset = dataset.batch(stacked, drop_remainder=True)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
@@ -111,6 +120,14 @@ def to_images(x_0: Any) -> np.ndarray:
 
 def _fit(element: dict[str, Any], *, image_size: int, channels: int) -> dict[str, Any]:
     return {"x_0": fit(element["image"], image_size, channels), "label": np.int32(element["label"])}
+
+
+def _named(index: Any, *, rows: np.ndarray | None = None) -> dict[str, Any]:
+    return {"index": np.asarray(index if rows is None else index[rows])}
+
+
+def _named_flip(element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {**element, "flip": np.bool_(rng.random() < 0.5)}
 
 
 def _points(indices: np.ndarray, *, source: PointSource, rows: np.ndarray | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ _BLOCK = 2**20
 """Weights computed at a time, at most, but for those of one head: what stays in a CPU's caches."""
 _HUGE = 2**26
 """Weights in a head above which they are never held together: those of an image of 224x224 would take 10 GB."""
-_PART = 2**24
+_PART = 2**22
 """Weights of each head computed at a time then, at most."""
 
 

@@ -24,6 +24,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     parallel: ParallelConfig = ALL_DEVICES,
+    profile: bool = False,
 ) -> Outcome:
     """Train from the newest weights of `origin`, averaged or not, with a fresh optimiser, counting steps from 0.
 
@@ -52,4 +53,4 @@ def finetune(
     if origin.origin is not None:
         provenance["origin"] = origin.origin
     start = Start(variables, origin.scaling, provenance)
-    return train(config, folder, resume=resume, overwrite=overwrite, start=start, parallel=parallel)
+    return train(config, folder, resume=resume, overwrite=overwrite, start=start, parallel=parallel, profile=profile)

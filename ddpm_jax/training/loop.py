@@ -14,18 +14,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import data, figures, launch, model_configs, models, presets
-from ddpm_jax.errors import UserError
+from ddpm_jax import data, figures, launch, models, presets
+from ddpm_jax.errors import UserError, fits_memory
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.parallel import Layout, check_batch, layout_of
 from ddpm_jax.presets import Preset
-from ddpm_jax.training import samples
+from ddpm_jax.training import feeding, samples
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, NoMetrics, read_metrics
 from ddpm_jax.training.objective import process_of
+from ddpm_jax.training.profiling import Profile
 from ddpm_jax.training.run import Run, environment, start_run
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import learning_rate, train_step, train_steps, updates_done
+
+_ADVICE = (
+    "a batch of {} examples does not fit into memory. Try --train.batch-size {}, --train.accumulate 2 (the same update, half a "
+    "batch at a time) or --train.remat (computes layers again instead of keeping them)."
+)
 
 MOST_SKIPPED = 100
 """So many steps in a row without a finite loss and gradient stop a run that skips them."""
@@ -69,20 +75,22 @@ def train(
     overwrite: bool = False,
     start: Start | None = None,
     parallel: ParallelConfig = ALL_DEVICES,
+    profile: bool = False,
 ) -> Outcome:
     """Train as the config says and leave everything in the folder; Ctrl-C and SIGTERM save and return early.
 
-    With several processes (`launch.join`), all of them call this alike and see the same folder.
+    With several processes (`launch.join`), all of them call this alike and see the same folder. profile: record a few steps in
+    folder/profile, for TensorBoard or Perfetto.
 
     Raises:
         UserError: the config, the data, the devices and the folder do not fit together; an image cannot be read; the loss is not
-            finite; the folder cannot be written to.
+            finite; the folder cannot be written to; a batch does not fit into memory.
     """
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
     process_of(config)  # refuses what excludes each other, before any data is read
     source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image, classes=config.data.classes)
-    _batches(config, source, scaling=None)  # refuses what does not fit, before the folder is touched
+    feeding.check(config, source)  # before the folder is touched
     layout = layout_of(parallel)
     check_batch(layout, config.train.batch_size, config.train.accumulate, len(source))
     given = {"examples of data": len(source), "out": str(folder), "resume": resume, "parallel": layout.mode}
@@ -108,11 +116,14 @@ def train(
         first = int(state.step)
         per_call = _steps_per_call(run, first)
         _announce(run, state, source, first, layout)
-        stacked, rows = per_call if per_call > 1 else None, layout.rows(config.train.batch_size)
-        batches = _batches(config, source, scaling=run.scaling, start_step=first, stacked=stacked, rows=rows)
+        batches = feeding.feed(run, layout, source, start_step=first, per_call=per_call)
         sizes = {"start": first, "total": total, "batch_size": config.train.batch_size}
-        with Metrics(folder, **sizes) if launch.is_first() else NoMetrics() as metrics:
-            final = _run_steps(run, layout, state, batches, per_call, checkpoints, metrics, interruption)
+        with (
+            Metrics(folder, **sizes) if launch.is_first() else NoMetrics() as metrics,
+            Profile(folder / "profile" if profile and launch.is_first() else None) as profiler,
+            fits_memory(_ADVICE.format(config.train.batch_size, max(1, config.train.batch_size // 2))),
+        ):
+            final = _run_steps(run, layout, state, batches, per_call, checkpoints, metrics, interruption, profiler)
     done = int(final.step)
     if bad := getattr(source, "bad_files", 0):
         print(f"{bad} unreadable images were skipped.")
@@ -124,30 +135,6 @@ def train(
     if not _asked_to_stop(interruption):
         _save_samples(run, layout, final, last=True)
     return Outcome(run, done, interruption.signal, skipped)
-
-
-def _batches(
-    config: Preset,
-    source: data.Source,
-    *,
-    scaling: data.Scaling | None,
-    start_step: int = 0,
-    stacked: int | None = None,
-    rows: np.ndarray | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-    return data.batches(
-        source,
-        shape=model_configs.shape(config.model),
-        batch_size=config.train.batch_size,
-        scaling=scaling,
-        seed=config.train.seed,
-        flip=config.data.flip,
-        stream=config.data.stream,
-        start_step=start_step,
-        stacked=stacked,
-        rows=rows,
-        num_threads=config.data.threads,
-    )
 
 
 def _steps_per_call(run: Run, start: int) -> int:
@@ -162,11 +149,12 @@ def _run_steps(
     run: Run,
     layout: Layout,
     state: TrainState,
-    batches: Iterator[dict[str, np.ndarray]],
+    batches: Iterator[dict[str, jax.Array]],
     per_call: int,
     checkpoints: Checkpoints,
     metrics: Metrics,
     interruption: "_Interruption",
+    profiler: Profile,
 ) -> TrainState:
     """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
     config, process, inputs = run.config.train, run.process, run.inputs
@@ -189,10 +177,8 @@ def _run_steps(
             if not launch.several():  # the others are in the middle of a step
                 checkpoints.save(state)  # once the images are mended, the run goes on from here
             raise
-        if not run.class_names:
-            batch = {"x_0": batch["x_0"]}
         update = train_step if per_call == 1 else train_steps
-        batch = layout.feed(batch, axis=int(per_call > 1))
+        profiler.next_call(state)
         state, numbers = update(state, batch, key, layout=layout, **static)
         flight.take_off(step + 1, numbers)
         first_call = step == start

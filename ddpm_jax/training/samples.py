@@ -13,7 +13,7 @@ from flax import nnx
 
 from ddpm_jax import figures, launch, models, samplers
 from ddpm_jax.data import PointSource
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, fits_memory
 from ddpm_jax.files import write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
@@ -88,14 +88,18 @@ def draw_batches(
     for start in range(0, num, size):
         begun = time.perf_counter()
         batch_labels = None if labels is None else np.resize(labels[start : start + size], whole)
-        x_0, walk, *taken = call(
-            (graphdef, variables),
-            run.process,
-            jax.random.fold_in(key, start // size),
-            (whole, *run.shape),
-            None if batch_labels is None else layout.deal(jax.numpy.asarray(batch_labels)),
-            layout=layout,
-        )
+        with fits_memory(
+            f"{size} samples at a time do not fit into memory; try --batch-size {max(1, size // 2)}, which draws as many."
+        ):
+            x_0, walk, *taken = call(
+                (graphdef, variables),
+                run.process,
+                jax.random.fold_in(key, start // size),
+                (whole, *run.shape),
+                None if batch_labels is None else layout.deal(jax.numpy.asarray(batch_labels)),
+                layout=layout,
+            )
+            jax.block_until_ready(x_0)
         num_steps = taken[0] if taken else num_steps
         values = run.to_data(layout.gather(x_0))[: min(size, num - start)]
         shown = min(size, ANIMATED) if run.holds_images else size

@@ -129,6 +129,10 @@ class Verification:
         self.twin_process = self.twins.processes.GaussianDiffusion(twin_schedule, process.prediction, loss, **learned)
         *size, channels = configs.shape(self.config)
         first, last = schedule.timesteps[[0, -1]]
+        if self.learned and len(schedule.timesteps) > 1:
+            first += (
+                1  # the bound's term of the first is a difference of distribution functions, which keeps too few digits
+            )
         self.t = np.array([first, (first + last) // 2, last])
         self.labels = (
             None if not getattr(self.config, "num_classes", None) else np.arange(BATCH) % self.config.num_classes

@@ -1,0 +1,24 @@
+"""`ddpm train --profile`, and what is said where a batch does not fit into memory."""
+
+from ddpm_jax.cli import main
+from ddpm_jax.training import loop
+
+
+def test_a_profile(tmp_path, tiny, capsys):
+    """Of calls after the first ones; opened by TensorBoard and by Perfetto."""
+    folder = tmp_path / "run"
+    assert main(["train", "digits", *tiny, "--profile", "--out", str(folder)]) == 0
+    (session,) = (folder / "profile" / "plugins" / "profile").iterdir()
+    names = [path.name for path in session.iterdir()]
+    assert any(name.endswith(".xplane.pb") for name in names)
+    assert "perfetto_trace.json.gz" in names
+    assert "perfetto" in capsys.readouterr().out
+
+
+def test_a_batch_that_does_not_fit_into_memory(tmp_path, tiny, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    assert main(["train", "digits", *tiny, "--out", str(tmp_path / "run")]) == 2
+    assert "a batch of 8 examples does not fit into memory. Try --train.batch-size 4" in capsys.readouterr().err
