@@ -203,8 +203,8 @@ class BenchmarkArgs:
     """Networks or presets; all networks unless given."""
     what: tuple[Literal["forward", "train", "sample"], ...] = ("forward", "train", "sample")
     """What to measure."""
-    against: tuple[Literal["torch", "torch.compile"], ...] = ("torch",)
-    """PyTorch in eager mode, or compiled; JAX alone where torch is not installed."""
+    against: tuple[Literal["torch", "torch.compile", "diffusers"], ...] = ("torch",)
+    """The PyTorch twin in eager mode, or compiled, or a network of diffusers, of unet; JAX alone where torch is not installed."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """What both sides compute products in; tf32 on NVIDIA GPUs alone."""
     batch_size: int | None = None
