@@ -6,6 +6,8 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -14,10 +16,10 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import ddpm_jax
-from ddpm_jax.benchmark import torch_side
 from ddpm_jax.benchmark.jax_side import MATMUL, JaxSide
 from ddpm_jax.benchmark.report import Report, Row, write
-from ddpm_jax.benchmark.timing import Call, Facts, Timing, alternate, ratios
+from ddpm_jax.benchmark.timing import Contender, Facts, Timing, alternate, ratios
+from ddpm_jax.benchmark.worker import Worker
 from ddpm_jax.benchmark.workload import PRECISIONS, WHAT, Precision, What, Workload, workload
 from ddpm_jax.errors import UserError, fits_memory
 
@@ -45,10 +47,10 @@ def benchmark(
     _check_precision(precision, device)
     compared = list(against)
     report = Report({})
-    if compared and not torch_side.available():
+    if compared and not find_spec("torch"):
         report.notes.append('PyTorch is not installed, so JAX alone was measured: pip install "ddpm-jax[torch]".')
         compared = []
-    with _conditions(precision, torch=bool(compared)):
+    with _conditions(precision):
         peak = _matmul_peak(precision, device)
         report.environment = _environment(precision, device, peak, torch=bool(compared))
         for work in works:
@@ -65,12 +67,15 @@ def benchmark(
 def _measure(
     work: Workload, what: What, device: jax.Device, contenders: Sequence[str], seconds: float, peak: float
 ) -> tuple[list[Row], list[str]]:
-    calls: dict[str, Call] = {}
+    calls: dict[str, Contender] = {}
     notes = []
-    with fits_memory(_advice(work, what)):
+    with fits_memory(_advice(work, what)), contextlib.ExitStack() as stack:
         for name in contenders:
             try:
-                calls[name] = _side(name, work, device).call(what)
+                if name == "jax":
+                    calls[name] = JaxSide(work).call(what)
+                else:
+                    calls[name] = stack.enter_context(Worker(name, work, what, _torch_device(device)))
             except UserError as error:
                 if name == "jax":
                     raise
@@ -81,12 +86,6 @@ def _measure(
     return [_row(work, what, name, calls[name], timings, facts[name], flops, peak) for name in calls], notes
 
 
-def _side(name: str, work: Workload, device: jax.Device) -> Any:
-    if name == "jax":
-        return JaxSide(work, device)
-    return torch_side.TorchSide(name, work, _torch_device(device))
-
-
 def _torch_device(device: jax.Device) -> str:
     return "cuda" if device.platform == "gpu" else "cpu"
 
@@ -95,7 +94,7 @@ def _row(
     work: Workload,
     what: str,
     name: str,
-    call: Call,
+    call: Contender,
     timings: dict[str, Timing],
     facts: Facts,
     flops: float | None,
@@ -129,14 +128,12 @@ def _check_precision(precision: Precision, device: jax.Device) -> None:
 
 
 @contextlib.contextmanager
-def _conditions(precision: Precision, *, torch: bool) -> Iterator[None]:
-    """The same precision on both sides, and programs that are compiled here and then kept: in a folder that is thrown away."""
+def _conditions(precision: Precision) -> Iterator[None]:
+    """The precision asked for, and programs that are compiled here and then kept: in a folder that is thrown away."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         if jax.devices()[0].platform == "gpu":
             stack.enter_context(jax.default_matmul_precision(MATMUL[precision]))
-        if torch:
-            stack.enter_context(torch_side.precision(precision))
         kept = {
             "jax_compilation_cache_dir": folder,
             "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -188,9 +185,7 @@ def _environment(precision: Precision, device: jax.Device, peak: float, *, torch
         "python": platform.python_version(),
     }
     if torch:
-        import torch as module
-
-        found |= {"torch": str(module.__version__), "torch threads": module.get_num_threads()}
+        found["torch"] = metadata.version("torch")
     return found
 
 

@@ -32,10 +32,8 @@ def forward(graphdef, variables, x_t, t, labels, *, dtype):
 class JaxSide:
     """A workload in JAX on one device."""
 
-    name = "jax"
-
-    def __init__(self, work: Workload, device: jax.Device):
-        self.work, self.device = work, device
+    def __init__(self, work: Workload):
+        self.work = work
         self.process = process_of(work.config)
         self.dtype = jnp.bfloat16 if work.precision == "bfloat16" else None
         self.model = models.build(work.config.model, rngs=nnx.Rngs(work.seed))

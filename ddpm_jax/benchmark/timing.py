@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,16 +24,40 @@ class Facts:
     """Seconds to have the program ready again from the cache of compiled programs."""
 
 
+@runtime_checkable
+class Contender(Protocol):
+    """Somebody who can do a piece of work."""
+
+    @property
+    def examples(self) -> int:
+        """Images (or points) that come of it: those of a batch times its updates, or samples."""
+        ...
+
+    def seconds(self) -> float:
+        """Do it once; how long it took."""
+        ...
+
+    def facts(self) -> Facts:
+        """Asked for once everything is timed."""
+        ...
+
+
 @dataclass(frozen=True)
 class Call:
-    """One contender's way to do a piece of work."""
+    """A contender in this process."""
 
     run: Callable[[], object]
-    """Does it, and returns once it is done."""
+    """Does the work, and returns once it is done."""
     examples: int
-    """Images (or points) that come of it: those of a batch times its updates, or samples."""
+    """See `Contender`."""
     facts: Callable[[], Facts] = Facts
-    """Asked for once everything is timed."""
+    """See `Contender`."""
+
+    def seconds(self) -> float:
+        """See `Contender`."""
+        begun = time.perf_counter()
+        self.run()
+        return time.perf_counter() - begun
 
 
 @dataclass(frozen=True)
@@ -56,7 +81,7 @@ class Timing:
         return float(low), float(high)
 
 
-def alternate(calls: Mapping[str, Call], *, seconds: float, least: int = 5, most: int = 50) -> dict[str, Timing]:
+def alternate(calls: Mapping[str, Contender], *, seconds: float, least: int = 5, most: int = 50) -> dict[str, Timing]:
     """Time calls in turn for about `seconds` in all, `least` to `most` rounds; the first two calls of each are apart.
 
     What JAX, torch.compile and cuDNN prepare happens in a first call, and now and then in a second.
@@ -76,8 +101,6 @@ def ratios(ours: Timing, theirs: Timing) -> list[float]:
     return [b / a for a, b in zip(ours.later, theirs.later, strict=True)]
 
 
-def _seconds(call: Call) -> float:
+def _seconds(call: Contender) -> float:
     time.sleep(REST)
-    begun = time.perf_counter()
-    call.run()
-    return time.perf_counter() - begun
+    return call.seconds()

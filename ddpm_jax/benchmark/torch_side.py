@@ -178,15 +178,6 @@ class TorchSide:
         return max(itertools.accumulate(changes, initial=0))
 
 
-def available() -> bool:
-    """Whether torch is installed."""
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def precision(asked: Precision) -> Iterator[None]:
     """Products of float32 on NVIDIA GPUs are rounded to TF32 if asked for and not otherwise: by default convolutions' are."""

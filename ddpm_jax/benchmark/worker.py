@@ -1,0 +1,98 @@
+"""PyTorch's turns in a process of their own, which is stopped while it is not its turn.
+
+PyTorch's threads are fastest on CPU when they wait for work without sleeping (OMP_WAIT_POLICY=active), and would then take the
+processor from whoever comes next.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from typing import Any
+
+from ddpm_jax.benchmark.timing import Facts
+from ddpm_jax.benchmark.workload import What, Workload
+from ddpm_jax.errors import UserError
+
+
+class Worker:
+    """One contender of `torch_side` at one piece of work. Use as a context manager.
+
+    Raises:
+        UserError: the contender has no such work.
+        RuntimeError: what PyTorch raised, such as that memory does not suffice.
+    """
+
+    def __init__(self, name: str, work: Workload, what: What, device: str):
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, work, what, device), daemon=True)
+        before = os.environ.get("OMP_WAIT_POLICY")
+        os.environ["OMP_WAIT_POLICY"] = before or "active"
+        try:
+            self._process.start()
+        finally:
+            if before is None:
+                del os.environ["OMP_WAIT_POLICY"]
+        theirs.close()  # so that a worker that dies is noticed
+        self.examples: int = self._answer()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def seconds(self) -> float:
+        """Do the work once; how long it took."""
+        return self._ask("seconds")
+
+    def facts(self) -> Facts:
+        """See `Call.facts`."""
+        return self._ask("facts")
+
+    def _ask(self, question: str) -> Any:
+        self._signal("SIGCONT")
+        self._connection.send(question)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise RuntimeError("out of memory, by the look of it: PyTorch's process was killed.") from None
+        self._signal("SIGSTOP")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _signal(self, name: str) -> None:
+        if hasattr(signal, name):  # not on Windows, where it goes on waiting
+            os.kill(self._process.pid or 0, getattr(signal, name))
+
+
+def _serve(connection: Any, name: str, work: Workload, what: What, device: str) -> None:
+    """In the worker's process: make the call ready, then do as asked."""
+    from ddpm_jax.benchmark import torch_side
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    try:
+        with torch_side.precision(work.precision):
+            call = torch_side.TorchSide(name, work, device).call(what)
+            connection.send(call.examples)
+            while True:
+                question = connection.recv()
+                if question == "facts":
+                    connection.send(call.facts())
+                    continue
+                begun = time.perf_counter()
+                call.run()
+                connection.send(time.perf_counter() - begun)
+    except EOFError:
+        return
+    except UserError as error:
+        connection.send(error)
+    except Exception as error:  # told to the parent, whatever it is
+        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
