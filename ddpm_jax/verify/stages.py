@@ -74,6 +74,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "tiny_unet": {"image_size": 16},
     "double_conv_unet": {"dim": 16},
     "annotated_unet": {"dim": 16, "image_size": 16},
+    "rms_unet": {"dim": 8, "dim_mults": (1, 2), "image_size": 8, "num_heads": 2, "head_dim": 8},
 }
 """Options that make a network quick to verify without changing its kind; a network that is not here is verified as it is."""
 
@@ -115,7 +116,7 @@ class Verification:
             self.sampling = SYSTEMS[name][1]
         # a network that looks a table up knows how many steps there are
         num_steps = getattr(self.config, "num_steps", process.num_steps)
-        betas = () if process.schedule.startswith("cosine") else (process.beta_start, process.beta_end)
+        betas = () if process.schedule in schedules.WITHOUT_BETAS else (process.beta_start, process.beta_end)
         schedule, twin_schedule = (
             module.__dict__[process.schedule](num_steps, *betas) for module in (schedules, self.twins.schedules)
         )
