@@ -18,6 +18,7 @@ import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, keep_programs
+from ddpm_jax.import_args import ImportArgs
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig, join, leave, several
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
@@ -142,46 +143,6 @@ class ConvertArgs:
     """Of a run: the averaged parameters, those being trained, or everything that training needs."""
     to: Literal["diffusers"] | None = None
     """Of a run of a unet: write a pipeline's folder that the library diffusers loads."""
-
-
-@dataclass(frozen=True)
-class OpenAIArgs:
-    """How a checkpoint of improved-diffusion or guided-diffusion was made; the files that OpenAI published are known by name."""
-
-    num_heads: int | None = None
-    """Attention heads; or head_dim."""
-    head_dim: int | None = None
-    """Width of an attention head, num_head_channels there."""
-    num_steps: int | None = None
-    """diffusion_steps; 1000 unless given."""
-    schedule: Literal["linear", "cosine"] | None = None
-    """noise_schedule; linear unless given."""
-    rescale_timesteps: bool | None = None
-    """rescale_timesteps: the network is told t 1000 / diffusion_steps (improved-diffusion's default)."""
-    new_attention_order: bool | None = None
-    """use_new_attention_order."""
-    dropout: float | None = None
-    """dropout, for training on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportArgs:
-    """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
-    the Hugging Face Hub; or a checkpoint of improved-diffusion or guided-diffusion."""
-
-    out: Path
-    """The run folder."""
-    revision: str | None = None
-    """Of a repository of the Hub: branch, tag or commit; main unless given."""
-    data: str = ""
-    """What the network was trained on, as --data.source: evaluate compares samples with it, finetune trains on it."""
-    image_size: int | None = None
-    """Height and width of the images, in pixels, where the files do not say."""
-    num_classes: int | None = None
-    """Number of classes, where the files do not say."""
-    scheduler: bool = True
-    """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
-    openai: OpenAIArgs = field(default_factory=OpenAIArgs)
 
 
 @dataclass(frozen=True)
@@ -479,8 +440,8 @@ def _import(source: str | None, rest: list[str]) -> int:
 
     from ddpm_jax.conversion import import_weights
 
-    options = {key: value for key, value in vars(args).items() if key not in ("out", "openai")}
-    options["openai"] = vars(args.openai)
+    options = {key: value for key, value in vars(args).items() if key not in ("out", "openai", "ddp")}
+    options |= {"openai": vars(args.openai), "ddp": vars(args.ddp)}
     print(import_weights(str(source), args.out, **options))
     return 0
 

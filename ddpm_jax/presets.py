@@ -37,7 +37,9 @@ class DataConfig:
 class ProcessConfig:
     """How noise is added, and what is learned of it."""
 
-    schedule: Literal["linear", "cosine", "quadratic", "sigmoid", "sigmoid_cumprod", "linear_inclusive", "cosine_unclipped"] = "linear"
+    schedule: Literal[
+        "linear", "cosine", "quadratic", "sigmoid", "sigmoid_cumprod", "linear_inclusive", "cosine_unclipped"
+    ] = "linear"
     """Noise schedule of a diffusion."""
     num_steps: int = 1000
     """T, the number of timesteps; a flow scales its times by it for the network."""

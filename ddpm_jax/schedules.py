@@ -180,7 +180,7 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
 def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
     """A_t along the logistic curve from start to end, from 1 to 0, each beta clipped at max_beta, t = 0..T-1.
 
-    The sigmoid schedule of Jabri et al. 2023 (appendix A) with tau = 1, denoising-diffusion-pytorch's default; `sigmoid` is another.
+    That of Jabri et al. 2023 with a temperature of 1, the default of denoising-diffusion-pytorch; `sigmoid` is another.
 
     Raises:
         UserError: num_steps below 1, start not below end, or max_beta outside (0, 1].

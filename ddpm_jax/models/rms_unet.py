@@ -141,9 +141,7 @@ class RMSUNet(nnx.Module):
             up.append(Level(*blocks, attention(wider, config.full[level]), conv(wider, wide, 3, rngs=rngs)))
         self.up = nnx.List(up)
         self.block_out = block(2 * config.width_in, config.width_in)
-        self.conv_out = conv(
-            config.width_in, config.channels * (2 if config.learn_variance else 1), 1, rngs=rngs
-        )
+        self.conv_out = conv(config.width_in, config.channels * (2 if config.learn_variance else 1), 1, rngs=rngs)
 
     def __call__(
         self,
