@@ -30,8 +30,8 @@ def from_file(
 ) -> tuple[RMSUNet, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
     """A network, the twin's state dict, and how it was trained and is sampled, of what `read_tensors` found.
 
-    image_size: in pixels, never in a file. dropout: the one it was trained with; 0 unless given. objective: one of OBJECTIVES, where
-    the file has no weights of the loss to tell it by.
+    image_size: in pixels, never in a file. dropout: the one it was trained with; 0 unless given. objective: one of OBJECTIVES,
+    where the file has no weights of the loss to tell it by.
 
     Raises:
         UserError: image_size or the objective is missing, or the network, schedule or weights of the loss have no counterpart here.
@@ -95,9 +95,9 @@ def _process(path: Path, tables: Mapping[str, np.ndarray], objective: str | None
 
 
 def _weighted(path: Path, weights: np.ndarray, snr: np.ndarray, process: ProcessConfig) -> tuple[str, ProcessConfig]:
-    """The objective, and the process with it, by the weights of the loss at each t: the SNR, or min(SNR, gamma), times what it takes.
+    """The objective, and the process with it, by the weights of the loss at each t.
 
-    The weights of the error of x_0 are the SNR, which is at most a gamma; those of other outputs follow from them.
+    Those of the error of x_0 are min(SNR, gamma), or the SNR; those of another output follow from them.
     """
     per_output = {"pred_noise": snr, "pred_x0": np.ones_like(snr), "pred_v": snr + 1}
     for objective, factor in per_output.items():
@@ -106,8 +106,8 @@ def _weighted(path: Path, weights: np.ndarray, snr: np.ndarray, process: Process
         if np.allclose(of_x_0, np.minimum(snr, gamma), rtol=10 * AGREEMENT, atol=0):
             clipped = gamma < snr.max() * (1 - 10 * AGREEMENT)
             weighting = "min_snr" if clipped else "none" if objective == "pred_noise" else "snr"
-            options = {"prediction": OBJECTIVES[objective], "weighting": weighting}
+            options: dict[str, Any] = {"prediction": OBJECTIVES[objective], "weighting": weighting}
             if clipped:
-                options["min_snr_gamma"] = round(gamma, 3)  # type: ignore[assignment]
-            return objective, ProcessConfig(**{**vars(process), **options})  # type: ignore[arg-type]
+                options["min_snr_gamma"] = round(gamma, 3)
+            return objective, ProcessConfig(**{**vars(process), **options})
     raise UserError(f"{path.name}: its loss_weight is that of no objective of {', '.join(OBJECTIVES)}.")

@@ -127,8 +127,8 @@ def read_options(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unsupported(what: str) -> UserError:
     return UserError(
-        f"the checkpoint is of {what}, which has no counterpart here. Of denoising-diffusion-pytorch, the Unet of images of version 2 "
-        "has one (rms_unet), alone, in a GaussianDiffusion or in a Trainer's file."
+        f"the checkpoint is of {what}, which has no counterpart here. Of denoising-diffusion-pytorch, the Unet of images of "
+        "version 2 has one (rms_unet), alone, in a GaussianDiffusion or in a Trainer's file."
     )
 
 

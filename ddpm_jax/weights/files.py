@@ -3,7 +3,7 @@
 import functools
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def read_tensors(path: Path, wrappers: tuple[str, ...] = ("state_dict", "model")
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file.")
-    read_pt = functools.partial(_read_pt, wrappers=wrappers)
-    readers = {".safetensors": _read_safetensors, ".npz": read_npz, **dict.fromkeys((".pt", ".pth", ".bin"), read_pt)}
+    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {".safetensors": _read_safetensors, ".npz": read_npz}
+    readers |= dict.fromkeys((".pt", ".pth", ".bin"), functools.partial(_read_pt, wrappers=wrappers))
     if path.suffix not in readers:
         raise UserError(f"{path}: weights must be one of {', '.join(SUFFIXES)}.")
     tensors = readers[path.suffix](path)

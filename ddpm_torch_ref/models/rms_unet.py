@@ -80,15 +80,41 @@ class MemoryAttention(nn.Module):
         return x + (h if self.norm_out is None else self.norm_out(h))
 
 
-class Stage(nn.Module):
-    """The parts of one level: two blocks, attention, and the convolution that leads on."""
+class DownStage(nn.Module):
+    """Two blocks, attention, and the convolution that leads on; after pixel-unshuffling where `halve`."""
 
-    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module, resample: nn.Module):
+    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module, resample: nn.Module, halve: bool):
         super().__init__()
         self.block1 = block1
         self.block2 = block2
         self.attention = attention
         self.resample = resample
+        self.halve = halve
+
+    def forward(self, x: Tensor, time_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, width, H, W) -> both skips, of the same shape, and what leads on, of half the size where it is halved."""
+        first = self.block1(x, time_emb)
+        second = self.attention(self.block2(first, time_emb))
+        return first, second, self.resample(F.pixel_unshuffle(second, 2) if self.halve else second)
+
+
+class UpStage(nn.Module):
+    """Two blocks, each with a skip, attention, and the convolution that leads on; after doubling, nearest, where `double`."""
+
+    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module, resample: nn.Module, double: bool):
+        super().__init__()
+        self.block1 = block1
+        self.block2 = block2
+        self.attention = attention
+        self.resample = resample
+        self.double = double
+
+    def forward(self, x: Tensor, skips: tuple[Tensor, Tensor], time_emb: Tensor) -> Tensor:
+        """x (B, width, H, W), the skips of the way down -> (B, next width, H, W), of twice the size where it is doubled."""
+        first, second = skips
+        x = self.block1(torch.cat([x, second], dim=1), time_emb)
+        x = self.attention(self.block2(torch.cat([x, first], dim=1), time_emb))
+        return self.resample(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.double else x)
 
 
 class Middle(nn.Module):
@@ -163,12 +189,12 @@ class RMSUNet(nn.Module):
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         for i in range(levels):
-            fine, coarse = widths[i], widths[i + 1]
-            on = nn.Conv2d(fine, coarse, 3, padding=1) if i == levels - 1 else nn.Conv2d(4 * fine, coarse, 1)
-            self.down.append(Stage(make(fine, fine), make(fine, fine), attend(fine, full=full[i]), on))
-            blocks = [make(fine + coarse, coarse) for _ in range(2)]
+            fine, coarse, halve = widths[i], widths[i + 1], i < levels - 1
+            on = nn.Conv2d(4 * fine, coarse, 1) if halve else nn.Conv2d(fine, coarse, 3, padding=1)
+            self.down.append(DownStage(make(fine, fine), make(fine, fine), attend(fine, full=full[i]), on, halve))
+            blocks = make(fine + coarse, coarse), make(fine + coarse, coarse)
             on = nn.Conv2d(coarse, fine, 3, padding=1)
-            self.up.insert(0, Stage(*blocks, attend(coarse, full=full[i]), on))
+            self.up.insert(0, UpStage(*blocks, attend(coarse, full=full[i]), on, double=i > 0))
         last = widths[-1]
         self.middle = Middle(make(last, last), make(last, last), attend(last, full=True))
         self.block_out = make(2 * first, first)
@@ -192,19 +218,10 @@ class RMSUNet(nn.Module):
         time_emb = F.silu(self.time_mlp(t))
         x = start = self.conv_in(x_t)
         skips = []
-        for i, stage in enumerate(self.down):
-            if i:
-                x = F.pixel_unshuffle(x, 2)
-                x = self.down[i - 1].resample(x)
-            skips.append(stage.block1(x, time_emb))
-            x = stage.attention(stage.block2(skips[-1], time_emb))
-            skips.append(x)
-        x = self.middle(self.down[-1].resample(x), time_emb)
-        for i, stage in enumerate(self.up):
-            if i:
-                x = self.up[i - 1].resample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-            x = stage.block1(torch.cat([x, skips.pop()], dim=1), time_emb)
-            x = stage.block2(torch.cat([x, skips.pop()], dim=1), time_emb)
-            x = stage.attention(x)
-        x = self.up[-1].resample(x)
+        for stage in self.down:
+            *both, x = stage(x, time_emb)
+            skips.append(both)
+        x = self.middle(x, time_emb)
+        for stage in self.up:
+            x = stage(x, skips.pop(), time_emb)
         return self.conv_out(self.block_out(torch.cat([x, start], dim=1), time_emb))
