@@ -81,40 +81,40 @@ class MemoryAttention(nn.Module):
 
 
 class DownStage(nn.Module):
-    """Two blocks, attention, and the convolution that leads on; after pixel-unshuffling where `halve`."""
+    """Two blocks, attention, and the convolution that leads on; after pixel-unshuffling where it `halves`."""
 
-    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module, resample: nn.Module, halve: bool):
+    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module, resample: nn.Module, halves: bool):
         super().__init__()
         self.block1 = block1
         self.block2 = block2
         self.attention = attention
         self.resample = resample
-        self.halve = halve
+        self.halves = halves
 
     def forward(self, x: Tensor, time_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, width, H, W) -> both skips, of the same shape, and what leads on, of half the size where it is halved."""
         first = self.block1(x, time_emb)
         second = self.attention(self.block2(first, time_emb))
-        return first, second, self.resample(F.pixel_unshuffle(second, 2) if self.halve else second)
+        return first, second, self.resample(F.pixel_unshuffle(second, 2) if self.halves else second)
 
 
 class UpStage(nn.Module):
-    """Two blocks, each with a skip, attention, and the convolution that leads on; after doubling, nearest, where `double`."""
+    """Two blocks, each with a skip, attention, and the convolution that leads on; after doubling, nearest, where it `doubles`."""
 
-    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module, resample: nn.Module, double: bool):
+    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module, resample: nn.Module, doubles: bool):
         super().__init__()
         self.block1 = block1
         self.block2 = block2
         self.attention = attention
         self.resample = resample
-        self.double = double
+        self.doubles = doubles
 
     def forward(self, x: Tensor, skips: tuple[Tensor, Tensor], time_emb: Tensor) -> Tensor:
         """x (B, width, H, W), the skips of the way down -> (B, next width, H, W), of twice the size where it is doubled."""
         first, second = skips
         x = self.block1(torch.cat([x, second], dim=1), time_emb)
         x = self.attention(self.block2(torch.cat([x, first], dim=1), time_emb))
-        return self.resample(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.double else x)
+        return self.resample(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.doubles else x)
 
 
 class Middle(nn.Module):
@@ -194,7 +194,7 @@ class RMSUNet(nn.Module):
             self.down.append(DownStage(make(fine, fine), make(fine, fine), attend(fine, full=full[i]), on, halve))
             blocks = make(fine + coarse, coarse), make(fine + coarse, coarse)
             on = nn.Conv2d(coarse, fine, 3, padding=1)
-            self.up.insert(0, UpStage(*blocks, attend(coarse, full=full[i]), on, double=i > 0))
+            self.up.insert(0, UpStage(*blocks, attend(coarse, full=full[i]), on, doubles=i > 0))
         last = widths[-1]
         self.middle = Middle(make(last, last), make(last, last), attend(last, full=True))
         self.block_out = make(2 * first, first)
