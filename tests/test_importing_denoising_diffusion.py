@@ -101,10 +101,12 @@ def test_what_the_shapes_say(model, tmp_path):
     assert found == model
     expected = random_tensors(model)
     assert tensors.keys() == expected.keys() and all((tensors[key] == expected[key]).all() for key in expected)
-    learned = model.learn_variance
-    loss, weighting = ("hybrid", "none") if learned else ("mse", "snr")
-    assert process == ProcessConfig("sigmoid_cumprod", 1000, prediction="v", loss=loss, weighting=weighting)
-    assert sample.variance == ("learned" if learned else "posterior")
+    if model.learn_variance:
+        assert process == ProcessConfig("sigmoid_cumprod", 1000, loss="hybrid")
+        assert sample.variance == "learned"
+    else:
+        assert process == ProcessConfig("sigmoid_cumprod", 1000, prediction="v", weighting="snr")
+        assert sample.variance == "posterior"
 
 
 @pytest.mark.parametrize("objective", PREDICTIONS)

@@ -1,8 +1,9 @@
 """Files of denoising-diffusion-pytorch: which network of a Trainer's file is taken, and the process that its tables tell of."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ddpm_jax.model_configs import RMSUNet
 from ddpm_jax.presets import ProcessConfig, SampleConfig
 from ddpm_jax.weights import from_denoising_diffusion
 
-OBJECTIVES = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}
+OBJECTIVES: dict[str, Literal["eps", "x0", "v"]] = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}
 SCHEDULES = {"sigmoid": "sigmoid_cumprod", "cosine": "cosine", "linear": "linear"}
 """Names there and here."""
 
@@ -42,32 +43,27 @@ def from_file(
     found = averaged or dict(tensors)
     inner = {key.removeprefix("model."): value for key, value in found.items() if key.startswith("model.")}
     model, ours = from_denoising_diffusion(inner or found, image_size=image_size, dropout=dropout or 0.0)
-    # a Unet that was saved alone: everything as it is there unless told otherwise
-    process = ProcessConfig("sigmoid_cumprod", 1000, prediction="v", weighting="snr")
     if "betas" in found:
         process = _process(path, found, objective)
-    elif objective is not None:
-        process = _told(process, objective)
-    loss: Any = "hybrid" if model.learn_variance else "mse"
-    process = ProcessConfig(
-        **{**vars(process), "loss": loss, **({"weighting": "none"} if model.learn_variance else {})}
-    )
+    else:  # a Unet that was saved alone: everything as it is there unless told otherwise
+        usual = "pred_noise" if model.learn_variance else "pred_v"  # LearnedGaussianDiffusion knows no pred_v
+        process = _told(ProcessConfig("sigmoid_cumprod", 1000), objective or usual)
+    if model.learn_variance:
+        process = replace(process, loss="hybrid", weighting="none")
     return model, ours, process, SampleConfig("ancestral", variance="learned" if model.learn_variance else "posterior")
 
 
 def _told(process: ProcessConfig, objective: str) -> ProcessConfig:
     # their weights: those of x_0's error by SNR, except for the noise's, which are 1
-    weighting = "none" if objective == "pred_noise" else "snr"
-    return ProcessConfig(**{**vars(process), "prediction": OBJECTIVES[objective], "weighting": weighting})
+    options: dict[str, Any] = {"weighting": "none" if objective == "pred_noise" else "snr"}
+    return replace(process, prediction=OBJECTIVES[objective], **options)
 
 
 def _process(path: Path, tables: Mapping[str, np.ndarray], objective: str | None) -> ProcessConfig:
     betas = tables["betas"].astype(np.float64)
     num_steps = len(betas)
-    ends = {
-        "beta_start": 0.1 / num_steps,
-        "beta_end": 20 / num_steps,
-    }  # those of 1,000 steps, spread over the number of steps
+    # their linear betas are those of 1,000 steps, spread over the number of steps
+    ends = {"beta_start": 0.1 / num_steps, "beta_end": 20 / num_steps}
     for name in SCHEDULES.values():
         options: dict[str, Any] = ends if name == "linear" else {}
         if name == "linear" and num_steps < 20:
@@ -109,5 +105,5 @@ def _weighted(path: Path, weights: np.ndarray, snr: np.ndarray, process: Process
             options: dict[str, Any] = {"prediction": OBJECTIVES[objective], "weighting": weighting}
             if clipped:
                 options["min_snr_gamma"] = round(gamma, 3)
-            return objective, ProcessConfig(**{**vars(process), **options})
+            return objective, replace(process, **options)
     raise UserError(f"{path.name}: its loss_weight is that of no objective of {', '.join(OBJECTIVES)}.")
