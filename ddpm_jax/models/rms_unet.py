@@ -24,7 +24,7 @@ class RMSNorm(nnx.Module):
     """Divide the channels of each pixel by their root mean square, and scale them (Zhang & Sennrich 2019)."""
 
     def __init__(self, dim: int):
-        self.scale = nnx.Param(jnp.ones(dim))
+        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
 
     def __call__(self, x: Image) -> Image:
         """(B, H, W, C) in and out; the mean in float32 at least."""
@@ -65,9 +65,8 @@ class MemoryAttention(nnx.Module):
         self.full, self.heads = full, heads
         inner = heads * head_dim
         self.norm = RMSNorm(dim)
-        self.memory = nnx.Param(
-            jax.random.normal(rngs.params(), (2, heads, *((MEMORY, head_dim) if full else (head_dim, MEMORY))))
-        )
+        shape = (2, heads, MEMORY, head_dim) if full else (2, heads, head_dim, MEMORY)
+        self.memory = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
         self.qkv = conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
         self.proj = conv(inner, dim, 1, rngs=rngs)
         self.norm_out = None if full else RMSNorm(dim)

@@ -28,6 +28,7 @@ RENAMED = [
     (r"^(down|up)\.(\d+)\.attention\.", r"\1s.\2.2."),
     (r"^(down|up)\.(\d+)\.resample\.", r"\1s.\2.3."),
     (r"\.time_proj\.", ".mlp.1."),
+    (r"\.proj\.(\w+)$", r".to_out.\1"),
     (r"\.conv(\d)\.", r".block\1.proj."),
     (r"\.norm(\d)\.weight$", r".block\1.norm.g"),
     (r"\.norm\.weight$", ".norm.g"),
@@ -35,9 +36,8 @@ RENAMED = [
     (r"\.shortcut\.", ".res_conv."),
     (r"\.memory$", ".mem_kv"),
     (r"\.qkv\.", ".to_qkv."),
-    (r"\.proj\.(\w+)$", r".to_out.\1"),
 ]
-"""Of a name of the twin: what is called otherwise there."""
+"""Of a name of the twin: what is called otherwise there, in this order: attention's proj first, as convolutions become one."""
 
 OTHERS = {
     r"to_time_emb\.": "a KarrasUnet",
