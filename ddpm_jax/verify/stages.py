@@ -110,6 +110,10 @@ class Verification:
         self.config: Any = configs.create(name, options)
         self.model = models.abstract(self.config)
         process, self.sampling = system or SYSTEMS[name]
+        if getattr(self.config, "self_conditioning", False):
+            raise UserError(
+                "the stages show a network x_t alone, and one with self_conditioning sees its estimate of x_0 too."
+            )
         if process.kind != "diffusion":
             raise UserError(f"the stages are those of a diffusion; got one of kind {process.kind}.")
         if self.sampling.sampler not in SAMPLERS:
