@@ -68,7 +68,9 @@ class Layout:
 
     def feed(self, batch: Any, *, axis: int = 0) -> Any:
         """A batch of which this process holds the examples `rows`, laid out on the devices; axis: that of the examples."""
-        if self.mesh is None or self.mode == "pmap":  # pmap lays out what it is given
+        if self.mesh is None:
+            return jax.device_put(batch)
+        if self.mode == "pmap":  # which lays out what it is given
             return batch
         sharding = NamedSharding(self.mesh, P(*(None,) * axis, AXIS))
         return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), batch)

@@ -153,11 +153,11 @@ def one_later(call):
     return lambda self, x_t, t, labels=None, *, rngs=None: call(self, x_t, t + 1, labels, rngs=rngs)
 
 
-def swapped_embedding(t, dim, dtype):
-    return jnp.roll(EMBEDDING(t, dim, dtype), dim // 2, axis=-1)
+def swapped_embedding(t, dim, dtype, **options):
+    return jnp.roll(EMBEDDING(t, dim, dtype, **options), dim // 2, axis=-1)
 
 
-def lower_frequencies(t, dim, dtype):
+def lower_frequencies(t, dim, dtype, **_):
     frequencies = jnp.exp(-np.log(10_000) / (dim // 2) * jnp.arange(dim // 2))
     angles = t[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(dtype)
@@ -211,7 +211,7 @@ ADAM = optax.adam
 MUTATIONS = [
     # the schedule and the noise
     Mutation("schedule: beta_end 0.0201", "mlp", "schedule", "betas", TRAINING[:2],
-             setting(schedules, "linear", functools.partial(LINEAR, beta_end=0.0201))),
+             setting(schedules, "linear", lambda num_steps, *_: LINEAR(num_steps, beta_end=0.0201))),
     Mutation("schedule: cosine with s = 0.01", "convnext_unet", "schedule", "betas", ("schedule",),
              setting(twins.schedules, "cosine_unclipped", functools.partial(COSINE, s=0.01))),
     Mutation("schedule: beta for the posterior variance", "mlp", "schedule", "posterior_variance", TRAINING[:2],

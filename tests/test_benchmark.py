@@ -109,6 +109,15 @@ def test_without_torch(monkeypatch):
     assert "ddpm-jax[torch]" in report.notes[0]
 
 
+def test_diffusers_as_a_third_contender():
+    """Of unet alone; what cannot be measured is told."""
+    options = {"image_size": 8, "dim": 8, "dim_mults": (1,), "num_blocks": 1, "norm_groups": 4}
+    works = [benchmark.workload("unet", batch_size=2, options=options), benchmark.workload("mlp", batch_size=2)]
+    report = benchmark.benchmark(works, what=["forward"], against=["torch", "diffusers"], seconds=0.01)
+    assert [row.contender for row in report.rows] == ["jax", "torch", "diffusers", "jax", "torch"]
+    assert report.notes == ["mlp forward diffusers: not measured. diffusers has no mlp."]
+
+
 def test_out_of_memory(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")

@@ -73,7 +73,7 @@ def test_what_is_no_such_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_reference(tmp_path / "nowhere.npz", 3)
     (tmp_path / "stats.npz").write_text("a file")
-    with pytest.raises(UserError, match="not a readable npz"):
+    with pytest.raises(UserError, match="cannot be read as a NumPy archive"):
         read_reference(tmp_path / "stats.npz", 3)
     with pytest.raises(UserError, match=r"must be an \.npz file of statistics or images; got .*stats\.pkl"):
         read_reference(tmp_path / "stats.pkl", 3)

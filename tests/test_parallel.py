@@ -6,6 +6,7 @@ Eight devices are simulated in a process of their own, for all comparisons of a 
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -292,6 +293,28 @@ def test_samples_go_straight_to_disk(finished_run, tmp_path, monkeypatch):
     with np.load(paths[0]) as found:
         np.testing.assert_array_equal(found["images"], together.values)
         np.testing.assert_array_equal(found["labels"], given)
+
+
+@pytest.mark.slow
+def test_eight_devices_draw_and_measure_what_one_does(finished_run, tmp_path):
+    """`ddpm sample` in batches that eight does not divide, and the likelihood, bit for bit but for rounding."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    found = []
+    for count in (1, 8):
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        }
+        for arguments in (["sample", "--batch-size", "5"], ["evaluate", "--likelihood", "--batch-size", "6"]):
+            name, *options = arguments
+            command = [sys.executable, "-m", "ddpm_jax.cli", name, str(tmp_path / "run"), "--num", "12", *options]
+            assert subprocess.run(command, env=environment).returncode == 0
+        with np.load(tmp_path / "run" / "samples" / "samples.npz") as archive:
+            found.append((archive["images"].astype(int), archive["labels"]))
+        found[-1] += (json.loads((tmp_path / "run" / "likelihood.json").read_text())["bits_per_dim"],)
+    one, eight = found
+    assert np.abs(one[0] - eight[0]).max() <= 1 and one[2] == pytest.approx(eight[2], rel=1e-5)
+    np.testing.assert_array_equal(one[1], eight[1])
 
 
 # Several processes ----------------------------------------------------------------------------------------------

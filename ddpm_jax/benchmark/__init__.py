@@ -34,7 +34,8 @@ def benchmark(
 ) -> Report:
     """Measure every piece of work of every workload, all contenders in turn; all workloads are of one precision.
 
-    against: "torch" (eager), "torch.compile". seconds: of timed calls for each piece of work. on_row: told of each row as it comes.
+    against: "torch" (eager), "torch.compile", "diffusers" (their network, eager). seconds: of timed calls for each piece of work.
+    on_row: told of each row as it comes.
 
     Raises:
         UserError: a precision that the device lacks; a workload that does not fit the device's memory.
@@ -83,7 +84,7 @@ def _measure(
 def _side(name: str, work: Workload, device: jax.Device) -> Any:
     if name == "jax":
         return JaxSide(work, device)
-    return torch_side.TorchSide(work, _torch_device(device), compiled=name == "torch.compile")
+    return torch_side.TorchSide(name, work, _torch_device(device))
 
 
 def _torch_device(device: jax.Device) -> str:

@@ -1,4 +1,4 @@
-"""The PyTorch contenders: the twin, eager and compiled by torch.compile, made to do the same work."""
+"""The PyTorch contenders: the twin, eager and compiled by torch.compile, and the network of diffusers, made to do the same work."""
 
 import contextlib
 import functools
@@ -15,16 +15,22 @@ from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import Precision, What, Workload
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import ProcessConfig, SampleConfig
+from ddpm_jax.weights.diffusers import to_config
 
 
 class TorchSide:
-    """A workload in the PyTorch twin on one device; compiled: its network goes through torch.compile.
+    """A workload in PyTorch on one device.
+
+    Args:
+        name: "torch", the twin; "torch.compile", its network compiled; "diffusers", their network in the twin's place.
+        work: what is to be done.
+        device: "cpu" or "cuda".
 
     Raises:
-        UserError: torch is not installed.
+        UserError: diffusers is not installed, or has no such network.
     """
 
-    def __init__(self, work: Workload, device: str, *, compiled: bool = False):
+    def __init__(self, name: str, work: Workload, device: str):
         import torch
 
         import ddpm_torch_ref.models
@@ -35,11 +41,10 @@ class TorchSide:
         import ddpm_torch_ref.training
 
         self.torch, self.twins = torch, ddpm_torch_ref
-        self.name = "torch.compile" if compiled else "torch"
-        self.work, self.device, self.compiled = work, device, compiled
+        self.name, self.work, self.device = name, work, device
         self.process: Any = _process(ddpm_torch_ref, work.config.process, work.config.model)
         torch.manual_seed(work.seed)
-        self.model = self._network().to(device)
+        self.model = (self._diffusers() if name == "diffusers" else self._twin()).to(device)
         self.autocast = functools.partial(
             torch.autocast, device, dtype=torch.bfloat16, enabled=work.precision == "bfloat16"
         )
@@ -48,7 +53,27 @@ class TorchSide:
         """The piece of work, ready to be timed."""
         return {"forward": self._forward, "train": self._train, "sample": self._sample}[what]()
 
-    def _network(self) -> Any:
+    def _diffusers(self) -> Any:
+        config = self.work.config.model
+        if not isinstance(config, configs.UNet):
+            raise UserError(f"diffusers has no {configs.name_of(config)}.")
+        options = to_config(config)
+        try:
+            import diffusers
+        except ImportError as error:
+            raise UserError('diffusers is not installed: pip install "ddpm-jax[test]".') from error
+
+        class Network(self.torch.nn.Module):  # type: ignore[name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.unet = diffusers.UNet2DModel.from_config(options)
+
+            def forward(self, x_t: Any, t: Any, labels: Any = None) -> Any:
+                return self.unet(x_t, t, class_labels=labels).sample
+
+        return Network()
+
+    def _twin(self) -> Any:
         config = self.work.config.model
         name = configs.name_of(config)
         known = inspect.signature(self.twins.models.MODELS[name].__init__).parameters
@@ -56,7 +81,7 @@ class TorchSide:
         return self.twins.models.create(name, **{key: value for key, value in vars(config).items() if key in known})
 
     def _fast(self, model: Any) -> Any:
-        return self.torch.compile(model) if self.compiled else model
+        return self.torch.compile(model) if self.name == "torch.compile" else model
 
     def _wait(self) -> None:
         if self.device == "cuda":

@@ -4,8 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 from ddpm_jax import data, model_configs
 from ddpm_jax.data.resident import Resident, fits
 from ddpm_jax.errors import UserError
@@ -26,9 +24,7 @@ def check(config: Preset, source: data.Source) -> None:
     data.batches(source, **_options(config))
 
 
-def feed(
-    run: Run, layout: Layout, source: data.Source, *, start_step: int, per_call: int
-) -> Iterator[dict[str, jax.Array]]:
+def feed(run: Run, layout: Layout, source: data.Source, *, start_step: int, per_call: int) -> Iterator[dict[str, Any]]:
     """What the compiled step takes, call after call without end: batches, or with per_call > 1 stacks of so many.
 
     On one device a small data set lies there whole, and only the numbers of its examples are sent.
@@ -44,7 +40,7 @@ def feed(
         resident = Resident(source, run.shape, run.scaling)
     batches = data.batches(source, **options, indices=resident is not None)
 
-    def place(batch: dict[str, Any]) -> dict[str, jax.Array]:
+    def place(batch: dict[str, Any]) -> dict[str, Any]:
         if resident is not None:
             batch = resident.take(batch)
         if not run.class_names:

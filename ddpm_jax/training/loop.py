@@ -149,7 +149,7 @@ def _run_steps(
     run: Run,
     layout: Layout,
     state: TrainState,
-    batches: Iterator[dict[str, jax.Array]],
+    batches: Iterator[dict[str, Any]],
     per_call: int,
     checkpoints: Checkpoints,
     metrics: Metrics,

@@ -1,0 +1,235 @@
+"""What each command of `ddpm` takes: the command line's flags are made from these."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
+from ddpm_jax.presets import Preset, SampleConfig
+
+Flat = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs:
+    """Train a preset's network and leave checkpoints, metrics and pictures in a run folder."""
+
+    config: Annotated[Preset, Flat]
+    out: Path
+    """The run folder."""
+    resume: bool = False
+    """Go on from the run folder's newest checkpoint."""
+    overwrite: bool = False
+    """Delete the run that is in the folder and start anew."""
+    profile: bool = False
+    """Record three calls of the compiled step in profile/, for TensorBoard or Perfetto."""
+    parallel: ParallelConfig = ALL_DEVICES
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneArgs(TrainArgs):
+    """Train on from a run's weights, on other data or a class of it, in a run folder of its own."""
+
+    weights: Literal["ema", "params"] = "ema"
+    """The averaged parameters, or those being trained."""
+
+
+@dataclass(frozen=True)
+class SampleArgs:
+    """Draw samples from a run: an npz, a titled grid and a denoising animation."""
+
+    config: Annotated[SampleConfig, Flat]
+    labels: tuple[str, ...] = ()
+    """Classes to draw, by name or number, in turn; all of them unless given."""
+    seed: int = 0
+    """Start of the random draws."""
+    batch_size: int = 500
+    """Samples drawn at a time, over all devices."""
+    out: Path | None = None
+    """Where to; RUN/samples unless given."""
+    parallel: ParallelConfig = ALL_DEVICES
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """Draw samples from a run and measure them: of images class agreement, Fréchet and kernel distance in the features of a
+    classifier of the run's data, and the distance to the nearest training image, or with --fid the figures of the literature in
+    Inception's features; of points sliced Wasserstein distance and MMD."""
+
+    config: Annotated[SampleConfig, Flat] = field(default_factory=lambda: SampleConfig(num=500))
+    seed: int = 0
+    """Start of the random draws."""
+    batch_size: int = 500
+    """Samples drawn at a time; points all at once."""
+    num_real: int | None = None
+    """Real images looked at, at most: 20,000, or with fid all there are, unless given."""
+    held_out: str | None = None
+    """Data that the run was not trained on, as tfds:mnist:test; a part of the run's own unless given."""
+    likelihood: bool = False
+    """Bits per dimension of num images by the variational bound, instead of measuring samples."""
+    fid: bool = False
+    """FID, KID, precision and recall in the features of Inception-v3, instead of the other figures; take --num 10000 or more."""
+    fid_weights: Path | None = None
+    """The weights of Inception-v3; those in the cache unless given."""
+    fid_reference: Path | None = None
+    """An .npz of mu and sigma, or of images as arr_0, to hold samples against; the run's data, or held_out, unless given."""
+    fid_save: Path | None = None
+    """Where to write mu and sigma of the data that samples are held against."""
+    parallel: ParallelConfig = ALL_DEVICES
+
+
+@dataclass(frozen=True)
+class EditArgs:
+    """Edit images with a run: inpaint draws what a mask hides, vary noises part of the way and denoises, interpolate walks from
+    each image to the next; leaves edit.npz and edit.png."""
+
+    config: Annotated[SampleConfig, Flat]
+    kind: Annotated[Literal["inpaint", "vary", "interpolate"], tyro.conf.Positional]
+    """What to do."""
+    images: tuple[Path, ...] = ()
+    """Image files; num images of the run's data unless given."""
+    mask: str = "middle"
+    """Of inpaint: left, right, top, bottom, middle, or an image that is white where to draw."""
+    labels: tuple[str, ...] = ()
+    """Classes to draw, by name or number, in turn; the images' own unless given."""
+    strength: float = 0.5
+    """Of vary: how far an image is noised, in (0, 1]."""
+    resample: int = 10
+    """Of inpaint: how often each stretch of the walk is taken (RePaint)."""
+    jump: int = 10
+    """Of inpaint: steps in a stretch."""
+    seed: int = 0
+    """Start of the random draws."""
+    out: Path | None = None
+    """Where to; RUN/edits/KIND unless given."""
+
+
+@dataclass(frozen=True)
+class PlotArgs:
+    """Draw pictures of a run: samples, animation, one, middle, beside, noising, schedule, loss; all that fit it unless named."""
+
+    kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Which pictures."""
+    num: int | None = None
+    """Samples in a picture; as the run's config says unless given."""
+    seed: int = 0
+    """Start of the random draws."""
+    out: Path | None = None
+    """Where to; RUN/pictures unless given."""
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Weights from one form to another: a run folder, .safetensors, .npz, .pt; a checkpoint of an original network comes out under
+    this project's names."""
+
+    model: Annotated[configs.ModelConfig, tyro.conf.AvoidSubcommands]
+    weights: Literal["ema", "params", "state"] = "ema"
+    """Of a run: the averaged parameters, those being trained, or everything that training needs."""
+    to: Literal["diffusers"] | None = None
+    """Of a run of a unet: write a pipeline's folder that the library diffusers loads."""
+
+
+@dataclass(frozen=True)
+class OpenAIArgs:
+    """How a checkpoint of improved-diffusion or guided-diffusion was made; the files that OpenAI published are known by name."""
+
+    num_heads: int | None = None
+    """Attention heads; or head_dim."""
+    head_dim: int | None = None
+    """Width of an attention head, num_head_channels there."""
+    num_steps: int | None = None
+    """diffusion_steps; 1000 unless given."""
+    schedule: Literal["linear", "cosine"] | None = None
+    """noise_schedule; linear unless given."""
+    rescale_timesteps: bool | None = None
+    """rescale_timesteps: the network is told t 1000 / diffusion_steps (improved-diffusion's default)."""
+    new_attention_order: bool | None = None
+    """use_new_attention_order."""
+    dropout: float | None = None
+    """dropout, for training on."""
+
+
+@dataclass(frozen=True)
+class DDPArgs:
+    """How a file of denoising-diffusion-pytorch was made, and which of its networks to take."""
+
+    weights: Literal["ema", "model"] | None = None
+    """Of a Trainer's file: the averaged weights, or those being trained; ema unless given."""
+    objective: Literal["pred_noise", "pred_x0", "pred_v"] | None = None
+    """objective, where the file does not say; of a Unet saved alone, pred_v unless given."""
+    dropout: float | None = None
+    """dropout, for training on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArgs:
+    """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
+    the Hugging Face Hub; or a checkpoint of improved-diffusion, guided-diffusion or
+    denoising-diffusion-pytorch."""
+
+    out: Path
+    """The run folder."""
+    revision: str | None = None
+    """Of a repository of the Hub: branch, tag or commit; main unless given."""
+    data: str = ""
+    """What the network was trained on, as --data.source: evaluate compares samples with it, finetune trains on it."""
+    image_size: int | None = None
+    """Height and width of the images, in pixels, where the files do not say."""
+    num_classes: int | None = None
+    """Number of classes, where the files do not say."""
+    scheduler: bool = True
+    """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
+    openai: OpenAIArgs = field(default_factory=OpenAIArgs)
+    ddp: DDPArgs = field(default_factory=DDPArgs)
+
+
+@dataclass(frozen=True)
+class VerifyArgs:
+    """Hold networks to their PyTorch twins stage by stage; exit status 1 when a tolerance is broken."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Networks, or run folders, whose own weights they then are; all networks unless given."""
+    all: bool = False
+    """All networks, in float64 and in float32."""
+    weights: Path | None = None
+    """Weights of the one network that is named: .pt, .pth, .safetensors or .npz, of an original or of this project."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """What both sides compute in."""
+    device: Literal["cpu", "gpu", "tpu"] = "cpu"
+    """Where JAX computes; PyTorch stays on the CPU."""
+    layers: bool = False
+    """Print every quantity instead of the worst of each stage."""
+    seed: int = 0
+    """Start of the random draws."""
+    out: Path = Path("verify")
+    """Where report.json and report.html go."""
+
+
+@dataclass(frozen=True)
+class BenchmarkArgs:
+    """Measure speed, JAX against the PyTorch twin at the same work in one run: forward passes, training, sampling."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Networks or presets; all networks unless given."""
+    what: tuple[Literal["forward", "train", "sample"], ...] = ("forward", "train", "sample")
+    """What to measure."""
+    against: tuple[Literal["torch", "torch.compile", "diffusers"], ...] = ("torch",)
+    """The PyTorch twin in eager mode, or compiled, or a network of diffusers, of unet; JAX alone where torch is not installed."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """What both sides compute products in; tf32 on NVIDIA GPUs alone."""
+    batch_size: int | None = None
+    """Examples in a batch; a preset's own unless given, 16 for a network."""
+    sample_size: int | None = None
+    """Samples drawn at a time; as many as a batch has unless given."""
+    sampler: str | None = None
+    """ancestral, ddim, strided; euler, heun of flows; the author's unless given."""
+    sample_steps: int | None = None
+    """Denoising steps; the author's unless given."""
+    seconds: float = 10.0
+    """Of timed calls for each piece of work, in about."""
+    out: Path = Path("benchmark")
+    """Where benchmark.json and benchmark.png go."""
