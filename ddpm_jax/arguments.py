@@ -153,10 +153,23 @@ class OpenAIArgs:
     """dropout, for training on."""
 
 
+@dataclass(frozen=True)
+class DDPArgs:
+    """How a file of denoising-diffusion-pytorch was made, and which of its networks to take."""
+
+    weights: Literal["ema", "model"] | None = None
+    """Of a Trainer's file: the averaged weights, or those being trained; ema unless given."""
+    objective: Literal["pred_noise", "pred_x0", "pred_v"] | None = None
+    """objective, where the file does not say; of a Unet saved alone, pred_v unless given."""
+    dropout: float | None = None
+    """dropout, for training on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImportArgs:
     """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
-    the Hugging Face Hub; or a checkpoint of improved-diffusion or guided-diffusion."""
+    the Hugging Face Hub; or a checkpoint of improved-diffusion, guided-diffusion or
+    denoising-diffusion-pytorch."""
 
     out: Path
     """The run folder."""
@@ -171,6 +184,7 @@ class ImportArgs:
     scheduler: bool = True
     """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
     openai: OpenAIArgs = field(default_factory=OpenAIArgs)
+    ddp: DDPArgs = field(default_factory=DDPArgs)
 
 
 @dataclass(frozen=True)

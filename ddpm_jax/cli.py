@@ -282,8 +282,8 @@ def _import(source: str | None, rest: list[str]) -> int:
 
     from ddpm_jax.conversion import import_weights
 
-    options = {key: value for key, value in vars(args).items() if key not in ("out", "openai")}
-    options["openai"] = vars(args.openai)
+    options = {key: value for key, value in vars(args).items() if key not in ("out", "openai", "ddp")}
+    options |= {"openai": vars(args.openai), "ddp": vars(args.ddp)}
     print(import_weights(str(source), args.out, **options))
     return 0
 

@@ -37,7 +37,9 @@ class DataConfig:
 class ProcessConfig:
     """How noise is added, and what is learned of it."""
 
-    schedule: Literal["linear", "cosine", "quadratic", "sigmoid", "linear_inclusive", "cosine_unclipped"] = "linear"
+    schedule: Literal[
+        "linear", "cosine", "quadratic", "sigmoid", "sigmoid_cumprod", "linear_inclusive", "cosine_unclipped"
+    ] = "linear"
     """Noise schedule of a diffusion."""
     num_steps: int = 1000
     """T, the number of timesteps; a flow scales its times by it for the network."""
@@ -297,6 +299,8 @@ SYSTEMS: dict[str, tuple[ProcessConfig, SampleConfig]] = {
     "double_conv_unet":         (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
     "annotated_unet":           (ProcessConfig("linear", 200, loss="huber"), SampleConfig("ancestral", variance="posterior",
                                                                                           clip=None)),
+    "rms_unet":                 (ProcessConfig("sigmoid_cumprod", 1000, prediction="v", weighting="snr"),
+                                                                             SampleConfig("ancestral", variance="posterior")),
     "mlp":                      (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None, num=1200)),
     "conv_net":                 (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
     "strided_unet":             (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),

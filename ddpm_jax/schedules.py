@@ -177,6 +177,22 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
     return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
 
 
+def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
+    """A_t along the logistic curve from start to end, from 1 to 0, each beta clipped at max_beta, t = 0..T-1.
+
+    That of Jabri et al. 2023 with a temperature of 1, the default of denoising-diffusion-pytorch; `sigmoid` is another.
+
+    Raises:
+        UserError: num_steps below 1, start not below end, or max_beta outside (0, 1].
+    """
+    if not start < end:
+        raise UserError(f"start must lie below end; got {start:g} and {end:g}.")
+    time = np.arange(_checked(num_steps) + 1) / num_steps
+    logistic = 1.0 / (1.0 + np.exp(-(start + (end - start) * time)))
+    curve = logistic[-1] - logistic
+    return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
+
+
 def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """betas evenly spaced with both ends included, t = 1..T: T + 1 entries, and A_0 = 1 - beta_start rather than 1.
 
@@ -237,9 +253,13 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": cosine,
     "quadratic": quadratic,
     "sigmoid": sigmoid,
+    "sigmoid_cumprod": sigmoid_cumprod,
     "linear_inclusive": linear_inclusive,
     "cosine_unclipped": cosine_unclipped,
 }
+
+WITHOUT_BETAS = ("cosine", "cosine_unclipped", "sigmoid_cumprod")
+"""Schedules that take no beta_start and beta_end."""
 
 
 def create(name: str, num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -251,7 +271,7 @@ def create(name: str, num_steps: int, *, beta_start: float = 1e-4, beta_end: flo
     """
     if name not in SCHEDULES:
         raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.")
-    if name in ("cosine", "cosine_unclipped"):
+    if name in WITHOUT_BETAS:
         if (beta_start, beta_end) != (1e-4, 0.02):
             raise UserError(f"schedule {name} has no beta_start and beta_end; got {beta_start:g} and {beta_end:g}.")
         return SCHEDULES[name](num_steps)

@@ -226,6 +226,22 @@ def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
     return Schedule(logistic * (beta_end - beta_start) + beta_start)
 
 
+def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
+    """b_t = min(1 - f((t+1)/T) / f(t/T), max_beta), f(u) = s(end) - s(start + (end - start) u), s logistic, t = 0..T-1.
+
+    Raises:
+        ValueError: num_steps < 1, start >= end, or max_beta outside (0, 1).
+
+    Jabri et al. 2023, "Scalable Adaptive Computation for Iterative Generation", with their temperature at 1.
+    """
+    _check(num_steps, max_beta=max_beta)
+    if not start < end:
+        raise ValueError(f"start must be below end; got {start} and {end}.")
+    positions = np.linspace(start, end, num_steps + 1)
+    f = 1 / (1 + np.exp(-end)) - 1 / (1 + np.exp(-positions))
+    return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta))
+
+
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """The schedule with sqrt(A_t) shifted and scaled so that A_T is exactly 0 and the first valid A_t stays as it is.
 

@@ -76,7 +76,7 @@ def _tensor(rec: Record, name: str, shape: tuple[int, ...], mindspore: bool) -> 
     if mindspore:
         scale = name.endswith(("weight", "gamma", ".g")) and sum(side > 1 for side in shape) <= 1
     else:
-        scale = name.endswith("weight") and len(shape) == 1
+        scale = (name.endswith("weight") and len(shape) == 1) or name.endswith(".g")
     if scale:
         return 1 + w
     return w * 10 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else w

@@ -44,6 +44,7 @@ CASES = {
         NO_LABELS,
         8,
     ),
+    "rms_unet": ("rms_unet", SMALL["rms_unet"], NO_LABELS, 8),
     "mlp": ("mlp", {}, NO_LABELS, None),
     "conv_net": ("conv_net", {"dim": 16}, NEITHER, 16),
     "strided_unet": ("strided_unet", {}, NEITHER, 16),

@@ -10,7 +10,7 @@ from tolerances import assert_close, tolerance
 from ddpm_jax import schedules
 from ddpm_torch_ref import schedules as twin_schedules
 
-NAMES = ("linear", "cosine", "quadratic", "sigmoid")
+NAMES = ("linear", "cosine", "quadratic", "sigmoid", "sigmoid_cumprod")
 TABLES = (
     "betas",
     "alphas",

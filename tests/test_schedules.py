@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
 
-NAMES = ("linear", "cosine", "quadratic", "sigmoid")
+NAMES = ("linear", "cosine", "quadratic", "sigmoid", "sigmoid_cumprod")
 
 
 def test_ends():

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.conversion import hub
+from ddpm_jax.conversion import denoising_diffusion, hub
 from ddpm_jax.conversion.folders import is_diffusers_folder, read_folder
 from ddpm_jax.conversion.published import FILES, Published
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
 from ddpm_jax.errors import UserError
-from ddpm_jax.model_configs import UNet
+from ddpm_jax.model_configs import RMSUNet, UNet
 from ddpm_jax.presets import ProcessConfig, SampleConfig
 from ddpm_jax.weights import from_diffusers, from_openai, read_tensors
+from ddpm_jax.weights.denoising_diffusion import is_denoising_diffusion
 
 
 def import_weights(
@@ -29,15 +30,18 @@ def import_weights(
     scheduler: bool = True,
     data: str = "",
     openai: Mapping[str, Any] | None = None,
+    ddp: Mapping[str, Any] | None = None,
 ) -> Path:
     """Make a run folder `out` of what lies at a path, or in a repository of the Hub (owner/name). Returns it.
 
-    A folder is taken for one of diffusers, a file for a checkpoint of improved-diffusion or guided-diffusion.
+    A folder is taken for one of diffusers, a file for a checkpoint of denoising-diffusion-pytorch where its names say so, and of
+    improved-diffusion or guided-diffusion otherwise.
 
     revision: of the repository: a branch, tag or commit; None: main. image_size, num_classes: where the files do not say them.
     scheduler: take the process and the way of sampling from the folder's scheduler; otherwise, and where there is none, they are
     DDPM's. data: what the network was trained on, as `--data.source`. openai: fields of `Published` for a file that is not one of
-    `published.FILES`, None for those that are left out.
+    `published.FILES`, None for those that are left out. ddp: weights (`ema` or `model` of a Trainer's file) and the options of
+    `denoising_diffusion.from_file`, None for those that are left out.
 
     Raises:
         UserError: nothing is there, it cannot be read or holds more than plain tensors, or it has no counterpart here (by name).
@@ -47,8 +51,8 @@ def import_weights(
     path, commit = _found(source, revision)
     files: tuple[Path, ...] = (path,)
     if path.is_file():
-        library, root = "openai", path.parent
-        model, tensors, process, sampling = _openai(path, image_size, openai or {})
+        root = path.parent
+        library, model, tensors, process, sampling = _checkpoint(path, image_size, openai or {}, dict(ddp or {}))
     elif is_diffusers_folder(path):
         found = read_folder(path)
         library, files, root = "diffusers", found.files, found.root
@@ -80,8 +84,19 @@ def _found(source: str, revision: str | None) -> tuple[Path, str | None]:
     return hub.snapshot(source, revision)
 
 
+def _checkpoint(
+    path: Path, image_size: int | None, openai: Mapping[str, Any], ddp: dict[str, Any]
+) -> tuple[str, UNet | RMSUNet, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
+    averaged = ("ema",) if ddp.pop("weights", None) != "model" else ()
+    tensors = read_tensors(path, (*averaged, "state_dict", "model"))
+    if is_denoising_diffusion(tensors):
+        found = denoising_diffusion.from_file(path, tensors, image_size=image_size, **ddp)
+        return "denoising-diffusion-pytorch", *found
+    return "openai", *_openai(path, tensors, image_size, openai)
+
+
 def _openai(
-    path: Path, image_size: int | None, given: Mapping[str, Any]
+    path: Path, tensors: Mapping[str, np.ndarray], image_size: int | None, given: Mapping[str, Any]
 ) -> tuple[UNet, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
     options = {name: value for name, value in given.items() if value is not None}
     if image_size is not None:
@@ -96,8 +111,8 @@ def _openai(
     if known is not None and {"num_heads", "head_dim"} & options.keys():
         known = dataclasses.replace(known, num_heads=None, head_dim=None)
     made = Published(**options) if known is None else dataclasses.replace(known, **options)
-    model, tensors = from_openai(
-        read_tensors(path),
+    model, ours = from_openai(
+        tensors,
         image_size=made.image_size,
         num_heads=made.num_heads,
         head_dim=made.head_dim,
@@ -111,7 +126,7 @@ def _openai(
     )
     loss: Any = "hybrid" if model.learn_variance else "mse"
     process = ProcessConfig(made.schedule, made.num_steps, **(betas if made.schedule == "linear" else {}), loss=loss)
-    return model, tensors, process, SampleConfig("ancestral", variance="learned" if model.learn_variance else "beta")
+    return model, ours, process, SampleConfig("ancestral", variance="learned" if model.learn_variance else "beta")
 
 
 def _sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ from ddpm_jax.models.convnext_unet import ConvNeXtUNet
 from ddpm_jax.models.double_conv_unet import DoubleConvUNet
 from ddpm_jax.models.functional import Variables, apply, merge, split
 from ddpm_jax.models.mlp import MLP
+from ddpm_jax.models.rms_unet import RMSUNet
 from ddpm_jax.models.strided_unet import ConvNet, StridedUNet
 from ddpm_jax.models.tiny_unet import TinyUNet
 from ddpm_jax.models.unet import UNet
@@ -40,6 +41,7 @@ MODELS: dict[type, Callable[..., nnx.Module]] = {
     configs.ConvNeXtUNet224: ConvNeXtUNet,
     configs.DoubleConvUNet: DoubleConvUNet,
     configs.MLP: MLP,
+    configs.RMSUNet: RMSUNet,
     configs.StridedUNet: StridedUNet,
     configs.StridedUNetConditional: StridedUNet,
     configs.TinyUNet: TinyUNet,

@@ -4,6 +4,7 @@ import functools
 
 from flax import nnx
 
+from ddpm_jax.models import rms_unet
 from ddpm_jax.models.annotated_unet import LinearAttention, ResNetBlock
 from ddpm_jax.models.convnext import ConvNeXtBlock
 from ddpm_jax.models.double_conv_unet import DoubleConv
@@ -11,7 +12,18 @@ from ddpm_jax.models.layers import Attention, ResBlock
 from ddpm_jax.models.strided_unet import Unit
 from ddpm_jax.models.tiny_unet import Stage
 
-BLOCKS = (Attention, ConvNeXtBlock, DoubleConv, LinearAttention, ResBlock, ResNetBlock, Stage, Unit)
+BLOCKS = (
+    Attention,
+    ConvNeXtBlock,
+    DoubleConv,
+    LinearAttention,
+    ResBlock,
+    ResNetBlock,
+    Stage,
+    Unit,
+    rms_unet.MemoryAttention,
+    rms_unet.ResBlock,
+)
 """What keeps its input alone for the gradient; none of them is within another. `mlp` and `conv_net` are too small to have any."""
 
 

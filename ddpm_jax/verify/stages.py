@@ -74,6 +74,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "tiny_unet": {"image_size": 16},
     "double_conv_unet": {"dim": 16},
     "annotated_unet": {"dim": 16, "image_size": 16},
+    "rms_unet": {"dim": 8, "dim_mults": (1, 2), "image_size": 8, "num_heads": 2, "head_dim": 8},
 }
 """Options that make a network quick to verify without changing its kind; a network that is not here is verified as it is."""
 
@@ -109,13 +110,17 @@ class Verification:
         self.config: Any = configs.create(name, options)
         self.model = models.abstract(self.config)
         process, self.sampling = system or SYSTEMS[name]
+        if getattr(self.config, "self_conditioning", False):
+            raise UserError(
+                "the stages show a network x_t alone, and one with self_conditioning sees its estimate of x_0 too."
+            )
         if process.kind != "diffusion":
             raise UserError(f"the stages are those of a diffusion; got one of kind {process.kind}.")
         if self.sampling.sampler not in SAMPLERS:
             self.sampling = SYSTEMS[name][1]
         # a network that looks a table up knows how many steps there are
         num_steps = getattr(self.config, "num_steps", process.num_steps)
-        betas = () if process.schedule.startswith("cosine") else (process.beta_start, process.beta_end)
+        betas = () if process.schedule in schedules.WITHOUT_BETAS else (process.beta_start, process.beta_end)
         schedule, twin_schedule = (
             module.__dict__[process.schedule](num_steps, *betas) for module in (schedules, self.twins.schedules)
         )

@@ -1,6 +1,7 @@
 """Weights in and out: the exact bridge between a network and its PyTorch twin."""
 
 from ddpm_jax.weights.bridge import Entry, from_torch, layout, load_torch, to_numpy, to_torch
+from ddpm_jax.weights.denoising_diffusion import from_denoising_diffusion, to_denoising_diffusion
 from ddpm_jax.weights.diffusers import from_diffusers, to_diffusers
 from ddpm_jax.weights.files import read_tensors, write_tensors
 from ddpm_jax.weights.openai import from_openai, to_openai
@@ -9,6 +10,7 @@ from ddpm_jax.weights.states import state_from_numpy, state_to_numpy
 
 __all__ = [
     "Entry",
+    "from_denoising_diffusion",
     "from_diffusers",
     "from_openai",
     "from_original",
@@ -18,6 +20,7 @@ __all__ = [
     "read_tensors",
     "state_from_numpy",
     "state_to_numpy",
+    "to_denoising_diffusion",
     "to_diffusers",
     "to_numpy",
     "to_openai",

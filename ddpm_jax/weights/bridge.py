@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import normalization, torch_style
+from ddpm_jax.models import normalization, rms_unet, torch_style
 
 Tree = dict[Any, Any]
 """Nested dict of arrays as in `models.Variables`: {"params": ..., "batch_stats": ...}, or one of the two alone."""
@@ -57,6 +57,8 @@ RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
     normalization.GroupNorm: _NORM,
     nnx.LayerNorm: _NORM,
     torch_style.MapNorm: {"scale": ("weight", (2, 0, 1)), "bias": ("bias", (2, 0, 1))},
+    rms_unet.RMSNorm: {"scale": ("weight", _VECTOR)},
+    rms_unet.MemoryAttention: {"memory": ("memory", (0, 1, 2, 3))},
     torch_style.BatchNorm: {**_NORM, "mean": ("running_mean", _VECTOR), "var": ("running_var", _VECTOR)},
 }
 """layer type -> {JAX name: (PyTorch name, order of the JAX axes in PyTorch)}; a network's own layers add theirs."""

@@ -1,8 +1,9 @@
 """Files of named tensors: safetensors, npz and PyTorch's pt, read without ever unpickling code."""
 
+import functools
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ from ddpm_jax.files import write_atomically
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, wrappers: tuple[str, ...] = ("state_dict", "model")) -> dict[str, np.ndarray]:
     """The tensors of a file by name, as NumPy arrays.
 
-    A pt file may hold a state dict, or one under "state_dict" or "model".
+    wrappers: keys under which a pt file may hold the state dict, each looked for in turn.
 
     Raises:
         UserError: the file is missing, damaged or of another kind, holds anything but plain tensors, or NaN or infinity (named).
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file.")
-    readers = {".safetensors": _read_safetensors, ".npz": read_npz, **dict.fromkeys((".pt", ".pth", ".bin"), _read_pt)}
+    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {".safetensors": _read_safetensors, ".npz": read_npz}
+    readers |= dict.fromkeys((".pt", ".pth", ".bin"), functools.partial(_read_pt, wrappers=wrappers))
     if path.suffix not in readers:
         raise UserError(f"{path}: weights must be one of {', '.join(SUFFIXES)}.")
     tensors = readers[path.suffix](path)
@@ -64,7 +66,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
-def _read_pt(path: Path) -> dict[str, np.ndarray]:
+def _read_pt(path: Path, wrappers: tuple[str, ...]) -> dict[str, np.ndarray]:
     torch = _torch(path)
     try:
         size = path.stat().st_size
@@ -83,7 +85,7 @@ def _read_pt(path: Path) -> dict[str, np.ndarray]:
         raise
     except (OSError, AttributeError, *BROKEN) as error:
         raise UserError(f"{path} is not a readable PyTorch file: {_first_line(error)}.") from error
-    for wrapper in ("state_dict", "model"):
+    for wrapper in wrappers:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping):

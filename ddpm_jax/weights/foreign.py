@@ -21,6 +21,8 @@ class Source(NamedTuple):
     """Its parts' names there, stacked along the first axis."""
     trailing: tuple[int, ...] = ()
     """Axes of length 1 that it has there at the end: a linear map as a convolution of one pixel."""
+    leading: tuple[int, ...] = ()
+    """Axes of length 1 that it has there at the beginning."""
     heads: int = 0
     """Of queries, keys and values in one: their rows come head by head there, for this many heads; 0: one after the other."""
 
@@ -35,7 +37,7 @@ class Row(NamedTuple):
     @property
     def part_shape(self) -> tuple[int, ...]:
         """Shape of each part there."""
-        return (self.shape[0] // len(self.source.names), *self.shape[1:], *self.source.trailing)
+        return (*self.source.leading, self.shape[0] // len(self.source.names), *self.shape[1:], *self.source.trailing)
 
     def read(self, tensors: Mapping[str, Any]) -> np.ndarray:
         """The twin's tensor of theirs."""
@@ -56,7 +58,7 @@ class Row(NamedTuple):
         return np.ascontiguousarray(split.swapaxes(0, 1)).reshape(array.shape)
 
 
-def rows(config: configs.UNet, source: Callable[[str], Source]) -> list[Row]:
+def rows(config: configs.ModelConfig, source: Callable[[str], Source]) -> list[Row]:
     """The rows of a network, by the rule of a library."""
     return [Row(entry.key, entry.shape, source(entry.key)) for entry in layout(models.abstract(config))]
 

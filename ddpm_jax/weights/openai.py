@@ -93,10 +93,6 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
             )
         return tuple(tensors[name].shape)
 
-    if any(name.endswith("init_conv.weight") for name in tensors):
-        raise UserError(
-            "checkpoints of denoising-diffusion-pytorch have no counterpart here: its Unet is another network."
-        )
     time_dim, dim = shape("time_embed.0.weight")
     width_in, channels = shape("input_blocks.0.0.weight")[:2]
     out_channels = shape("out.2.weight")[0]

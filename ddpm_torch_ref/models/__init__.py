@@ -10,6 +10,7 @@ from ddpm_torch_ref.models.conv_net import ConvNet
 from ddpm_torch_ref.models.convnext_unet import ConvNeXtUNet, ConvNeXtUNet224
 from ddpm_torch_ref.models.double_conv_unet import DoubleConvUNet
 from ddpm_torch_ref.models.mlp import MLP
+from ddpm_torch_ref.models.rms_unet import RMSUNet
 from ddpm_torch_ref.models.strided_unet import StridedUNet, StridedUNetConditional
 from ddpm_torch_ref.models.tiny_unet import TinyUNet
 from ddpm_torch_ref.models.unet import UNet
@@ -21,6 +22,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "tiny_unet": TinyUNet,
     "double_conv_unet": DoubleConvUNet,
     "annotated_unet": AnnotatedUNet,
+    "rms_unet": RMSUNet,
     "mlp": MLP,
     "conv_net": ConvNet,
     "strided_unet": StridedUNet,

@@ -1,0 +1,174 @@
+"""`rms_unet`: the U-Net of denoising-diffusion-pytorch 2.x, RMS norms and attention with a learned memory."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.models.annotated_unet import TimeMLP
+from ddpm_jax.models.attention import attend
+from ddpm_jax.models.convnext import Vector
+from ddpm_jax.models.layers import Image, Resized, double_nearest
+from ddpm_jax.models.torch_style import conv, gelu, linear
+
+MEMORY = 4
+"""Learned keys and values that every pixel sees beside those of the image."""
+
+
+class RMSNorm(nnx.Module):
+    """Divide the channels of each pixel by their root mean square, and scale them (Zhang & Sennrich 2019)."""
+
+    def __init__(self, dim: int):
+        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
+
+    def __call__(self, x: Image) -> Image:
+        """(B, H, W, C) in and out; the mean in float32 at least."""
+        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # the original bounds the norm from below by 1e-12; bounded squares have a gradient at 0 as well
+        squares = jnp.maximum(jnp.square(exact).sum(-1, keepdims=True), 1e-24)
+        return (exact * jax.lax.rsqrt(squares)).astype(x.dtype) * (self.scale[...] * math.sqrt(x.shape[-1]))
+
+
+class ResBlock(nnx.Module):
+    """3x3 convolution, RMS norm, SiLU; twice, the first with the scale and shift of the time and dropout; added to the input."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, time_dim: int, dropout: float, rngs: nnx.Rngs):
+        self.time_proj = linear(time_dim, 2 * out_dim, rngs=rngs)
+        self.conv1 = conv(in_dim, out_dim, 3, rngs=rngs)
+        self.norm1 = RMSNorm(out_dim)
+        self.dropout = nnx.Dropout(dropout)
+        self.conv2 = conv(out_dim, out_dim, 3, rngs=rngs)
+        self.norm2 = RMSNorm(out_dim)
+        self.shortcut = conv(in_dim, out_dim, 1, rngs=rngs) if in_dim != out_dim else None
+
+    def __call__(self, x: Image, time: Vector, rngs: nnx.Rngs | None = None) -> Resized:
+        """x (B, H, W, in_dim), time (B, d) -> (B, H, W, out_dim); rngs: dropout's."""
+        scale, shift = jnp.split(self.time_proj(nnx.silu(time))[:, None, None, :], 2, axis=-1)
+        h = nnx.silu(self.norm1(self.conv1(x)) * (scale + 1) + shift)
+        h = nnx.silu(self.norm2(self.conv2(self.dropout(h, rngs=rngs))))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class MemoryAttention(nnx.Module):
+    """Attention over the pixels and a learned memory, added to the image.
+
+    full: softmax attention, the memory (2, heads, MEMORY, head_dim); otherwise attention of linear cost (Shen et al. 2021), the
+    memory (2, heads, head_dim, MEMORY), and an RMS norm at the end.
+    """
+
+    def __init__(self, dim: int, *, full: bool, heads: int, head_dim: int, rngs: nnx.Rngs):
+        self.full, self.heads = full, heads
+        inner = heads * head_dim
+        self.norm = RMSNorm(dim)
+        shape = (2, heads, MEMORY, head_dim) if full else (2, heads, head_dim, MEMORY)
+        self.memory = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
+        self.qkv = conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
+        self.proj = conv(inner, dim, 1, rngs=rngs)
+        self.norm_out = None if full else RMSNorm(dim)
+
+    def __call__(self, x: Image) -> Image:
+        """(B, H, W, C) in and out."""
+        batch, height = x.shape[:2]
+        axes = "(h w) d" if self.full else "d (h w)"
+        q, k, v = rearrange(
+            self.qkv(self.norm(x)), f"b h w (three heads d) -> three b heads {axes}", three=3, heads=self.heads
+        )
+        memory = repeat(self.memory[...].astype(k.dtype), "two heads m n -> two b heads m n", b=batch)
+        k, v = (jnp.concatenate(both, axis=-2 if self.full else -1) for both in zip(memory, (k, v), strict=True))
+        out = attend(q, k, v) if self.full else _attend_linearly(q, k, v)
+        out = self.proj(rearrange(out, f"b heads {axes} -> b h w (heads d)", h=height))
+        return x + (out if self.norm_out is None else self.norm_out(out))
+
+
+def _attend_linearly(
+    q: Float[Array, "b heads d q"], k: Float[Array, "b heads d k"], v: Float[Array, "b heads d k"]
+) -> Float[Array, "b heads d q"]:
+    q = jax.nn.softmax(q, axis=-2) / math.sqrt(q.shape[-2])
+    context = jnp.einsum("bndp,bnep->bnde", jax.nn.softmax(k, axis=-1), v)
+    return jnp.einsum("bnde,bndp->bnep", context, q)
+
+
+class Level(nnx.Module):
+    """Two blocks, attention, and the convolution on the way to the next size."""
+
+    def __init__(self, block1: ResBlock, block2: ResBlock, attention: MemoryAttention, resample: nnx.Conv):
+        self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
+
+
+class Middle(nnx.Module):
+    """Block, full attention, block."""
+
+    def __init__(self, block1: ResBlock, block2: ResBlock, attention: MemoryAttention):
+        self.block1, self.block2, self.attention = block1, block2, attention
+
+    def __call__(self, x: Image, time: Vector, rngs: nnx.Rngs | None) -> Image:
+        """(B, H, W, C) in and out."""
+        return self.block2(self.attention(self.block1(x, time, rngs)), time, rngs)
+
+
+class RMSUNet(nnx.Module):
+    """(x_t, t) -> what the process predicts; see `model_configs.RMSUNet`."""
+
+    def __init__(self, config: configs.RMSUNet, *, rngs: nnx.Rngs):
+        self.config = config
+        time_dim = 4 * config.dim
+        widths = [config.width_in, *(config.dim * mult for mult in config.dim_mults)]
+        pairs, last = list(itertools.pairwise(widths)), len(widths) - 2
+
+        def block(in_dim: int, out_dim: int) -> ResBlock:
+            return ResBlock(in_dim, out_dim, time_dim=time_dim, dropout=config.dropout, rngs=rngs)
+
+        def attention(dim: int, full: bool) -> MemoryAttention:
+            return MemoryAttention(dim, full=full, heads=config.num_heads, head_dim=config.head_dim, rngs=rngs)
+
+        self.conv_in = conv(config.channels * (2 if config.self_conditioning else 1), config.width_in, 7, rngs=rngs)
+        self.time_mlp = TimeMLP(config.dim, time_dim, gelu=gelu, rngs=rngs)
+        down, up = [], []
+        for level, (wide, wider) in enumerate(pairs):
+            halve = conv(4 * wide, wider, 1, rngs=rngs) if level < last else conv(wide, wider, 3, rngs=rngs)
+            down.append(Level(block(wide, wide), block(wide, wide), attention(wide, config.full[level]), halve))
+        self.down = nnx.List(down)
+        deepest = widths[-1]
+        self.middle = Middle(block(deepest, deepest), block(deepest, deepest), attention(deepest, True))
+        for level, (wide, wider) in reversed(list(enumerate(pairs))):
+            blocks = block(wider + wide, wider), block(wider + wide, wider)
+            up.append(Level(*blocks, attention(wider, config.full[level]), conv(wider, wide, 3, rngs=rngs)))
+        self.up = nnx.List(up)
+        self.block_out = block(2 * config.width_in, config.width_in)
+        self.conv_out = conv(config.width_in, config.channels * (2 if config.learn_variance else 1), 1, rngs=rngs)
+
+    def __call__(
+        self,
+        x_t: Image,
+        t: Num[Array, "b"],
+        labels: None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b h w out"]:
+        """Predict from x_t (B, H, W, C) at timesteps t (B,); rngs: dropout's, while training. It knows no classes.
+
+        With self-conditioning, x_t holds an estimate of x_0, or zeros, behind its own channels: (B, H, W, 2 C).
+        """
+        time = self.time_mlp(t, x_t.dtype)
+        first = x = self.conv_in(x_t)
+        skips = []
+        for index, level in enumerate(self.down, start=1):
+            x = level.block1(x, time, rngs)
+            skips.append(x)
+            x = level.attention(level.block2(x, time, rngs))
+            skips.append(x)
+            if index < len(self.down):
+                x = rearrange(x, "b (h p) (w q) c -> b h w (c p q)", p=2, q=2)
+            x = level.resample(x)
+        x = self.middle(x, time, rngs)
+        for index, level in enumerate(self.up, start=1):
+            for block in (level.block1, level.block2):
+                x = block(jnp.concatenate([x, skips.pop()], axis=-1), time, rngs)
+            x = level.attention(x)
+            x = level.resample(double_nearest(x) if index < len(self.up) else x)
+        return self.conv_out(self.block_out(jnp.concatenate([x, first], axis=-1), time, rngs))
