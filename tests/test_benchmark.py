@@ -109,6 +109,7 @@ def test_without_torch(monkeypatch):
     assert "ddpm-jax[torch]" in report.notes[0]
 
 
+@pytest.mark.slow
 def test_diffusers_as_a_third_contender():
     """Of unet alone; what cannot be measured is told."""
     options = {"image_size": 8, "dim": 8, "dim_mults": (1,), "num_blocks": 1, "norm_groups": 4}

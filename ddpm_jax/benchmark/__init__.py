@@ -5,7 +5,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -50,12 +50,13 @@ def benchmark(
     if compared and not find_spec("torch"):
         report.notes.append('PyTorch is not installed, so JAX alone was measured: pip install "ddpm-jax[torch]".')
         compared = []
-    with _conditions(precision):
+    with _conditions(precision), contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name, _torch_device(device))) for name in compared}
         peak = _matmul_peak(precision, device)
         report.environment = _environment(precision, device, peak, torch=bool(compared))
         for work in works:
             for part in what:
-                found, notes = _measure(work, part, device, ["jax", *compared], seconds, peak)
+                found, notes = _measure(work, part, workers, seconds, peak)
                 report.rows += found
                 report.notes += notes
                 for row in found:
@@ -65,20 +66,16 @@ def benchmark(
 
 
 def _measure(
-    work: Workload, what: What, device: jax.Device, contenders: Sequence[str], seconds: float, peak: float
+    work: Workload, what: What, workers: Mapping[str, Worker], seconds: float, peak: float
 ) -> tuple[list[Row], list[str]]:
-    calls: dict[str, Contender] = {}
     notes = []
-    with fits_memory(_advice(work, what)), contextlib.ExitStack() as stack:
-        for name in contenders:
+    with fits_memory(_advice(work, what)):
+        calls: dict[str, Contender] = {"jax": JaxSide(work).call(what)}
+        for name, worker in workers.items():
             try:
-                if name == "jax":
-                    calls[name] = JaxSide(work).call(what)
-                else:
-                    calls[name] = stack.enter_context(Worker(name, work, what, _torch_device(device)))
+                worker.prepare(work, what)
+                calls[name] = worker
             except UserError as error:
-                if name == "jax":
-                    raise
                 notes.append(f"{work.name} {what} {name}: not measured. {error}")
         timings = alternate(calls, seconds=seconds)
         facts = {name: call.facts() for name, call in calls.items()}

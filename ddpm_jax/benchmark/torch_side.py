@@ -178,20 +178,13 @@ class TorchSide:
         return max(itertools.accumulate(changes, initial=0))
 
 
-@contextlib.contextmanager
-def precision(asked: Precision) -> Iterator[None]:
+def set_precision(asked: Precision) -> None:
     """Products of float32 on NVIDIA GPUs are rounded to TF32 if asked for and not otherwise: by default convolutions' are."""
     import torch
 
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = asked == "tf32"
-    try:
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ processor from whoever comes next.
 import multiprocessing
 import os
 import signal
-import time
 from typing import Any
 
 from ddpm_jax.benchmark.timing import Facts
@@ -16,17 +15,12 @@ from ddpm_jax.errors import UserError
 
 
 class Worker:
-    """One contender of `torch_side` at one piece of work. Use as a context manager.
+    """A contender of `torch_side`, given one piece of work after the other. Use as a context manager."""
 
-    Raises:
-        UserError: the contender has no such work.
-        RuntimeError: what PyTorch raised, such as that memory does not suffice.
-    """
-
-    def __init__(self, name: str, work: Workload, what: What, device: str):
+    def __init__(self, name: str, device: str):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, work, what, device), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, name, device), daemon=True)
         before = os.environ.get("OMP_WAIT_POLICY")
         os.environ["OMP_WAIT_POLICY"] = before or "active"
         try:
@@ -35,7 +29,17 @@ class Worker:
             if before is None:
                 del os.environ["OMP_WAIT_POLICY"]
         theirs.close()  # so that a worker that dies is noticed
-        self.examples: int = self._answer()
+        self.examples = 0
+        """See `timing.Contender`."""
+
+    def prepare(self, work: Workload, what: What) -> None:
+        """Give it a piece of work; the one before is dropped.
+
+        Raises:
+            UserError: the contender has no such work.
+            RuntimeError: what PyTorch raised, such as that memory does not suffice.
+        """
+        self.examples = self._ask((work, what))
 
     def __enter__(self) -> "Worker":
         return self
@@ -53,12 +57,9 @@ class Worker:
         """See `Call.facts`."""
         return self._ask("facts")
 
-    def _ask(self, question: str) -> Any:
+    def _ask(self, question: Any) -> Any:
         self._signal("SIGCONT")
         self._connection.send(question)
-        return self._answer()
-
-    def _answer(self) -> Any:
         try:
             answer = self._connection.recv()
         except EOFError:
@@ -73,26 +74,30 @@ class Worker:
             os.kill(self._process.pid or 0, getattr(signal, name))
 
 
-def _serve(connection: Any, name: str, work: Workload, what: What, device: str) -> None:
-    """In the worker's process: make the call ready, then do as asked."""
+def _serve(connection: Any, name: str, device: str) -> None:
+    """In the worker's process: do as asked until the parent is gone."""
     from ddpm_jax.benchmark import torch_side
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    try:
-        with torch_side.precision(work.precision):
-            call = torch_side.TorchSide(name, work, device).call(what)
-            connection.send(call.examples)
-            while True:
-                question = connection.recv()
-                if question == "facts":
-                    connection.send(call.facts())
-                    continue
-                begun = time.perf_counter()
-                call.run()
-                connection.send(time.perf_counter() - begun)
-    except EOFError:
-        return
-    except UserError as error:
-        connection.send(error)
-    except Exception as error:  # told to the parent, whatever it is
-        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    call: Any = None
+    while True:
+        try:
+            question = connection.recv()
+        except EOFError:
+            return
+        try:
+            if question == "seconds":
+                answer: Any = call.seconds()
+            elif question == "facts":
+                answer = call.facts()
+            else:
+                work, what = question
+                call = None
+                torch_side.set_precision(work.precision)
+                call = torch_side.TorchSide(name, work, device).call(what)
+                answer = call.examples
+        except UserError as error:
+            answer = error
+        except Exception as error:  # told to the parent, whatever it is
+            answer = RuntimeError(f"{type(error).__name__}: {error}")
+        connection.send(answer)
