@@ -25,14 +25,15 @@ class Resident:
     """
 
     def __init__(self, source: Source, shape: tuple[int, ...], scaling: Scaling):
-        labels = np.zeros(len(source), np.int32)
         if isinstance(source, PointSource):
             values, table = scaling.apply(source.points), np.zeros(0, np.float32)
+            labels = np.zeros(len(source), np.int32)
         else:
-            values = np.stack([fit(source[i]["image"], shape[0], shape[2]) for i in range(len(source))])
+            assert isinstance(source, ArraySource)
+            values = np.stack([fit(image, shape[0], shape[2]) for image in source.images])
             # a value for each byte: computed on the device, the last bit could differ
             table = scaling.apply(np.arange(256, dtype=np.uint8))
-            labels = np.array([source[i]["label"] for i in range(len(source))], np.int32)
+            labels = source.labels
         self._arrays = jax.device_put((values, table, labels))
 
     def take(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

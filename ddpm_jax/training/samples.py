@@ -114,36 +114,20 @@ def draw(
     labels: np.ndarray | None,
     num: int,
     *,
-    config: SampleConfig,
-    seed: int = 0,
-    batch_size: int = 500,
-    num_frames: int = 0,
-    layout: Layout = ALONE,
     sink: Callable[[np.ndarray], object] | None = None,
+    **options: Any,
 ) -> Samples:
-    """The batches of `draw_batches` together.
+    """The batches of `draw_batches`, whose options these are, together.
 
     sink: is given each batch, in the units of the data, and the samples returned are then the SHOWN first of the images alone.
 
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
     """
-    batches = draw_batches(
-        run,
-        graphdef,
-        variables,
-        labels,
-        num,
-        config=config,
-        seed=seed,
-        batch_size=batch_size,
-        num_frames=num_frames,
-        layout=layout,
-    )
     kept = SHOWN if sink is not None and run.holds_images else num
     values: list[np.ndarray] = []
     frames, seconds, drawn, num_steps = np.zeros((0, 0)), [], 0, 0
-    for batch in batches:
+    for batch in draw_batches(run, graphdef, variables, labels, num, **options):
         if sink is not None:
             sink(batch.values)
         if drawn < kept:
