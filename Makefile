@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow check package format clean
 
 # the main job: train on 1,797 real digits, sample, evaluate
 demo: $(VENV)/installed
@@ -24,6 +24,16 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# wheel and sdist, tried in an environment of their own: it starts without PyTorch, TensorFlow and scikit-learn
+package: $(VENV)/bin/python
+	rm -rf dist build/package
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/package
+	build/package/bin/pip install --quiet --no-compile dist/*.whl
+	cd build/package && bin/ddpm --version
+	cd build/package && bin/python -c 'import sys, ddpm_jax; sys.exit(bool(sys.modules.keys() & {"torch", "tensorflow", "sklearn"}))'
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
