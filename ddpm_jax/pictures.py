@@ -46,6 +46,20 @@ class Pictures:
         first = replace(drawn, frames=np.kron(drawn.frames, np.ones((1, 1, 4, 4, 1), np.uint8)))
         return drawing.save_animation(self.folder / "one.gif", self.run, first, self._heading(step))
 
+    def walk(self) -> Path:
+        """A few images on their way from noise to data, from top to bottom."""
+        self._images_only("walk")
+        num = min(2 * NOISED, self.num or self.run.config.sample.num)
+        drawn, step = self._draw(num_frames=6, num=num)
+        *before, of = drawn.frame_steps
+        return figures.save_grid(
+            self.folder / "walk.png",
+            drawn.frames.reshape(-1, *self.run.shape),
+            heading=self._heading(step),
+            columns=num,
+            row_titles=[f"after {after}" for after in before] + [f"after {of} steps"],
+        )
+
     def middle(self) -> Path:
         """Samples in the middle of the walk: images above what they became, points over the data."""
         num = self.num or self.run.config.sample.num
@@ -152,6 +166,7 @@ KINDS: dict[str, Callable[[Pictures], Path]] = {
     "samples": Pictures.samples,
     "animation": Pictures.animation,
     "one": Pictures.one,
+    "walk": Pictures.walk,
     "middle": Pictures.middle,
     "beside": Pictures.beside,
     "noising": Pictures.noising,
@@ -159,7 +174,7 @@ KINDS: dict[str, Callable[[Pictures], Path]] = {
     "loss": Pictures.loss,
 }
 
-OF_IMAGES = frozenset({"one", "beside", "noising"})
+OF_IMAGES = frozenset({"one", "walk", "beside", "noising"})
 
 
 def plot(

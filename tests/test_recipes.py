@@ -229,13 +229,13 @@ def test_a_run_made_of_weights_has_pictures(finished_run, tmp_path):
     convert(finished_run, tmp_path / "digits.npz")
     (run,) = convert(tmp_path / "digits.npz", tmp_path / "run", config.model)
     found = [path.stem for path in plot(open_run(run), folder=tmp_path / "pictures", num=2)]
-    assert found == ["samples", "animation", "one", "middle", "schedule"]
+    assert found == ["samples", "animation", "one", "walk", "middle", "schedule"]
 
 
 def test_plot_from_the_command_line(finished_run, tmp_path, capsys):
     assert cli.main(["plot", str(finished_run), "schedule", "loss", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "schedule.png"), str(tmp_path / "loss.png")]
-    assert "a picture must be one of samples, animation, one, middle, beside" in refusal(
+    assert "a picture must be one of samples, animation, one, walk, middle, beside" in refusal(
         capsys, "plot", finished_run, "portrait"
     )
     assert "holds no config.json" in refusal(capsys, "plot", tmp_path)
