@@ -16,6 +16,7 @@ from ddpm_jax.processes import Estimate, Level, Process
 from ddpm_jax.samplers import Step
 
 Model = nnx.Module | tuple[nnx.GraphDef, models.Variables]
+"""A network, or what `models.split` made of it."""
 
 
 def inpaint(

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ddpm_jax.files import write_atomically
 
 MARGIN = 4
+"""Pixels between the images of a grid."""
 CELL = 64
 """Least side of an image in a grid, in pixels: smaller images are enlarged by a whole factor."""
 
@@ -126,7 +127,7 @@ def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: floa
 
 
 def save_curves(path: Path, x: np.ndarray, curves: Mapping[str, np.ndarray], *, heading: str = "", xlabel: str) -> Path:
-    """Write named curves over x on a logarithmic axis as a PNG; what is not positive is left out."""
+    """Write curves, name -> (N,), over x (N,) on a logarithmic axis as a PNG; what is not positive is left out."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

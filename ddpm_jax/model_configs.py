@@ -174,8 +174,11 @@ class ConvNeXtUNet:
     """Width within a block, as a multiple of the block's output width."""
 
     widths: ClassVar[tuple[int, ...]] = (16, 32, 64, 128)
+    """Width of each level, in channels."""
     strides: ClassVar[tuple[int, ...]] = (2, 2, 3)
+    """What each level but the last divides the image by."""
     out_width: ClassVar[int] = 8
+    """Width of the last stage, in channels."""
 
     def __post_init__(self) -> None:
         _at_least_1(self, "channels", "image_size", "num_classes", "num_steps", "expansion")
@@ -202,8 +205,11 @@ class ConvNeXtUNet224(ConvNeXtUNet):
     """Number of classes the network is told about."""
 
     widths: ClassVar[tuple[int, ...]] = (16, 32, 64, 128, 256, 512)
+    """Width of each level, in channels."""
     strides: ClassVar[tuple[int, ...]] = (2, 2, 2, 2, 2)
+    """What each level but the last divides the image by."""
     out_width: ClassVar[int] = 16
+    """Width of the last stage, in channels."""
 
 
 @dataclass(frozen=True)
@@ -469,6 +475,7 @@ ModelConfig = (
     | StridedUNetConditional
     | TinyUNet
 )
+"""The options of any network."""
 
 
 def create(name: str, options: Mapping[str, Any]) -> Any:

@@ -266,7 +266,13 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that describes a run; two runs of the same preset on the same machine are the same."""
+    """Everything that describes a run; two runs of the same preset on the same machine are the same.
+
+    data, model, process, train, sample: its parts, each a config of its own; model is one of `model_configs.NETWORKS`.
+
+    Raises:
+        UserError: a bound on samples whose data lies in [0, 1], or more sampling steps than the schedule has.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: configs.ModelConfig = field(default_factory=configs.UNet)
@@ -316,6 +322,7 @@ class Recipe:
     about: str
     """The data and the author's setting; then what was measured: see docs/results.md."""
     config: Preset
+    """What `ddpm train` starts from."""
 
 
 def _system(network: str, about: str, data: DataConfig, train: TrainConfig, num: int | None = None, **options: Any) -> Recipe:
@@ -449,6 +456,7 @@ RECIPES: dict[str, Recipe] = {
 """name -> preset and what to expect of it; `ddpm train NAME` runs it."""
 
 PRESETS: dict[str, Preset] = {name: recipe.config for name, recipe in RECIPES.items()}
+"""name -> preset."""
 # fmt: on
 
 

@@ -15,13 +15,21 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.schedules import Schedule, Table
 
 Prediction = Literal["eps", "x0", "v"]
+"""What the network of a diffusion outputs."""
 Loss = Literal["mse", "l1", "huber"]
+"""Mean square, mean absolute or Huber (delta 1) error of the output."""
 DiffusionLoss = Literal["mse", "l1", "huber", "vlb", "hybrid"]
+"""`Loss`, or the variational bound, alone or beside the mean square."""
 Weighting = Literal["none", "p2", "snr", "truncated_snr", "min_snr"]
+"""What the error counts for, by the signal-to-noise ratio."""
 FixedVariance = Literal["beta", "posterior"]
+"""The reverse step's variance: the upper or the lower bound (DDPM, section 3.2)."""
 Variance = Literal["beta", "posterior", "learned"]
+"""`FixedVariance`, or between the two as the network says."""
 TimeDraw = Literal["uniform", "low_discrepancy"]
+"""How times of a chain are drawn in training."""
 FlowTimeDraw = Literal["uniform", "low_discrepancy", "logit_normal"]
+"""How times of a straight path are drawn in training."""
 Predict = Callable[[Float[Array, "b *shape"], Num[Array, "b"]], Float[Array, "b *out"]]
 """A network seen from outside: (x_t, t) -> what it was trained to output; t as `Process.network_time` gives it."""
 
@@ -40,7 +48,9 @@ class Estimate(NamedTuple):
     """What x_t is believed to be made of: the clean data and the noise, each of the shape of x_t."""
 
     x_0: Float[Array, "b *shape"]
+    """The clean data."""
     eps: Float[Array, "b *shape"]
+    """The noise, N(0, 1) where the belief is right."""
     variance_logit: Float[Array, "b *shape"] | None = None
     """Of a network that learns the variance: where it lies between its bounds, -1 the lower and 1 the upper."""
 
@@ -327,8 +337,8 @@ class LinearPath(Process):
     """x_t = (1 - t) x_0 + t eps for t in [0, 1]: alpha = 1 - t, sigma = t.
 
     num_steps: networks are told t (num_steps - 1), which is what their embeddings are made for; also the steps of a sampler that is
-    given no number. time_draw: times to train at are uniform, evenly spread with one common offset, or logit-normal, 1 / (1 +
-    e^-z) of a standard normal z, which favours the middle (Esser et al. 2024, section 3.1).
+    given no number. loss: error of the output. time_draw: times to train at are uniform, evenly spread with one common offset, or
+    logit-normal, 1 / (1 + e^-z) of a standard normal z, which favours the middle (Esser et al. 2024, section 3.1).
 
     Raises:
         UserError: an unknown word, or num_steps below 2.

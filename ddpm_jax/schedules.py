@@ -24,7 +24,9 @@ class Schedule:
     """
 
     betas: Table
+    """Variance of the noise added at t, in (0, 1]."""
     alphas_cumprod: Table
+    """A_t, the product of 1 - beta up to t: alpha_t^2 of x_t = alpha_t x_0 + sigma_t eps."""
     first: int = 0
 
     def __post_init__(self) -> None:
@@ -257,6 +259,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear_inclusive": linear_inclusive,
     "cosine_unclipped": cosine_unclipped,
 }
+"""Every schedule by name."""
 
 WITHOUT_BETAS = ("cosine", "cosine_unclipped", "sigmoid_cumprod")
 """Schedules that take no beta_start and beta_end."""

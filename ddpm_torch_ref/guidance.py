@@ -9,7 +9,9 @@ from torch import Tensor
 from ddpm_torch_ref.processes import GaussianDiffusion, Predict
 
 PredictWithLabels = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t, t, labels) -> what the network was trained to output, of the shape of x_t."""
 LogProb = Callable[[Tensor, Tensor], Tensor]
+"""(x_t, t) -> (B,) log-probabilities of the class wanted of each example."""
 
 
 def classifier_free(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a process may have this bound for its loss, so that each fi
 HALF_BIN = 1 / 255
 """Half the distance of two of the 256 values of 8-bit data, spread over [-1, 1]."""
 LEAST_PROBABILITY = 1e-12
+"""Probabilities are taken for no smaller than this."""
 
 
 def check_clean_end(schedule: Schedule) -> None:

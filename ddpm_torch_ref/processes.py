@@ -18,13 +18,20 @@ from ddpm_torch_ref import likelihood
 from ddpm_torch_ref.schedules import Schedule, Table
 
 Predict = Callable[[Tensor, Tensor], Tensor]
+"""(x_t, t) -> what the network was trained to output."""
 Time = TypeVar("Time", float, Tensor)
+"""One time, or one for each example."""
 
 PREDICTIONS = ("eps", "x0", "v")
+"""What a network may predict."""
 VARIANCES = ("beta", "posterior")
+"""The fixed variances of the reverse step."""
 WEIGHTINGS = ("none", "p2", "snr", "truncated_snr", "min_snr")
+"""Weights of the loss over t."""
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
+"""Errors of what is predicted, by name."""
 BOUND_LOSSES = ("hybrid", "vlb")
+"""Losses made of the variational bound."""
 HYBRID_BOUND_WEIGHT = 0.001
 """Lambda of Nichol & Dhariwal 2021, eq. 16."""
 
@@ -36,7 +43,9 @@ class Estimate(NamedTuple):
     """
 
     x_0: Tensor
+    """The clean data."""
     eps: Tensor
+    """The noise."""
     variance_logit: Tensor | None = None
 
 
@@ -351,6 +360,7 @@ class AlphaBlending(FlowMatching):
 
 
 Process = GaussianDiffusion | FlowMatching
+"""Any process of this module."""
 
 
 def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Table = NDArray[np.float64]
+"""Indexed by the time t."""
 
 
 def _table(compute: Callable[[Any], Table]) -> cached_property[Table]:

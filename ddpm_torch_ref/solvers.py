@@ -16,8 +16,11 @@ from torch import Tensor
 from ddpm_torch_ref.processes import Estimate, FlowMatching, GaussianDiffusion, Predict, Process
 
 Times = Sequence[float] | NDArray[np.int64] | NDArray[np.float64]
+"""The times to walk, one after the other."""
 Noises = Sequence[Tensor] | Tensor
+"""The standard normal noise of each step, of the shape of x_T."""
 Trajectory = tuple[Tensor, list[Tensor]]
+"""The samples, and the state at each time of the grid."""
 
 
 @torch.no_grad()

@@ -143,8 +143,11 @@ class TrainState:
     """Everything that a training step changes; step counts the updates done."""
 
     model: nn.Module
+    """What is trained."""
     ema_model: nn.Module
+    """Its moving average."""
     optimizer: torch.optim.Optimizer
+    """Adam over the parameters of `model`."""
     step: int = 0
 
     @classmethod

@@ -38,7 +38,7 @@ class _Shape:
 def _keep_shape(part: ast.Subscript) -> None:
     """Of Float[Array, "b *shape"]: griffe would take the string for an expression, b * shape."""
     if isinstance(part.slice, ast.Tuple) and isinstance(part.slice.elts[-1], ast.Constant):
-        part.slice.elts[-1].value = _Shape(str(part.slice.elts[-1].value))
+        part.slice.elts[-1].value = _Shape(str(part.slice.elts[-1].value))  # type: ignore[assignment]
 
 
 def _mark_names(part: ast.FunctionDef | ast.ClassDef) -> None:
@@ -47,7 +47,11 @@ def _mark_names(part: ast.FunctionDef | ast.ClassDef) -> None:
         arguments = part.args
         names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
     else:
-        names = [line.target.id for line in part.body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
+        names = [
+            line.target.id
+            for line in part.body
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        ]
     text = part.body[0].value if isinstance(part.body[0], ast.Expr) else None
     if not names or not isinstance(text, ast.Constant) or not isinstance(text.value, str) or "Args:" in text.value:
         return

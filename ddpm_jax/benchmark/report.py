@@ -55,6 +55,7 @@ class Report:
 
     environment: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
+    """In the order in which they were measured, JAX first of each piece of work."""
     notes: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
 

@@ -35,11 +35,13 @@ class Workload:
     config: Preset
     """Process, training and sampling; its batch size is that of forward passes and updates."""
     precision: Precision = "float32"
+    """What both sides compute products in."""
     sample_size: int = BATCH
     """Samples drawn at a time."""
     steps_per_call: int = 1
     """Updates that JAX makes in one call."""
     seed: int = 0
+    """Start of the random draws."""
 
     @property
     def batch_size(self) -> int:

@@ -25,6 +25,7 @@ class PointSource:
     """
 
     class_names: tuple[str, ...] = ()
+    """Points have no classes."""
 
     def __init__(self, shape: str, num: int = DEFAULT_NUM, seed: int = 0):
         if num < 2:

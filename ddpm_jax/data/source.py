@@ -19,6 +19,7 @@ class Source(Protocol):
     """
 
     name: str
+    """What it is called in messages."""
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:

@@ -74,11 +74,13 @@ class Classifier:
     """A trained network: its structure for evaluation, and its arrays."""
 
     graphdef: nnx.GraphDef
+    """Its structure, as `models.split` gives it."""
     variables: models.Variables
     """What `models.split` makes: float32 parameters and running statistics."""
     image_shape: tuple[int, int, int]
     """(H, W, C) of the images it takes."""
     num_classes: int
+    """How many classes it tells apart."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The most likely class of each uint8 image (N, H, W, C): int64 (N,).

@@ -28,6 +28,7 @@ class Bound:
     """The bound on -log2 p(x_0) of each example and its terms, in bits per dimension."""
 
     prior: Float[Array, "b"]
+    """KL(q(x_T | x_0) || N(0, 1))."""
     terms: Float[Array, "T b"]
     """By timestep, ascending; the first one is the decoder's."""
 

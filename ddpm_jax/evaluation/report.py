@@ -32,7 +32,9 @@ class Metric:
     """One figure of the samples, beside the same figure of real data that takes the samples' place."""
 
     name: str
+    """Of the figure: fid, class_agreement, ..."""
     samples: float
+    """Of the samples."""
     real: float | None = None
     """None: the data is too small for it."""
 
@@ -42,6 +44,7 @@ class Evaluation:
     """What was measured of a run, and how."""
 
     metrics: tuple[Metric, ...]
+    """The figures, in the order of the table."""
     facts: dict[str, Any]
     """What the figures depend on: step, sampler, counts, splits, seeds."""
     by_class: dict[str, float]

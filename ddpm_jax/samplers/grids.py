@@ -66,6 +66,7 @@ GRIDS: dict[str, Callable[[Process, int | None], np.ndarray]] = {
     "log_snr": log_snr,
     "strided": strided,
 }
+"""Every spacing by name: (process, num_steps) -> descending times, (num_steps + 1,), the clean end last."""
 
 
 def two_stage(

@@ -164,7 +164,7 @@ def sample(
 
     Raises:
         UserError: num_steps outside 1..T, num_frames outside 2..steps + 1, labels that do not fit the shape, guidance without
-        labels, a batch that the devices do not divide.
+            labels, a batch that the devices do not divide.
     """
     grid = process.times(num_steps) if times is None else times
     if num_frames and not 2 <= num_frames <= len(grid):

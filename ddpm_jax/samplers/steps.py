@@ -20,8 +20,11 @@ class Seen(NamedTuple):
     """An earlier state of the walk: what the network was shown, at which level, and what it made of it."""
 
     x_t: Float[Array, "b *shape"]
+    """What the network was shown."""
     hat: Estimate
+    """What it made of it."""
     level: Level
+    """Where on the path that was."""
 
 
 class Past(NamedTuple):

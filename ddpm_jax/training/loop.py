@@ -42,6 +42,7 @@ class Outcome:
     """How a call of `train` ended."""
 
     run: Run
+    """The run folder that was written."""
     step: int
     """The step of the last checkpoint."""
     stopped_by: signal.Signals | None

@@ -44,7 +44,9 @@ class Run:
     """A run folder that exists."""
 
     folder: Path
+    """Where it lies."""
     config: Preset
+    """What it was made with, the number of classes and the length of an epoch filled in from the data."""
     class_names: tuple[str, ...]
     """Names of the classes the network is told about; empty: unconditional."""
     scaling: data.Scaling

@@ -26,6 +26,7 @@ class TrainState:
     ema_params: Any
     """Exponential moving average of params: what samples are drawn with."""
     opt_state: optax.OptState
+    """Adam's moments and counts."""
     loss_history: Any = None
     """The latest losses of every timestep, a `LossHistory`; None where times are not drawn by them."""
 

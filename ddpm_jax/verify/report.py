@@ -50,8 +50,11 @@ class Report:
     """Rows in the order in which they are computed, and the environment they were computed in."""
 
     title: str
+    """What was compared."""
     environment: dict[str, Any]
+    """Precision, devices, versions; and what could not be compared."""
     rows: list[Row] = field(default_factory=list)
+    """In the order in which they are computed."""
 
     @property
     def ok(self) -> bool:

@@ -28,6 +28,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "strided_unet": StridedUNet,
     "strided_unet_conditional": StridedUNetConditional,
 }
+"""Every network by name."""
 
 __all__ = ["MODELS", "create"]
 
