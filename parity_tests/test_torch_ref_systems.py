@@ -134,7 +134,13 @@ def test_biases_of_the_annotated_unet():
         ("mlp", {"num_steps": 1}, "num_steps must be at least 2.*got 1"),
         ("mlp", {"channels": 1}, "mlp has no option channels; its options are dim, num_steps, data_dim"),
         ("conv_net", {"dim": 0}, "dim must be at least 1; got 0"),
-        ("strided_unet", {"num_classes": 3}, "strided_unet has no option num_classes"),
+        (
+            "strided_unet",
+            {"dim": 3},
+            "strided_unet has no option dim; its options are channels, image_size, num_classes",
+        ),
+        ("strided_unet", {"image_size": 28}, "image_size must be a multiple of 16, for four halvings; got 28"),
+        ("double_conv_unet", {"image_size": 15}, "image_size must be at least 16, for four halvings; got 15"),
         ("strided_unet_conditional", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
     ],
 )

@@ -60,6 +60,7 @@ class DoubleConvUNet(nn.Module):
 
     Args:
         channels: of the image.
+        image_size: height and width of the image, in pixels: at least 16; the network takes any size from there.
         dim: width of the first level.
         num_steps: T, rows of the timestep table.
         time_dim: width of a row.
@@ -73,6 +74,7 @@ class DoubleConvUNet(nn.Module):
         self,
         *,
         channels: int = 3,
+        image_size: int = 32,
         dim: int = 64,
         num_steps: int = 1000,
         time_dim: int = 100,
@@ -80,6 +82,8 @@ class DoubleConvUNet(nn.Module):
     ):
         super().__init__()
         check_counts(channels=channels, dim=dim, num_steps=num_steps, time_dim=time_dim)
+        if image_size < 16:
+            raise ValueError(f"image_size must be at least 16, for four halvings; got {image_size}.")
         widths = [channels, *(dim * 2**i for i in range(5))]
         self.time_table = TimestepTable(plain_table(timestep_table, num_steps, time_dim))
         self.down = nn.ModuleList(DownStage(time_dim, widths[i], widths[i + 1], pool=i > 0) for i in range(5))
