@@ -11,7 +11,7 @@ from ddpm_torch_ref.models.timesteps import plain_table, shifted_table
 SMALL = {
     "convnext_unet": {"image_size": 16},
     "convnext_unet_224": {"image_size": 32, "num_classes": 3},
-    "tiny_unet": {"image_size": 16, "timestep_table": "sinusoidal"},
+    "tiny_unet": {"image_size": 16, "timestep_table": "sinusoidal", "dim": 5},
     "double_conv_unet": {"dim": 4, "timestep_table": "sinusoidal"},
     "annotated_unet": {"dim": 8, "block": "resnet", "gelu": "exact", "conv_bias": True},
     "conv_net": {"dim": 4},
@@ -117,7 +117,7 @@ def test_biases_of_the_annotated_unet():
         ("convnext_unet", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
         ("convnext_unet_224", {"image_size": 28}, "image_size must be a multiple of 32.*got 28"),
         ("tiny_unet", {"image_size": 28}, "image_size must be a multiple of 8.*got 28"),
-        ("tiny_unet", {"dim": 5}, "dim must be a multiple of 2.*got 5"),
+        ("tiny_unet", {"dim": 0}, "dim must be at least 1; got 0"),
         ("tiny_unet", {"num_steps": 99}, "num_steps must be even.*got 99"),
         (
             "tiny_unet",

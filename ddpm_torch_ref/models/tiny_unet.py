@@ -45,7 +45,7 @@ class TinyUNet(nn.Module):
     Args:
         channels: of the image.
         image_size: height and width of the image, in pixels; a multiple of 8.
-        dim: width of the first level, even.
+        dim: width of the first level.
         num_steps: T, rows of the timestep table.
         time_dim: width of a row.
         timestep_table: "original" (odd on purpose or by accident: `plain_table`), or "sinusoidal".
@@ -65,9 +65,8 @@ class TinyUNet(nn.Module):
         timestep_table: str = "original",
     ):
         super().__init__()
-        check_counts(channels=channels, num_steps=num_steps, time_dim=time_dim)
+        check_counts(channels=channels, dim=dim, num_steps=num_steps, time_dim=time_dim)
         check_divides("image_size", image_size, 8, "for three halvings")
-        check_divides("dim", dim, 2, "for blocks that halve it")
         w1, w2, w3 = dim, 2 * dim, 4 * dim
 
         def stage(size: int, *widths: int) -> Stage:
