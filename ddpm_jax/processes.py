@@ -154,6 +154,11 @@ class GaussianDiffusion(Process):
             raise UserError(
                 f"the bound has weights of its own: loss = vlb needs weighting = none; got {self.weighting}."
             )
+        if self.loss in ("vlb", "hybrid") and self.schedule.first and self.schedule.alphas_cumprod[0] != 1:
+            raise UserError(
+                f"loss = {self.loss} bounds the likelihood of clean data: the schedule must end at it, alphas_cumprod[0] = 1; "
+                f"got {self.schedule.alphas_cumprod[0]:g}."
+            )
         if self.prediction == "eps" and not self.schedule.alphas_cumprod[self.schedule.timesteps].all():
             raise UserError(
                 "prediction = eps says nothing where x_t holds no data, as at a zero terminal SNR: use v or x0."
