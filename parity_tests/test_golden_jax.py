@@ -15,7 +15,7 @@ from ddpm_jax import models, processes, samplers, schedules
 from ddpm_jax import weights as bridge
 from ddpm_jax.data import toy
 from ddpm_jax.models.layers import timestep_embedding
-from ddpm_jax.models.tables import convnext_table, timestep_table
+from ddpm_jax.models.timesteps import convnext_table, timestep_table
 from ddpm_jax.presets import SYSTEMS, TrainConfig
 from ddpm_jax.training import create_state, learning_rate, make_optimizer
 from ddpm_jax.training.step import update

@@ -9,8 +9,8 @@ from golden_records import assert_agrees, draw, generator, record, weights
 
 from ddpm_jax.weights.originals import from_original
 from ddpm_torch_ref import models, processes, samplers, schedules, training
-from ddpm_torch_ref.models.layers import sinusoidal_embedding
-from ddpm_torch_ref.models.timesteps import plain_table, shifted_table
+from ddpm_torch_ref.models.layers import timestep_embedding
+from ddpm_torch_ref.models.timesteps import convnext_table, timestep_table
 
 PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
@@ -113,12 +113,12 @@ def test_tables():
     convnext, tiny, annotated = (record(f"{name}_tables") for name in ("convnext", "tiny", "annotated"))
     # These two records are sines of angles that had been rounded to float32: no better than a unit in the angle's last place.
     for ours, recorded, angle in [
-        (shifted_table(500, 112), convnext["position_embeddings"], 501),
-        (plain_table("original", 1000, 100), tiny["sinusoidal_1000_100"], 999),
+        (convnext_table(500, 112), convnext["position_embeddings"], 501),
+        (timestep_table("original", 1000, 100), tiny["sinusoidal_1000_100"], 999),
     ]:
         assert ours.shape == recorded.shape
         assert np.abs(ours - recorded).max() < np.spacing(np.float32(angle))
-    assert_agrees("call", sinusoidal_embedding(torch.arange(200), 28), annotated["sinusoidal_28"], "sinusoidal")
+    assert_agrees("call", timestep_embedding(torch.arange(200), 28), annotated["sinusoidal_28"], "sinusoidal")
     for num_steps in (500, 1000):
         cosine = convnext[f"cosine_{num_steps}"]
         ours = schedules.cosine_unclipped(num_steps).alphas_cumprod

@@ -6,7 +6,7 @@ import torch
 
 from ddpm_torch_ref import models
 from ddpm_torch_ref.models.annotated_unet import ChannelNorm, LinearAttention
-from ddpm_torch_ref.models.timesteps import plain_table, shifted_table
+from ddpm_torch_ref.models.timesteps import convnext_table, timestep_table
 
 SMALL = {
     "convnext_unet": {"image_size": 16},
@@ -61,7 +61,11 @@ def test_the_timestep_table_keeps_double_precision(name):
 
 
 def test_timestep_tables():
-    original, sinusoidal, shifted = plain_table("original", 8, 4), plain_table("sinusoidal", 8, 4), shifted_table(8, 4)
+    original, sinusoidal, shifted = (
+        timestep_table("original", 8, 4),
+        timestep_table("sinusoidal", 8, 4),
+        convnext_table(8, 4),
+    )
     angles = np.array([[i / 10000 ** (2 * j / 4) for j in range(4)] for i in range(8)])
     assert original[6] == pytest.approx(np.sin(angles[6]), rel=1e-14)
     assert original[3] == pytest.approx(np.cos(np.sin(angles[6])), rel=1e-14)  # 1 - 3 = 6 mod 8
@@ -113,9 +117,13 @@ def test_biases_of_the_annotated_unet():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("convnext_unet", {"image_size": 32}, "image_size must be 4 more than a multiple of 12.*got 32"),
+        ("convnext_unet", {"image_size": 32}, r"image_size must come back from the strides \(2, 2, 3\).*got 32"),
         ("convnext_unet", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
-        ("convnext_unet_224", {"image_size": 28}, "image_size must be a multiple of 32.*got 28"),
+        (
+            "convnext_unet_224",
+            {"image_size": 28},
+            r"image_size must come back from the strides \(2, 2, 2, 2, 2\).*got 28",
+        ),
         ("tiny_unet", {"image_size": 28}, "image_size must be a multiple of 8.*got 28"),
         ("tiny_unet", {"dim": 0}, "dim must be at least 1; got 0"),
         ("tiny_unet", {"num_steps": 99}, "num_steps must be even.*got 99"),

@@ -103,7 +103,7 @@ def test_any_batch_and_times(batch, first, seed):
 def test_time_embedding(t, half):
     ours, theirs = indices(t)
     embedding = layers.timestep_embedding(ours, 2 * half, jnp.dtype("float64"))
-    assert_close("output", embedding, twin_layers.sinusoidal_embedding(theirs, 2 * half, torch.float64), "embedding")
+    assert_close("output", embedding, twin_layers.timestep_embedding(theirs, 2 * half, torch.float64), "embedding")
 
 
 def test_dropout_changes_the_output_only_while_training(pair):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ddpm_torch_ref.models.checks import check_choice, check_counts, check_divides, refuse_labels
 from ddpm_torch_ref.models.convnext import ConvNeXtBlock
-from ddpm_torch_ref.models.layers import sinusoidal_embedding
+from ddpm_torch_ref.models.layers import timestep_embedding
 
 HEADS = 4
 HEAD_DIM = 32
@@ -110,7 +110,7 @@ class TimeMLP(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed times t, (B,)."""
-        h = sinusoidal_embedding(t, self.dim, self.linear1.weight.dtype)
+        h = timestep_embedding(t, self.dim, self.linear1.weight.dtype)
         return self.linear2(self.gelu(self.linear1(h)))
 
 

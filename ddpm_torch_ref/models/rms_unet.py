@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.annotated_unet import TimeMLP
+from ddpm_torch_ref.models.annotated_unet import Middle, TimeMLP
 from ddpm_torch_ref.models.checks import check_counts, check_divides, refuse_labels
 
 MEMORY = 4
@@ -115,20 +115,6 @@ class UpStage(nn.Module):
         x = self.block1(torch.cat([x, second], dim=1), time_emb)
         x = self.attention(self.block2(torch.cat([x, first], dim=1), time_emb))
         return self.resample(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.doubles else x)
-
-
-class Middle(nn.Module):
-    """Block, attention, block."""
-
-    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module):
-        super().__init__()
-        self.block1 = block1
-        self.block2 = block2
-        self.attention = attention
-
-    def forward(self, x: Tensor, time_emb: Tensor) -> Tensor:
-        """x (B, C, H, W) -> the same shape."""
-        return self.block2(self.attention(self.block1(x, time_emb)), time_emb)
 
 
 class RMSUNet(nn.Module):
