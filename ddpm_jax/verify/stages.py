@@ -308,9 +308,7 @@ class Verification:
         drawn = jnp.stack([self._jax_images(noise) for noise in noises])
 
         def walk(variables, x_T):
-            def predict(x_t, t):
-                return models.apply(graphdef, variables, x_t, t, labels)[0]
-
+            predict = models.predictor(graphdef, variables, labels)
             options = {"step": step, "times": times, "num_frames": len(times), "clip": self.sampling.clip}
             return samplers.run(self.process, predict, x_T, lambda i: drawn[i], **options)[1]
 
