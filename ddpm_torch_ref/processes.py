@@ -25,7 +25,7 @@ VARIANCES = ("beta", "posterior")
 WEIGHTINGS = ("none", "p2", "snr", "truncated_snr", "min_snr")
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 BOUND_LOSSES = ("hybrid", "vlb")
-HYBRID_BOUND_WEIGHT = 0.001
+HYBRID_SHARE = 0.001
 """Lambda of Nichol & Dhariwal 2021, eq. 16."""
 
 
@@ -139,11 +139,11 @@ class GaussianDiffusion:
             )
             return Estimate(x_0, output, variance_logit)
         if self.prediction == "x0":
-            return Estimate(output, self.implied_noise(x_t, output, t), variance_logit)
+            return Estimate(output, self.eps_given_x_0(x_t, output, t), variance_logit)
         alpha, sigma = self._alpha(t, x_t), self._sigma(t, x_t)
         return Estimate(alpha * x_t - sigma * output, sigma * x_t + alpha * output, variance_logit)
 
-    def implied_noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+    def eps_given_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
         """The eps that leads from x_0 to x_t: (x_t - sqrt(A_t) x_0) / sqrt(1 - A_t)."""
         return (x_t - self._alpha(t, x_t) * x_0) / self._sigma(t, x_t)
 
@@ -235,7 +235,7 @@ class GaussianDiffusion:
             hat = self.estimate(x_t, output, t)
             # The bound's gradient is noisy: the mean learns from the mean square alone (Nichol & Dhariwal 2021, section 3.1).
             hat = Estimate(hat.x_0.detach(), hat.eps.detach(), hat.variance_logit)
-            loss = loss + HYBRID_BOUND_WEIGHT * num_steps * likelihood.term(self, hat, x_0, x_t, t, "learned")
+            loss = loss + HYBRID_SHARE * num_steps * likelihood.term(self, hat, x_0, x_t, t, "learned")
         return loss
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -315,7 +315,7 @@ class FlowMatching:
         velocity = self._velocity(output)
         return Estimate(x_t - sigma * velocity, x_t + alpha * velocity)
 
-    def implied_noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+    def eps_given_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
         """The eps that leads from x_0 to x_t, t > 0: (x_t - (1 - t) x_0) / t."""
         alpha, sigma = self.level(_wide(t, x_t))
         return (x_t - alpha * x_0) / sigma

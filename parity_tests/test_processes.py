@@ -65,7 +65,7 @@ def test_target_and_estimate(dtype, prediction, schedule):
         hat, that = ours.estimate(*one), twin.estimate(*tone)
         assert_close("process", hat.x_0, to_nhwc(that.x_0), f"x_0 at {time}")
         assert_close("process", hat.eps, to_nhwc(that.eps), f"eps at {time}")
-        implied = to_nhwc(twin.implied_noise(*tone))
+        implied = to_nhwc(twin.eps_given_x_0(*tone))
         assert_close("process", ours.eps_given_x_0(*one), implied, f"implied eps at {time}")
 
 

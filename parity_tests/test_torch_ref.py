@@ -212,7 +212,7 @@ def test_a_known_image_is_reached_exactly_in_few_steps(step):
     noises = normal(6, 1, 1, 4, 4, seed=2)
 
     def predict(x_t, t):
-        return process.implied_noise(x_t, image, t)
+        return process.eps_given_x_0(x_t, image, t)
 
     x_0, _ = samplers.sample(process, predict, normal(1, 1, 4, 4, seed=1), times, step, noises)
     assert max_relative(x_0, image) < 1e-10

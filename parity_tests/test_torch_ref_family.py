@@ -163,7 +163,7 @@ def test_straight_paths(process):
     estimate = process.estimate(x_t, process.target(x_0, noise, t), t)
     torch.testing.assert_close(estimate.x_0, x_0, rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(estimate.eps, noise, rtol=1e-13, atol=1e-14)
-    torch.testing.assert_close(process.implied_noise(x_t, x_0, t), noise, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(process.eps_given_x_0(x_t, x_0, t), noise, rtol=1e-13, atol=1e-14)
     assert process.level(0.25) == (0.75, 0.25)
     assert process.times(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
     told = {FlowMatching: [249.75, 999], AlphaBlending: [749.25, 0]}[type(process)]
@@ -364,7 +364,7 @@ def test_the_bound_as_a_loss():
 GRIDS = [
     samplers.quadratic_times,
     samplers.karras_times,
-    samplers.logsnr_times,
+    samplers.log_snr_times,
     partial(samplers.karras_times, rho=1.0),
 ]
 
@@ -395,7 +395,7 @@ def test_grids_by_plain_loops():
     taus = np.sqrt(1 / schedule.alphas_cumprod - 1)
     lambdas = np.log(schedule.sqrt_alphas_cumprod / schedule.sqrt_one_minus_alphas_cumprod)
     for i, (t, u) in enumerate(
-        zip(samplers.karras_times(schedule, 10), samplers.logsnr_times(schedule, 10), strict=True)
+        zip(samplers.karras_times(schedule, 10), samplers.log_snr_times(schedule, 10), strict=True)
     ):
         if i < 10:
             tau = (taus[-1] ** (1 / 7) + i / 9 * (taus[0] ** (1 / 7) - taus[-1] ** (1 / 7))) ** 7
@@ -406,7 +406,7 @@ def test_grids_by_plain_loops():
 
 def test_grids_in_alpha_over_sigma_need_it_finite():
     schedule = schedules.zero_terminal_snr(schedules.linear(10))
-    for grid in (samplers.karras_times, samplers.logsnr_times):
+    for grid in (samplers.karras_times, samplers.log_snr_times):
         with pytest.raises(ValueError, match="last alphas_cumprod above 0"):
             grid(schedule, 5)
     assert samplers.quadratic_times(schedule, 2).tolist() == [9, 2, -1]
@@ -551,7 +551,7 @@ def test_a_gaussian_is_recovered_by_stochastic_solvers(solver, process):
     chain = isinstance(process, GaussianDiffusion)
     # Ancestral steps take too little spread from the posterior's variance, by an error that falls as 1/n.
     num_steps = 400 if solver is solvers.euler_ancestral else 60
-    times = samplers.logsnr_times(process.schedule, num_steps) if chain else process.times(num_steps)
+    times = samplers.log_snr_times(process.schedule, num_steps) if chain else process.times(num_steps)
     noises = normal(num_steps, 100, 100, seed=1)
     options = {"churn": 20.0, "churn_max": 50.0} if solver is solvers.heun else {}
     x_0, _ = solver(process, predictor(process), normal(100, 100, seed=2), times, noises=noises, **options)
@@ -847,30 +847,30 @@ def test_classifier_free_guidance():
         return torch.cat([torch.sin(x_t * (1 + wave)), x_t + wave], 1)
 
     c, u = network(x_t, t, labels), network(x_t, t, torch.zeros_like(labels))
-    make = partial(guidance.classifier_free, network, 0, labels)
+    make = partial(guidance.classifier_free, network, labels, null_label=0)
     for scale, wanted in [(0, u), (1, c), (3.5, u + 3.5 * (c - u))]:
-        torch.testing.assert_close(make(scale)(x_t, t), wanted, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(make(scale=scale)(x_t, t), wanted, rtol=1e-12, atol=1e-13)
     assert seen[-2:] == [[1, 2, 3], [0, 0, 0]]
-    got = make(3.5, interval=(6, 10))(x_t, t)
+    got = make(scale=3.5, interval=(6, 10))(x_t, t)
     torch.testing.assert_close(got, torch.stack([c[0], (u + 3.5 * (c - u))[1], c[2]]), rtol=1e-12, atol=1e-13)
 
     out = u + 3.5 * (c - u)
-    got = make(3.5, rescale=1.0)(x_t, t)
+    got = make(scale=3.5, rescale=1.0)(x_t, t)
     for i in range(3):
         assert float(got[i].std()) == pytest.approx(float(c[i].std()), rel=1e-12)
         torch.testing.assert_close(got[i], out[i] * c[i].std() / out[i].std(), rtol=1e-12, atol=1e-13)
-    mixed = make(3.5, rescale=0.7)(x_t, t)
+    mixed = make(scale=3.5, rescale=0.7)(x_t, t)
     torch.testing.assert_close(mixed, 0.7 * got + 0.3 * out, rtol=1e-12, atol=1e-13)
 
-    got = make(3.5, rescale=1.0, num_channels=2)(x_t, t)
+    got = make(scale=3.5, rescale=1.0, channels=2)(x_t, t)
     assert (got[:, 2:] == c[:, 2:]).all()
     for i in range(3):
         wanted = out[i, :2] * c[i, :2].std() / out[i, :2].std()
         torch.testing.assert_close(got[i, :2], wanted, rtol=1e-12, atol=1e-13)
     with pytest.raises(ValueError, match=r"rescale must lie in \[0, 1\]; got 2"):
-        make(1.0, rescale=2)
+        make(scale=1.0, rescale=2)
     with pytest.raises(ValueError, match=r"interval must be \(lowest, highest\); got \(3, 1\)"):
-        make(1.0, interval=(3, 1))
+        make(scale=1.0, interval=(3, 1))
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -896,7 +896,7 @@ def test_classifier_guidance_turns_a_mixture_into_one_of_its_parts(prediction, l
     with torch.no_grad():
         for k in range(2):
             guided = guidance.classifier_guided(
-                process, mixture, lambda x_t, t, k=k: log_prob_of_both(x_t, t)[:, k], 1.0
+                process, mixture, lambda x_t, t, k=k: log_prob_of_both(x_t, t)[:, k], scale=1.0
             )
             got = guided(x_t, t)
             torch.testing.assert_close(got[:, :1], parts[k](x_t, t), rtol=1e-9, atol=1e-10)
@@ -904,7 +904,7 @@ def test_classifier_guidance_turns_a_mixture_into_one_of_its_parts(prediction, l
                 assert (got[:, 1:] == 0.3).all()
     blind = GaussianDiffusion(schedules.zero_terminal_snr(process.schedule), "v")
     with pytest.raises(ValueError, match="last alphas_cumprod of its schedule above 0"):
-        guidance.classifier_guided(blind, mixture, lambda x_t, t: x_t, 1.0)
+        guidance.classifier_guided(blind, mixture, lambda x_t, t: x_t, scale=1.0)
 
 
 # Training
