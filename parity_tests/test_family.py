@@ -261,6 +261,12 @@ def test_classifier_guidance(dtype, prediction):
     )
 
 
+def test_both_sides_refuse_a_classifier_where_there_is_only_noise():
+    for process, module in zip(chain(prediction="v", zero_terminal_snr=True), (guidance, twin_guidance), strict=True):
+        with pytest.raises(ValueError, match=r"last alphas_cumprod .*above 0.*; got 0"):
+            module.classifier_guided(process, lambda x_t, t: x_t, lambda x_t, t: x_t, scale=1.0)
+
+
 def test_losses_decide_on_times():
     """The same draws and losses on both sides: histories, probabilities and weights."""
     rng = np.random.default_rng(0)
