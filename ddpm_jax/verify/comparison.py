@@ -17,7 +17,7 @@ from ddpm_jax.verify.capture import Captured, align, recorded_nnx, recorded_torc
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import KINK, LONELY, Report, Row
 from ddpm_jax.verify.tolerances import relative_error, tolerance
-from ddpm_jax.weights.bridge import Entry, at, from_torch, layout, renamed
+from ddpm_jax.weights.bridge import Entry, as_array, at, from_torch, layout, renamed
 
 Inputs = Sequence[np.ndarray | None]
 """What the modules are called with, in PyTorch's order of axes: images (B, C, H, W), times and labels (B,)."""
@@ -167,7 +167,7 @@ def check_pair(entries: list[Entry], torch_model: Any) -> None:
 def torch_state(torch_model: Any) -> dict[str, np.ndarray]:
     """The floating-point entries of a torch module's state dict, as NumPy arrays."""
     tensors = torch_model.state_dict().items()
-    return {key: tensor.detach().cpu().numpy() for key, tensor in tensors if tensor.is_floating_point()}
+    return {key: as_array(tensor) for key, tensor in tensors if tensor.is_floating_point()}
 
 
 def _run_torch(
