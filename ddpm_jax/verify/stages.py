@@ -57,6 +57,9 @@ STAGES = (
 )
 """The parts of a report; what a network computes in training mode, where that is another thing, bears a star there."""
 
+STAGE_OF = {"layer": "layers", "output": "output", "statistics": "statistics"}
+"""quantity of `compare` -> stage."""
+
 SAMPLERS = ("ancestral", "ddim", "strided")
 """Samplers whose steps are compared."""
 
@@ -135,13 +138,11 @@ class Verification:
         *size, channels = configs.shape(self.config)
         first, last = schedule.timesteps[[0, -1]]
         if self.learned and len(schedule.timesteps) > 1:
-            first += (
-                1  # the bound's term of the first is a difference of distribution functions, which keeps too few digits
-            )
+            # the bound's term of the first is a difference of distribution functions, which keeps too few digits
+            first += 1
         self.t = np.array([first, (first + last) // 2, last])
-        self.labels = (
-            None if not getattr(self.config, "num_classes", None) else np.arange(BATCH) % self.config.num_classes
-        )
+        num_classes = getattr(self.config, "num_classes", None)
+        self.labels = np.arange(BATCH) % num_classes if num_classes else None
         self._draw_away_from_kinks((BATCH, channels, *size))
 
     def run(self, stages: Collection[str] = STAGES) -> Report:
@@ -390,10 +391,6 @@ class Verification:
 
     def _images(self, array: jax.Array) -> np.ndarray:
         return np.moveaxis(np.asarray(array), -1, 1) if array.ndim == 4 else np.asarray(array)
-
-
-STAGE_OF = {"layer": "layers", "output": "output", "statistics": "statistics"}
-"""quantity of `compare` -> stage."""
 
 
 def verify(name: str, **options: Any) -> Report:
