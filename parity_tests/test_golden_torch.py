@@ -5,16 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from golden_records import assert_agrees, draw, generator, record, weights
+from golden_records import PRECISIONS, RGB, assert_agrees, convnext_weights, draw, generator, numbers, record, weights
 
 from ddpm_jax.weights.originals import from_original
 from ddpm_torch_ref import models, processes, samplers, schedules, training
 from ddpm_torch_ref.models.layers import timestep_embedding
 from ddpm_torch_ref.models.timesteps import convnext_table, timestep_table
 
-PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
-RGB = {"channels": 3, "image_size": 32, "dim": 32, "dim_mults": (1, 2, 4, 8)}
 
 
 def tensor(rec, tag, shape, precision):
@@ -23,10 +21,6 @@ def tensor(rec, tag, shape, precision):
 
 def draws(rec, tag, count, shape, precision, start=0):
     return [tensor(rec, f"{tag}/{i}", shape, precision) for i in range(start, start + count)]
-
-
-def numbers(array, precision):
-    return np.asarray(array).astype({"f64": np.float64, "f32": np.float32}[precision])
 
 
 def network(name, checkpoint, precision, **options):
@@ -76,20 +70,6 @@ def test_convnext_unet(precision):
             assert_agrees("call", model(x_t, t), rec[f"eps_m{expansion}_noclass"], "no class")
             # Without time, the original was called without class as well.
             assert_agrees("call", model(x_t), rec[f"eps_m{expansion}_notime"], "neither")
-
-
-def convnext_weights(rec, expansion):
-    """The record lists the shapes of expansion 3 only."""
-    hidden = {"sequential.1.weight": 0, "sequential.1.bias": 0, "sequential.3.weight": 0, "sequential.3.bias": 0}
-    hidden["sequential.4.weight"] = 1
-    shapes = []
-    for name, shape in zip(rec["param_names"].tolist(), rec["param_shapes"].tolist(), strict=True):
-        sides = [int(side) for side in shape.strip("[]").split(",")]
-        for ending, axis in hidden.items():
-            if name.endswith(ending):
-                sides[axis] = sides[axis] * expansion // 3
-        shapes.append(str(sides))
-    return weights({**rec, "param_shapes": np.array(shapes)})
 
 
 @pytest.mark.parametrize(("name", "options"), [("annotated_unet", {}), ("annotated_unet_rgb", RGB)])
