@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_torch_ref import likelihood
+from ddpm_torch_ref.checks import check_choice
 from ddpm_torch_ref.schedules import Schedule, Table
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -83,9 +84,9 @@ class GaussianDiffusion:
     learned_variance: bool = False
 
     def __post_init__(self) -> None:
-        _choose("prediction", self.prediction, PREDICTIONS)
-        _choose("loss", self.loss, (*LOSSES, *BOUND_LOSSES))
-        _choose("weighting", self.weighting, WEIGHTINGS)
+        check_choice("prediction", self.prediction, PREDICTIONS)
+        check_choice("loss", self.loss, (*LOSSES, *BOUND_LOSSES))
+        check_choice("weighting", self.weighting, WEIGHTINGS)
         if not self.p2_gamma >= 0:
             raise ValueError(f"p2_gamma must be at least 0; got {self.p2_gamma}.")
         if not self.p2_k > 0:
@@ -159,7 +160,7 @@ class GaussianDiffusion:
         Raises:
             ValueError: an unknown variance.
         """
-        _choose("variance", variance, VARIANCES)
+        check_choice("variance", variance, VARIANCES)
         schedule = self.schedule
         mean = _at(schedule.posterior_mean_coef1, t, x_t) * x_0 + _at(schedule.posterior_mean_coef2, t, x_t) * x_t
         table = schedule.betas if variance == "beta" else schedule.posterior_variance
@@ -180,7 +181,7 @@ class GaussianDiffusion:
 
         Ho et al. 2020, section 3.2; Nichol & Dhariwal 2021, eq. 15.
         """
-        _choose("variance", variance, (*VARIANCES, "learned"))
+        check_choice("variance", variance, (*VARIANCES, "learned"))
         smaller = self.schedule.posterior_log_variance_clipped
         with np.errstate(divide="ignore"):
             larger = np.log(self.schedule.betas)
@@ -275,7 +276,7 @@ class FlowMatching:
     def __post_init__(self) -> None:
         if self.num_steps < 2:
             raise ValueError(f"num_steps must be at least 2; got {self.num_steps}.")
-        _choose("loss", self.loss, tuple(LOSSES))
+        check_choice("loss", self.loss, tuple(LOSSES))
 
     @property
     def clean_end(self) -> float:
@@ -361,8 +362,3 @@ def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:
 def _wide(values: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, ...), which broadcasts against `like`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _choose(argument: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument} must be one of {', '.join(allowed)}; got {value!r}.")

@@ -21,7 +21,7 @@ from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.step import apply_gradients, gradients
-from ddpm_jax.verify.comparison import compare, environment, row
+from ddpm_jax.verify.comparison import compare, environment, import_torch, row
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import Report, Row
 from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_numpy, to_torch
@@ -96,7 +96,10 @@ class Verification:
         device: str = "cpu",
         seed: int = 0,
     ):
-        torch, self.twins = _twins()
+        torch = import_torch()
+        import ddpm_torch_ref
+
+        self.twins: Any = ddpm_torch_ref
         if name not in SYSTEMS:
             raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {name!r}.")
         if options is None:
@@ -422,13 +425,3 @@ def verify_run(run: Run, **options: Any) -> Report:
         system=(config.process, config.sample),
         **options,
     )
-
-
-def _twins() -> tuple[Any, Any]:
-    try:
-        import torch
-
-        import ddpm_torch_ref
-    except ImportError as error:
-        raise UserError('verifying needs PyTorch: pip install "ddpm-jax[torch]"') from error
-    return torch, ddpm_torch_ref

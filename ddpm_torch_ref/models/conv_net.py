@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts, refuse_labels
+from ddpm_torch_ref.checks import check_counts, refuse_labels
 
 
 class ConvNet(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts
+from ddpm_torch_ref.checks import check_counts
 from ddpm_torch_ref.models.convnext import ConvNeXtBlock
 from ddpm_torch_ref.models.timesteps import TimestepTable, convnext_table
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts, check_divides
+from ddpm_torch_ref.checks import check_counts, check_divides
 
 DOWN = (72, 96, 128, 196)
 """Channels of the levels going down, each half the size of the one before."""

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_choice
+from ddpm_torch_ref.checks import check_choice
 
 TABLES = ("original", "sinusoidal")
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_torch_ref.checks import check_counts, check_divides, refuse_labels
 from ddpm_torch_ref.models import timesteps
-from ddpm_torch_ref.models.checks import check_counts, check_divides, refuse_labels
 from ddpm_torch_ref.models.timesteps import TimeProj, TimestepTable
 
 
