@@ -109,7 +109,8 @@ class EditArgs:
 
 @dataclass(frozen=True)
 class PlotArgs:
-    """Draw pictures of a run: samples, animation, one, walk, middle, beside, noising, schedule, loss; all that fit it unless named."""
+    """Draw pictures of a run: samples, animation, one, walk, middle, beside, noising, schedule, loss; all that fit it unless
+    named."""
 
     kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Which pictures."""
