@@ -21,7 +21,7 @@ class TrainArgs:
     out: Path
     """The run folder."""
     resume: bool = False
-    """Go on from the run folder's newest checkpoint."""
+    """Go on from the run folder's newest checkpoint; its config.json has the options, and what is given now is laid over them."""
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
     profile: bool = False

@@ -1,6 +1,7 @@
 """Runs of points, epochs, classes, fine-tuning and pictures: what the presets of the five systems are made of."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -81,9 +82,17 @@ def test_points_are_resumed_bit_for_bit(points_run, tmp_path):
     config = open_run(points_run).config
     half = replace(config, train=replace(config.train, epochs=2))
     train(half, tmp_path / "run")
-    train(config, tmp_path / "run", resume=True)
+    assert cli.main(["train", "spiral", "--out", str(tmp_path / "run"), "--resume", "--train.epochs", "4"]) == 0
+    assert open_run(tmp_path / "run").config == config
     assert losses_of(tmp_path / "run") == losses_of(points_run)
     assert_same(weights_of(tmp_path / "run"), weights_of(points_run))
+
+
+def test_a_run_in_epochs_may_go_on_in_steps(points_run, tmp_path):
+    shutil.copytree(points_run, tmp_path / "run")
+    assert cli.main(["train", "spiral", "--out", str(tmp_path / "run"), "--resume", "--train.steps", "25"]) == 0
+    config = open_run(tmp_path / "run").config.train
+    assert (config.steps, config.epochs) == (25, None) and list(losses_of(tmp_path / "run"))[-1] == 25
 
 
 def test_points_and_images_do_not_mix(tmp_path, capsys):
@@ -176,9 +185,14 @@ def test_a_finetuned_run_is_resumed_without_its_origin(points_run, tmp_path):
     assert tuned.run.scaling == origin.scaling  # that of the spiral: what the weights know
     half = replace(config, train=replace(config.train, epochs=2))
     finetune(origin, half, tmp_path / "again")
+    shutil.copytree(tmp_path / "again", tmp_path / "command")
     train(config, tmp_path / "again", resume=True)
     assert_same(weights_of(tmp_path / "again"), weights_of(tmp_path / "tuned"))
     assert open_run(tmp_path / "again").origin == open_run(tmp_path / "tuned").origin
+    # by the command, whose defaults are those of the run that is resumed
+    options = ["--out", str(tmp_path / "command"), "--resume", "--train.epochs", "4"]
+    assert cli.main(["finetune", str(points_run), *options]) == 0
+    assert_same(weights_of(tmp_path / "command"), weights_of(tmp_path / "tuned"))
 
 
 @pytest.mark.parametrize(

@@ -359,7 +359,7 @@ def test_more_steps_and_other_logging_are_accepted(killed_run):
         ("model", {"dim": 8}, r"model\.dim: 4 in the run, 8 now"),
         ("data", {"flip": False}, r"data\.flip: True in the run, False now"),
         ("process", {"schedule": "linear"}, r"process\.schedule: 'cosine' in the run, 'linear' now"),
-        ("data", {"labels": False}, "classes"),
+        ("data", {"labels": False}, r"data\.labels: True in the run, False now"),
     ],
 )
 def test_another_config_is_not_resumed(finished_run, part, change, shown):
