@@ -20,10 +20,10 @@ from ddpm_jax.benchmark.jax_side import MATMUL, JaxSide
 from ddpm_jax.benchmark.report import Report, Row, write
 from ddpm_jax.benchmark.timing import Contender, Facts, Timing, alternate, ratios
 from ddpm_jax.benchmark.worker import Worker
-from ddpm_jax.benchmark.workload import PRECISIONS, WHAT, Precision, What, Workload, workload
+from ddpm_jax.benchmark.workload import LIGHT, PRECISIONS, WHAT, Precision, What, Workload, workload
 from ddpm_jax.errors import UserError, fits_memory
 
-__all__ = ["PRECISIONS", "WHAT", "Report", "Row", "Workload", "benchmark", "workload", "write"]
+__all__ = ["LIGHT", "PRECISIONS", "WHAT", "Report", "Row", "Workload", "benchmark", "workload", "write"]
 
 
 def benchmark(
@@ -40,8 +40,10 @@ def benchmark(
     on_row: told of each row as it comes.
 
     Raises:
-        UserError: a precision that the device lacks; a workload that does not fit the device's memory.
+        UserError: seconds out of range; a precision that the device lacks; a workload that does not fit the device's memory.
     """
+    if not seconds > 0:  # true for NaN too
+        raise UserError(f"seconds must be positive; got {seconds:g}.")
     (precision,) = {work.precision for work in works}
     device = jax.devices()[0]
     _check_precision(precision, device)
