@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from run_checks import assert_same_bits, state_in
 
 from ddpm_jax import cli, data, files, models, schedules
 from ddpm_jax.errors import UserError
@@ -28,18 +29,6 @@ from ddpm_jax.training import create_state, feeding, loop, make_optimizer, open_
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, read_metrics
 from ddpm_jax.training.step import updates_done
-
-
-def state_in(folder, step=None):
-    run = open_run(folder)
-    with Checkpoints(run.checkpoint_folder) as checkpoints:
-        return checkpoints.restore(run.abstract_state(), step)
-
-
-def assert_same_bits(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert np.array(a).tobytes() == np.array(b).tobytes()
 
 
 def assert_same_runs(found, expected):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -35,13 +34,6 @@ class Projection:
 def projected(monkeypatch):
     monkeypatch.setattr(inception, "NUM_FEATURES", 6)
     monkeypatch.setattr(inception, "load_extractor", lambda path: Projection())
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    """A copy of the finished run, to be written to."""
-    shutil.copytree(finished_run, tmp_path / "run")
-    return open_run(tmp_path / "run")
 
 
 @pytest.fixture

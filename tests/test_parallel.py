@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from run_checks import state_in
 
 from ddpm_jax import cli, data, launch, models, parallel, processes, schedules
 from ddpm_jax.errors import UserError
@@ -27,7 +28,6 @@ from ddpm_jax.parallel import ALONE, check_batch, layout_of
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.training import create_state, make_optimizer, open_run, samples
 from ddpm_jax.training.archive import Archive
-from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import read_metrics
 from ddpm_jax.training.step import gradients
 
@@ -338,10 +338,7 @@ def test_two_processes_are_one(finished_run, tiny, tmp_path):
     assert [line["step"] for line in found] == [2, 4]
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose([line[name] for line in found], [line[name] for line in expected], rtol=1e-4)
-    states = []
-    for run in map(open_run, (folder, finished_run)):
-        with Checkpoints(run.checkpoint_folder) as checkpoints:
-            states.append(checkpoints.restore(run.abstract_state(), 4))
+    states = state_in(folder, 4), state_in(finished_run, 4)
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_allclose(
             a, b, atol=1e-4
