@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import benchmark
-from ddpm_jax.benchmark import timing
+from ddpm_jax.benchmark import side_by_side, timing
 from ddpm_jax.cli import main
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS
@@ -142,6 +142,6 @@ def test_out_of_memory(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
-    monkeypatch.setattr(benchmark, "alternate", fail)
+    monkeypatch.setattr(side_by_side, "alternate", fail)
     with pytest.raises(UserError, match=r"mlp forward: 64 examples do not fit into memory. Try --batch-size 32"):
         benchmark.benchmark([benchmark.workload("mlp", batch_size=64)], what=["forward"])

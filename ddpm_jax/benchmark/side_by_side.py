@@ -1,4 +1,4 @@
-"""Speed side by side: JAX and the PyTorch twin at the same work, in turn, in one run."""
+"""The benchmark itself: JAX and the PyTorch contenders at the same work, in turn, in one run."""
 
 import contextlib
 import os
@@ -17,13 +17,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import ddpm_jax
 from ddpm_jax.benchmark.jax_side import MATMUL, JaxSide
-from ddpm_jax.benchmark.report import Report, Row, write
+from ddpm_jax.benchmark.report import Report, Row
 from ddpm_jax.benchmark.timing import Contender, Facts, Timing, alternate, ratios
 from ddpm_jax.benchmark.worker import Worker
-from ddpm_jax.benchmark.workload import LIGHT, PRECISIONS, WHAT, Precision, What, Workload, workload
+from ddpm_jax.benchmark.workload import WHAT, Precision, What, Workload
 from ddpm_jax.errors import UserError, fits_memory
-
-__all__ = ["LIGHT", "PRECISIONS", "WHAT", "Report", "Row", "Workload", "benchmark", "workload", "write"]
 
 
 def benchmark(
