@@ -59,7 +59,7 @@ class EvaluateArgs:
     classifier of the run's data, and the distance to the nearest training image, or with --fid the figures of the literature in
     Inception's features; of points sliced Wasserstein distance and MMD."""
 
-    config: Annotated[SampleConfig, Flat] = field(default_factory=lambda: SampleConfig(num=500))
+    config: Annotated[SampleConfig, Flat]
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500

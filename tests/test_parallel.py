@@ -27,8 +27,8 @@ from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.parallel import ALONE, check_batch, layout_of
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.training import create_state, make_optimizer, open_run, samples
-from ddpm_jax.training.archive import Archive
 from ddpm_jax.training.metrics import read_metrics
+from ddpm_jax.training.npz_writer import NpzWriter
 from ddpm_jax.training.step import gradients
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +217,8 @@ def test_fsdp_takes_the_largest_dimension_that_can_be_shared():
     tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
     def specs(**options):
-        return {name: tuple(s.spec) for name, s in replace(ALONE, mesh=mesh, **options).shardings(tree).items()}
+        found = replace(ALONE, mesh=mesh, **options).abstract(tree)
+        return {name: tuple(leaf.sharding.spec) for name, leaf in found.items()}
 
     found = specs(mode="fsdp", min_shard=96)
     assert found["a"] == (None, None, None, "data") and found["b"] == ("data", None)
@@ -268,7 +269,7 @@ def test_an_archive_is_what_numpy_writes(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (7, 3, 3, 1), np.uint8), np.arange(7, dtype=np.int32)
     names = np.array(["cat", "dog"])
-    with Archive(tmp_path / "a.npz", "images", images.shape, np.uint8, {"labels": labels, "names": names}) as archive:
+    with NpzWriter(tmp_path / "a.npz", "images", images.shape, np.uint8, {"labels": labels, "names": names}) as archive:
         for start in (0, 3, 6):
             archive.append(images[start : start + 3])
     with np.load(tmp_path / "a.npz", allow_pickle=False) as found:

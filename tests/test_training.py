@@ -81,7 +81,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(finished_run, killed_run, s
     folder = killed_run(step)
     assert losses_of(folder) == losses_of(finished_run)  # what the killed run had written is there to be forgotten
     outcome = train(open_run(folder).config, folder, resume=True)
-    assert outcome.step == 12 and not outcome.interrupted
+    assert outcome.step == 12 and outcome.stopped_by is None
     assert_same_bits(state_in(folder), state_in(finished_run))
     assert losses_of(folder) == losses_of(finished_run)
     with np.load(folder / "samples.npz") as found, np.load(finished_run / "samples.npz") as expected:
@@ -103,7 +103,7 @@ def test_a_finished_run_resumed_is_left_as_it_is(finished_run, killed_run, capsy
     """Nothing is trained; the pictures, if somebody deleted them, are drawn again."""
     folder = killed_run(12)
     outcome = train(open_run(folder).config, folder, resume=True)
-    assert outcome.step == 12 and not outcome.interrupted
+    assert outcome.step == 12 and outcome.stopped_by is None
     assert "step 12 to 12" in capsys.readouterr().out
     assert losses_of(folder) == losses_of(finished_run)
     assert_same_bits(state_in(folder), state_in(finished_run))
