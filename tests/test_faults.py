@@ -245,7 +245,7 @@ def test_a_read_only_run_folder_is_found_before_anything_is_done(
     assert (finished_run / "config.json").read_bytes() == before and (finished_run / "samples.npz").is_file()
 
 
-@pytest.mark.parametrize("command", ["sample", "plot", "evaluate", "evaluate --likelihood", "edit"])
+@pytest.mark.parametrize("command", ["sample", "plot", "evaluate", "evaluate --likelihood", "evaluate --fid", "edit"])
 def test_what_reads_a_read_only_run_needs_another_place_to_write(finished_run, monkeypatch, capsys, command):
     """Said before samples are drawn."""
     read_only(monkeypatch, finished_run)

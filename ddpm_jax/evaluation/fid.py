@@ -17,6 +17,7 @@ from ddpm_jax.evaluation.distances import frechet_of_moments, kernel_distance
 from ddpm_jax.evaluation.manifolds import precision_recall
 from ddpm_jax.evaluation.moments import Moments, Reference, Sums, read_reference, write_reference
 from ddpm_jax.evaluation.report import Evaluation, Metric, facts_of, fitted, open_data, order_of, save
+from ddpm_jax.files import check_writable
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
@@ -97,7 +98,8 @@ def evaluate_fid(
     held against. num_real: images of that data looked at, at most; None: all. layout: the devices that draw the samples.
 
     Raises:
-        UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4 samples.
+        UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4
+            samples; a folder that cannot be written to.
     """
     _check(run, config, reference, save_reference)
     labels, (graphdef, variables, step) = run.labels(config.num), run.load(layout)
@@ -147,6 +149,8 @@ def _check(run: Run, config: SampleConfig, reference: Path | None, save_referenc
         )
     if save_reference is not None and save_reference.suffix != ".npz":
         raise UserError(f"fid_save must be an .npz file; got {save_reference}.")
+    for folder in (run.folder, *([] if save_reference is None else [save_reference.parent])):
+        check_writable(folder)
     if config.num < inception.NUM_FEATURES:
         warnings.warn(
             f"FID of {config.num} samples is too large, by an amount that depends on their count: take 10,000 or more, "
