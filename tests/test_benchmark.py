@@ -144,4 +144,4 @@ def test_out_of_memory(monkeypatch):
 
     monkeypatch.setattr(side_by_side, "alternate", fail)
     with pytest.raises(UserError, match=r"mlp forward: 64 examples do not fit into memory. Try --batch-size 32"):
-        benchmark.benchmark([benchmark.workload("mlp", batch_size=64)], what=["forward"])
+        benchmark.benchmark([benchmark.workload("mlp", batch_size=64)], what=["forward"], against=())

@@ -340,7 +340,7 @@ def test_programs_are_kept_between_commands(monkeypatch, tmp_path, capsys):
     assert cli.main(["--version"]) == 0 and names[0] not in os.environ
 
 
-def test_scripts(finished_run, tiny, tmp_path):
+def test_scripts(finished_run, tmp_path):
     """scripts/train.py and scripts/sample.py take the arguments of the command and hand on its exit status."""
 
     def script(name, *arguments):
@@ -349,14 +349,13 @@ def test_scripts(finished_run, tiny, tmp_path):
             capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=tmp_path,
         )  # fmt: skip
 
-    refused = script("train.py", "digits", *tiny, "--out", finished_run)
-    assert refused.returncode == 2 and "--resume" in refused.stderr and "Traceback" not in refused.stderr
+    refused = script("train.py", "digits", "--train.lr", "-1", "--out", "run")
+    assert refused.returncode == 2 and "train.lr must be positive" in refused.stderr
+    assert "Traceback" not in refused.stderr
     sampled = script("sample.py", finished_run, "--num", 10, "--labels", 4, "--out", "drawn")
     assert sampled.returncode == 0, sampled.stderr
     with np.load(tmp_path / "drawn" / "samples.npz") as archive:
         assert list(archive["labels"]) == [4] * 10
-    wrong = script("sample.py", "nowhere")
-    assert wrong.returncode == 2 and "nowhere does not exist" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_another_interruption_is_no_traceback(ddpm, monkeypatch):

@@ -37,11 +37,11 @@ LOCAL = ROOT / "scripts" / "launch" / "local.py"
 # Eight simulated devices ----------------------------------------------------------------------------------------
 
 QUICK = [
-    "data", "pmap", "fsdp, accumulated, rematerialised", "restored as data", "restored on one", "samples", "samples, pmap",
+    "data", "pmap", "fsdp, accumulated, rematerialised", "restored on one", "samples",
 ]  # fmt: skip
 SLOW = [
     "fsdp", "accumulated", "rematerialised", "data, accumulated", "pmap, accumulated", "data, loss-aware", "pmap, loss-aware",
-    "data, stacked", "pmap, stacked", "restored on two", "samples, fsdp",
+    "data, stacked", "pmap, stacked", "restored as data", "restored on two", "samples, pmap", "samples, fsdp",
 ]  # fmt: skip
 
 
