@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -68,9 +69,17 @@ def test_the_files(report, tmp_path):
 def test_contenders_take_turns():
     order = []
     calls = {name: timing.Call(lambda name=name: order.append(name), 1) for name in "ab"}
-    timings = timing.alternate(calls, seconds=1e-9, least=3)
+    timings = timing.alternate(calls, seconds=1e-9, turn=0.0, least=3)
     assert order == ["a", "b"] * 5
     assert len(timings["a"].later) == 3
+
+
+def test_a_turn_goes_on_and_leaves_its_first_call_out():
+    naps = iter([0.2, 0.01, 0.01, 0.01, 0.1, 9.0])
+    call = timing.Call(lambda: time.sleep(next(naps)), 1)
+    assert 0.01 <= call.seconds(turn=0.25) < 0.1
+    assert next(naps) == 9.0
+    assert timing.Call(lambda: time.sleep(0.02), 1).seconds() >= 0.02
 
 
 def test_ratios_are_of_pairs():
