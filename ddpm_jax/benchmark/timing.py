@@ -11,7 +11,7 @@ import numpy as np
 REST = 0.05
 """Seconds between contenders: until the threads of the one before have stopped waiting for more work."""
 TURN = 0.25
-"""Seconds that a turn lasts at least, call after call, as in training: threads that slept need some of them to reach their cores."""
+"""Seconds that a turn lasts at least, call after call, as in training: threads that slept take a while to reach their cores."""
 
 
 @dataclass(frozen=True)
