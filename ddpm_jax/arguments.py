@@ -21,7 +21,7 @@ class TrainArgs:
     out: Path
     """The run folder."""
     resume: bool = False
-    """Go on from the run folder's newest checkpoint."""
+    """Go on from the run folder's newest checkpoint; its config.json has the options, and what is given now is laid over them."""
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
     profile: bool = False
@@ -59,7 +59,7 @@ class EvaluateArgs:
     classifier of the run's data, and the distance to the nearest training image, or with --fid the figures of the literature in
     Inception's features; of points sliced Wasserstein distance and MMD."""
 
-    config: Annotated[SampleConfig, Flat] = field(default_factory=lambda: SampleConfig(num=500))
+    config: Annotated[SampleConfig, Flat]
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
@@ -109,7 +109,8 @@ class EditArgs:
 
 @dataclass(frozen=True)
 class PlotArgs:
-    """Draw pictures of a run: samples, animation, one, walk, middle, beside, noising, schedule, loss; all that fit it unless named."""
+    """Draw pictures of a run: samples, animation, one, walk, middle, beside, noising, schedule, loss; all that fit it unless
+    named."""
 
     kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Which pictures."""
@@ -214,7 +215,7 @@ class BenchmarkArgs:
     """Measure speed, JAX against the PyTorch twin at the same work in one run: forward passes, training, sampling."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Networks or presets; all networks unless given."""
+    """Networks or presets; all networks but the heavy ones (unet, double_conv_unet, rms_unet, convnext_unet_224) unless given."""
     what: tuple[Literal["forward", "train", "sample"], ...] = ("forward", "train", "sample")
     """What to measure."""
     against: tuple[Literal["torch", "torch.compile", "diffusers"], ...] = ("torch",)

@@ -1,5 +1,6 @@
 """The command `ddpm`: its flags are made from the configs, and jax is imported only once there is work to do."""
 
+import argparse
 import dataclasses
 import logging
 import shlex
@@ -80,6 +81,15 @@ def _train(name: str | None, rest: list[str]) -> int:
     if name is None:
         print(f"Presets: {', '.join(PRESETS)}. Their options, with the defaults of {next(iter(PRESETS))}:\n")
     chosen = preset(name or next(iter(PRESETS)))
+    run = _run_to_resume(rest)
+    if run is not None:
+        theirs, ours = configs.name_of(run.config.model), configs.name_of(chosen.model)
+        if theirs != ours:
+            raise UserError(
+                f"{run.folder} is a run of the network {theirs}, and the preset {name} is of {ours}; "
+                "give the preset that it was started with."
+            )
+        chosen = _for_the_data_as_it_is(run.config)
     about = f"{TrainArgs.__doc__}\n\n{name}: {RECIPES[name].about}" if name else TrainArgs.__doc__
     args = _parse_training(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, description=about)
 
@@ -98,8 +108,7 @@ def _finetune(name: str | None, rest: list[str]) -> int:
     from ddpm_jax.training import finetune, open_run
 
     origin = open_run(Path(str(name)))
-    # the length of an epoch is that of the new data
-    chosen = dataclasses.replace(origin.config, train=dataclasses.replace(origin.config.train, epoch_steps=None))
+    chosen = _for_the_data_as_it_is((_run_to_resume(rest) or origin).config)
     args = _parse_training(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, description=FinetuneArgs.__doc__)
     join(args.parallel)
 
@@ -111,12 +120,30 @@ def _finetune(name: str | None, rest: list[str]) -> int:
     )
 
 
+def _run_to_resume(rest: list[str]) -> Any:
+    """The run that a command that trains is asked to resume, whose options are then the defaults; None: none that is there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, nargs="?")
+    parser.add_argument("--resume", action="store_true")
+    asked, _ = parser.parse_known_args(rest)
+    if not asked.resume or asked.out is None or not asked.out.exists():
+        return None
+    from ddpm_jax.training import open_run
+
+    return open_run(asked.out)
+
+
+def _for_the_data_as_it_is(config: Preset) -> Preset:
+    """A run's config for another one: the length of an epoch is found anew, so that data which has changed is noticed."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, epoch_steps=None))
+
+
 def _how(args: TrainArgs) -> dict[str, Any]:
     return {key: getattr(args, key) for key in ("resume", "overwrite", "parallel", "profile")}
 
 
 def _parse_training(kind: type[Any], chosen: Preset, prog: str, rest: list[str], **options: Any) -> Any:
-    """The arguments of a command that trains, their defaults a preset's."""
+    """The arguments of a command that trains, their defaults those of a preset or of a run."""
     # steps and epochs replace each other: the one that is given makes room for itself
     given, length = {part.partition("=")[0].replace("_", "-") for part in rest}, chosen.train
     if "--train.steps" in given and "--train.epochs" not in given and length.steps is None:
@@ -136,8 +163,8 @@ def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list
     begun = time.perf_counter()
     outcome = run()
     if outcome.stopped_by is not None:
-        again = shlex.join(part for part in rest if part not in ("--overwrite", "--resume"))
-        print(f"interrupted; step {outcome.step} is saved. Go on with:\n  {command} {again} --resume")
+        again = shlex.join([*_beside_the_config(rest), "--resume"])
+        print(f"interrupted; step {outcome.step} is saved. Go on with:\n  {command} {again}")
         return 128 + outcome.stopped_by
     print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {out}:")
     print("  config.json, metrics.jsonl, tensorboard/, checkpoints/, samples.png, denoising.gif, samples.npz, loss.png")
@@ -146,6 +173,17 @@ def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list
             "  profile/, for `tensorboard --logdir` with its profile plugin; perfetto_trace.json.gz in it, for ui.perfetto.dev"
         )
     return 0
+
+
+def _beside_the_config(rest: list[str]) -> list[str]:
+    """The arguments of a command that trains which its run's config.json does not hold, without --overwrite and --resume."""
+    known = {f"--{part.name}" for part in dataclasses.fields(Preset)} | {"--overwrite", "--resume"}
+    kept, wanted = [], True
+    for part in rest:
+        if part.startswith("--"):
+            wanted = part.partition(".")[0] not in known
+        kept += [part] if wanted else []
+    return kept
 
 
 def _sample(name: str | None, rest: list[str]) -> int:
@@ -325,16 +363,10 @@ def _verify(name: str | None, rest: list[str]) -> int:
 
 def _benchmark(name: str | None, rest: list[str]) -> int:
     args = _parse(BenchmarkArgs, "ddpm benchmark", ([name] if name else []) + rest)
-    for option in ("batch_size", "sample_size", "sample_steps"):
-        if (value := getattr(args, option)) is not None and value < 1:
-            raise UserError(f"{option} must be at least 1; got {value}.")
-    if not args.seconds > 0:
-        raise UserError(f"seconds must be positive; got {args.seconds:g}.")
-
     from ddpm_jax import benchmark
 
     options = {key: getattr(args, key) for key in ("precision", "batch_size", "sample_size", "sampler", "sample_steps")}
-    works = [benchmark.workload(known, **options) for known in args.names or tuple(SYSTEMS)]
+    works = [benchmark.workload(known, **options) for known in args.names or benchmark.LIGHT]
     found = benchmark.benchmark(works, what=args.what, against=args.against, seconds=args.seconds, on_row=_print_row)
     print(f"\n{found.table()}\n")
     for path in benchmark.write(found, args.out):

@@ -1,12 +1,12 @@
 """Editing with a trained network: fill in parts of an image, vary an image, walk from one image to another."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ddpm_jax import models, samplers
@@ -15,11 +15,9 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.processes import Estimate, Level, Process
 from ddpm_jax.samplers import Step
 
-Model = nnx.Module | tuple[nnx.GraphDef, models.Variables]
-
 
 def inpaint(
-    model: Model,
+    model: models.Model,
     process: Process,
     key: jax.Array,
     x_0: Any,
@@ -43,7 +41,7 @@ def inpaint(
     x_0 = jnp.asarray(x_0)
     hidden = fitting_mask(mask, x_0.shape)
     times = repaint_times(process.times(num_steps), resample, jump)
-    graphdef, variables = models.split(model) if isinstance(model, nnx.Module) else model
+    graphdef, variables = models.parts(model)
     return _inpainted(process, graphdef, variables, key, x_0, hidden, labels, times=tuple(times.tolist()), clip=clip)
 
 
@@ -103,11 +101,13 @@ def repaint_step(known: Float[Array, "b *shape"], hidden: Bool[Array, "..."]) ->
 
 @functools.partial(jit, static_argnames=("process", "graphdef", "times", "clip"))
 def _inpainted(process, graphdef, variables, key, x_0, hidden, labels, *, times, clip):
-    return _walk(process, graphdef, variables, key, x_0, labels, repaint_step(x_0, hidden), times, clip, strength=None)
+    predict, step = models.predictor(graphdef, variables, labels), repaint_step(x_0, hidden)
+    x_T, noise = _draws(key, x_0.shape)
+    return samplers.run(process, predict, x_T, noise, step=step, times=times, clip=clip)[0]
 
 
 def vary(
-    model: Model,
+    model: models.Model,
     process: Process,
     key: jax.Array,
     x_0: Any,
@@ -130,34 +130,27 @@ def vary(
         raise UserError(f"strength must lie in (0, 1]; got {strength:g}.")
     whole = process.times(num_steps)
     times = whole[-1 - max(1, round(strength * (len(whole) - 1))) :]
-    graphdef, variables = models.split(model) if isinstance(model, nnx.Module) else model
+    graphdef, variables = models.parts(model)
     options: dict[str, Any] = {"step": step, "times": tuple(times.tolist()), "clip": clip}
     return _varied(process, graphdef, variables, key, jnp.asarray(x_0), labels, **options)
 
 
 @functools.partial(jit, static_argnames=("process", "graphdef", "step", "times", "clip"))
 def _varied(process, graphdef, variables, key, x_0, labels, *, step, times, clip):
-    return _walk(process, graphdef, variables, key, x_0, labels, step, times, clip, strength=times[0])
+    start, noise = _draws(key, x_0.shape)
+    x_t = process.add_noise(x_0, start, jnp.full(x_0.shape[:1], times[0]))
+    predict = models.predictor(graphdef, variables, labels)
+    return samplers.run(process, predict, x_t, noise, step=step, times=times, clip=clip)[0]
 
 
-def _walk(process, graphdef, variables, key, x_0, labels, step, times, clip, *, strength):
-    """From pure noise, or from x_0 noised to the time `strength`."""
-
-    def predict(x_t, t):
-        return models.apply(graphdef, variables, x_t, t, labels)[0]
-
+def _draws(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The noise that a walk starts with, and that of each step by its index."""
     start, steps = jax.random.split(key)
-    noise = jax.random.normal(start, x_0.shape)
-    x_t = noise if strength is None else process.add_noise(x_0, noise, jnp.full(x_0.shape[:1], strength))
-
-    def fresh(index):
-        return jax.random.normal(jax.random.fold_in(steps, index), x_0.shape)
-
-    return samplers.run(process, predict, x_t, fresh, step=step, times=times, clip=clip)[0]
+    return jax.random.normal(start, shape), lambda index: jax.random.normal(jax.random.fold_in(steps, index), shape)
 
 
 def interpolate(
-    model: Model,
+    model: models.Model,
     process: Process,
     x_0: Any,
     other: Any,
@@ -181,9 +174,15 @@ def interpolate(
     both = None if label is None else jnp.full((2,), label, jnp.int32)
     x_T = samplers.invert(model, process, jnp.stack([x_0, other]), both, num_steps=num_steps)
     noise = slerp(x_T[0], x_T[1], jnp.linspace(0, 1, num))
-    graphdef, variables = models.split(model) if isinstance(model, nnx.Module) else model
+    graphdef, variables = models.parts(model)
     labels = None if label is None else jnp.full((num,), label, jnp.int32)
     return _sampled(process, graphdef, variables, noise, labels, times=tuple(process.times(num_steps).tolist()))
+
+
+@functools.partial(jit, static_argnames=("process", "graphdef", "times"))
+def _sampled(process, graphdef, variables, x_T, labels, *, times):
+    predict = models.predictor(graphdef, variables, labels)
+    return samplers.run(process, predict, x_T, lambda _: jnp.zeros_like(x_T), step=samplers.ddim_step, times=times)[0]
 
 
 def slerp(a: Float[Array, "*shape"], b: Float[Array, "*shape"], share: Float[Array, "n"]) -> Float[Array, "n *shape"]:
@@ -196,13 +195,3 @@ def slerp(a: Float[Array, "*shape"], b: Float[Array, "*shape"], share: Float[Arr
     weight_a = jnp.where(small, 1 - share, jnp.sin((1 - share) * angle) / divisor)
     weight_b = jnp.where(small, share, jnp.sin(share * angle) / divisor)
     return weight_a * a + weight_b * b
-
-
-@functools.partial(jit, static_argnames=("process", "graphdef", "times"))
-def _sampled(process, graphdef, variables, x_T, labels, *, times):
-    def predict(x_t, t):
-        return models.apply(graphdef, variables, x_t, t, labels)[0]
-
-    return samplers.run(process, predict, x_T, lambda index: jnp.zeros_like(x_T), step=samplers.ddim_step, times=times)[
-        0
-    ]

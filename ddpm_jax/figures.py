@@ -13,6 +13,8 @@ from ddpm_jax.files import write_atomically
 MARGIN = 4
 CELL = 64
 """Least side of an image in a grid, in pixels: smaller images are enlarged by a whole factor."""
+FRAME_MS, LAST_FRAME_MS = 80, 2000
+"""How long a picture of an animation is shown, and how long the last one."""
 
 
 def grid(
@@ -69,18 +71,17 @@ def save_animation(
     *,
     headings: Sequence[str] = (),
     columns: int | None = None,
-    frame_ms: int = 80,
 ) -> Path:
     """Write a GIF of grids that rests on its last frame. frames: uint8 (K, N, H, W, C); headings: one for each frame."""
     pictures = [
         grid(images, titles, heading=headings[k] if len(headings) else "", columns=columns)
         for k, images in enumerate(frames)
     ]
-    return _save_gif(path, pictures, frame_ms)
+    return _save_gif(path, pictures)
 
 
-def _save_gif(path: Path, pictures: Sequence[Image.Image], frame_ms: int) -> Path:
-    durations = [frame_ms] * (len(pictures) - 1) + [2000]
+def _save_gif(path: Path, pictures: Sequence[Image.Image]) -> Path:
+    durations = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS]
     first, *rest = pictures
     return write_atomically(
         path, lambda p: first.save(p, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
@@ -92,16 +93,14 @@ def save_scatter(path: Path, data: np.ndarray, samples: np.ndarray, *, heading: 
     return write_atomically(path, _scatter(data, samples, heading=heading, reach=_reach(data, samples)).save)
 
 
-def save_scatter_animation(
-    path: Path, data: np.ndarray, frames: np.ndarray, *, headings: Sequence[str] = (), frame_ms: int = 80
-) -> Path:
+def save_scatter_animation(path: Path, data: np.ndarray, frames: np.ndarray, *, headings: Sequence[str] = ()) -> Path:
     """Write a GIF of scatters that rests on its last frame. data: (N, 2); frames: (K, M, 2); headings: one for each frame."""
     reach = _reach(data, frames.reshape(-1, 2))
     pictures = [
         _scatter(data, frame, heading=headings[k] if len(headings) else "", reach=reach)
         for k, frame in enumerate(frames)
     ]
-    return _save_gif(path, pictures, frame_ms)
+    return _save_gif(path, pictures)
 
 
 def _reach(data: np.ndarray, samples: np.ndarray) -> float:

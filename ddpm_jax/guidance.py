@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax.processes import Estimate, Predict, Process
+from ddpm_jax.errors import UserError
+from ddpm_jax.processes import Estimate, GaussianDiffusion, Predict
 
 
 def classifier_free(
@@ -46,27 +47,31 @@ def classifier_free(
 
 
 def classifier_guided(
-    process: Process,
+    process: GaussianDiffusion,
     predict: Predict,
-    log_prob: Callable[[Float[Array, "b *shape"], Num[Array, "b"]], Float[Array, "b"]],
-    t: Callable[[Num[Array, "b"]], Num[Array, "b"]] = lambda network_time: network_time,
+    log_prob: Callable[[Float[Array, "b *shape"], Int[Array, "b"]], Float[Array, "b"]],
     *,
     scale: float = 1.0,
 ) -> Predict:
     """A predictor led up the gradient of a classifier's log p(y | x_t) (Dhariwal & Nichol 2021, algorithm 2), of any prediction.
 
     eps becomes eps - scale sigma_t grad log p(y | x_t), and x_0 what belongs to it. log_prob(x_t, t): (B,), of the class wanted of
-    each example. t: the process's time of a network time, for processes where they differ.
-    """
+    each example.
 
-    def guided(x_t: Float[Array, "b *shape"], network_time: Num[Array, "b"]) -> Float[Array, "b *out"]:
-        time = t(network_time)
-        output = predict(x_t, network_time)
-        hat = process.estimate(x_t, output, time)
-        alpha, sigma = process.level(time, x_t)
-        gradient = jax.grad(lambda x: log_prob(x, time).sum())(x_t)
+    Raises:
+        UserError: x_T holds no data, so that no classifier can know anything of it, and x_0 has no finite shift.
+    """
+    if process.schedule.alphas_cumprod[-1] == 0:
+        raise UserError(
+            "a classifier's guidance needs data in x_T: the schedule's last alphas_cumprod must be above 0; got 0."
+        )
+
+    def guided(x_t: Float[Array, "b *shape"], t: Int[Array, "b"]) -> Float[Array, "b *out"]:
+        hat = process.estimate(x_t, predict(x_t, t), t)
+        alpha, sigma = process.level(t, x_t)
+        gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
         led = Estimate(hat.x_0 + scale * sigma**2 / alpha * gradient, hat.eps - scale * sigma * gradient)
-        mean = process.target(led.x_0, led.eps, time)
+        mean = process.target(led.x_0, led.eps, t)
         return mean if hat.variance_logit is None else jnp.concatenate([mean, hat.variance_logit], axis=-1)
 
     return guided

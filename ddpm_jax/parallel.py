@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
-from ddpm_jax.launch import ParallelConfig
+from ddpm_jax.launch import MIN_SHARD, ParallelConfig
 
 AXIS = "data"
 """The mesh's axis: along it lie the examples of a batch, and with fsdp the shares of the state."""
@@ -32,7 +32,7 @@ class Layout:
     """All devices, along AXIS; None: one device, and nothing is spread."""
     mode: Literal["data", "fsdp", "pmap"] = "data"
     """data: whole state on every device; fsdp: shares of it; pmap: like data, by a program for one device."""
-    min_shard: int = 2**14
+    min_shard: int = MIN_SHARD
     """Of fsdp: tensors of fewer numbers are whole on every device."""
 
     # Outside programs ---------------------------------------------------------------------------------------------
@@ -45,10 +45,6 @@ class Layout:
     def rounded_up(self, batch_size: int) -> int:
         """The smallest batch from batch_size up that the devices divide."""
         return -(-batch_size // self.size) * self.size
-
-    def shardings(self, tree: Any) -> Any:
-        """Where the arrays of a state lie; None for each on one device."""
-        return jax.tree.map(self._of_state, tree)
 
     def abstract(self, tree: Any) -> Any:
         """Arrays, or shapes, as jax.ShapeDtypeStructs that say where they lie."""

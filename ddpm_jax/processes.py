@@ -53,28 +53,6 @@ class Process(abc.ABC):
     def level(self, t: Num[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """The levels of the times t, shape (n,), in the dtype of `like` and shaped (n, 1, ...) to broadcast against it."""
 
-    @abc.abstractmethod
-    def target(
-        self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Num[Array, "b"]
-    ) -> Float[Array, "b *shape"]:
-        """What the network should output for x_t = add_noise(x_0, noise, t)."""
-
-    @abc.abstractmethod
-    def estimate(self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *out"], t: Num[Array, "b"]) -> Estimate:
-        """The pair (x_0, eps) that a network's output stands for: x_t = alpha_t x_0 + sigma_t eps holds exactly for it."""
-
-    @abc.abstractmethod
-    def draw_times(self, key: jax.Array, n: int) -> Num[Array, "n"]:
-        """n times to train at."""
-
-    @abc.abstractmethod
-    def times(self, num_steps: int | None = None) -> np.ndarray:
-        """The descending grid a sampler walks: num_steps + 1 evenly spaced times, from the noisiest to the clean end."""
-
-    @abc.abstractmethod
-    def checked(self, num_steps: int | None) -> int:
-        """A number of sampling steps, the process's own for None. Raises UserError where it is out of range."""
-
     def network_time(self, t: Num[Array, "b"]) -> Num[Array, "b"]:
         """The times as the network is told them."""
         return t
@@ -86,12 +64,26 @@ class Process(abc.ABC):
         alpha, sigma = self.level(t, x_0)
         return alpha * x_0 + sigma * noise
 
+    @abc.abstractmethod
+    def target(
+        self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Num[Array, "b"]
+    ) -> Float[Array, "b *shape"]:
+        """What the network should output for x_t = add_noise(x_0, noise, t)."""
+
+    @abc.abstractmethod
+    def estimate(self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *out"], t: Num[Array, "b"]) -> Estimate:
+        """The pair (x_0, eps) that a network's output stands for: x_t = alpha_t x_0 + sigma_t eps holds exactly for it."""
+
     def eps_given_x_0(
         self, x_t: Float[Array, "b *shape"], x_0: Float[Array, "b *shape"], t: Num[Array, "b"]
     ) -> Float[Array, "b *shape"]:
         """The noise that takes x_0 to x_t: (x_t - alpha_t x_0) / sigma_t."""
         alpha, sigma = self.level(t, x_t)
         return (x_t - alpha * x_0) / sigma
+
+    @abc.abstractmethod
+    def draw_times(self, key: jax.Array, n: int) -> Num[Array, "n"]:
+        """n times to train at."""
 
     @abc.abstractmethod
     def loss_per_example(
@@ -102,6 +94,14 @@ class Process(abc.ABC):
         t: Num[Array, "b"],
     ) -> Float[Array, "b"]:
         """The error of predict(x_t, t) against its target, averaged over each example."""
+
+    @abc.abstractmethod
+    def times(self, num_steps: int | None = None) -> np.ndarray:
+        """The descending grid a sampler walks: num_steps + 1 evenly spaced times, from the noisiest to the clean end."""
+
+    @abc.abstractmethod
+    def checked(self, num_steps: int | None) -> int:
+        """A number of sampling steps, the process's own for None. Raises UserError where it is out of range."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,11 @@ class GaussianDiffusion(Process):
         if self.loss == "vlb" and self.weighting != "none":
             raise UserError(
                 f"the bound has weights of its own: loss = vlb needs weighting = none; got {self.weighting}."
+            )
+        if self.loss in ("vlb", "hybrid") and self.schedule.first and self.schedule.alphas_cumprod[0] != 1:
+            raise UserError(
+                f"loss = {self.loss} bounds the likelihood of clean data: the schedule must end at it, alphas_cumprod[0] = 1; "
+                f"got {self.schedule.alphas_cumprod[0]:g}."
             )
         if self.prediction == "eps" and not self.schedule.alphas_cumprod[self.schedule.timesteps].all():
             raise UserError(
@@ -256,6 +261,22 @@ class GaussianDiffusion(Process):
         kl = bound.normal_kl(mean, log_variance, mean_hat, log_variance_hat)
         return jnp.where(t == self.schedule.first, bound.decoder(x_0, mean_hat, log_variance_hat), kl)
 
+    def loss_weights(self) -> Table:
+        """What the error of the output counts for at each t, by `weighting`."""
+        snr = self.schedule.snr
+        if self.weighting == "none":
+            return np.ones_like(snr)
+        if self.weighting == "p2":
+            return (self.p2_k + snr) ** -self.p2_gamma
+        of_x_0 = {
+            "snr": snr,
+            "truncated_snr": np.maximum(snr, 1.0),
+            "min_snr": np.minimum(snr, self.min_snr_gamma),
+        }[self.weighting]
+        per_output = {"x0": np.ones_like(snr), "eps": snr, "v": snr + 1.0}[self.prediction]
+        # entries without noise belong to no timestep
+        return np.divide(of_x_0, per_output, out=np.ones_like(snr), where=np.isfinite(of_x_0 + per_output))
+
     def draw_times(self, key: jax.Array, n: int) -> Int[Array, "n"]:
         """n timesteps out of schedule.timesteps."""
         first, num_steps = self.schedule.first, self.schedule.num_steps
@@ -279,29 +300,12 @@ class GaussianDiffusion(Process):
         mean, logit = self.halves(output)
         loss = _error(mean - self.target(x_0, noise, t), "mse" if self.loss == "hybrid" else self.loss)
         if self.weighting != "none":
-            loss = loss * jnp.asarray(self.weights, loss.dtype)[t]
+            loss = loss * jnp.asarray(self.loss_weights(), loss.dtype)[t]
         if logit is None:
             return loss
         # the mean is left to the mean square error: the bound's gradients are too noisy for it
         hat = self.estimate(x_t, jnp.concatenate([jax.lax.stop_gradient(mean), logit], axis=-1), t)
         return loss + HYBRID_SHARE * self.schedule.num_steps * self.bound_term(hat, x_0, x_t, t, variance)
-
-    @property
-    def weights(self) -> Table:
-        """What the error of the output counts for at each t, by `weighting`."""
-        snr = self.schedule.snr
-        if self.weighting == "none":
-            return np.ones_like(snr)
-        if self.weighting == "p2":
-            return (self.p2_k + snr) ** -self.p2_gamma
-        of_x_0 = {
-            "snr": snr,
-            "truncated_snr": np.maximum(snr, 1.0),
-            "min_snr": np.minimum(snr, self.min_snr_gamma),
-        }[self.weighting]
-        per_output = {"x0": np.ones_like(snr), "eps": snr, "v": snr + 1.0}[self.prediction]
-        # entries without noise belong to no timestep
-        return np.divide(of_x_0, per_output, out=np.ones_like(snr), where=np.isfinite(of_x_0 + per_output))
 
     def times(self, num_steps: int | None = None) -> np.ndarray:
         """The descending grid a sampler walks: num_steps + 1 evenly spaced int32 times, from the last timestep to the clean end.
@@ -345,7 +349,7 @@ class LinearPath(Process):
 
     def level(self, t: Float[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """alpha = 1 - t and sigma = t."""
-        sigma = jnp.asarray(t, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
+        sigma = _wide(jnp.asarray(t, like.dtype), like)
         return Level(1 - sigma, sigma)
 
     def network_time(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
@@ -443,7 +447,12 @@ def _spread(key: jax.Array, n: int) -> Float[Array, "n"]:
 
 def _at(table: Table, t: Int[Array, "b"], like: Float[Array, "..."]) -> Float[Array, "..."]:
     """table[t] in the dtype of `like`, shaped to broadcast against it."""
-    return jnp.asarray(table, like.dtype)[t].reshape((-1,) + (1,) * (like.ndim - 1))
+    return _wide(jnp.asarray(table, like.dtype)[t], like)
+
+
+def _wide(values: Float[Array, "b"], like: Float[Array, "..."]) -> Float[Array, "..."]:
+    """(B,) -> (B, 1, ...), which broadcasts against `like`."""
+    return values.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
 def _check_words(**words: tuple[str, object]) -> None:

@@ -20,7 +20,7 @@ class Schedule:
     entries, 1 for tables of T + 1 entries whose entry 0 stands for (almost) clean data. Schedules with equal tables are equal.
 
     Raises:
-        UserError: a beta lies outside [0, 1], A does not fall, or the table is empty.
+        UserError: there is no valid t, or the beta of one lies outside (0, 1].
     """
 
     betas: Table
@@ -95,11 +95,6 @@ class Schedule:
         return np.sqrt(_ratio(1.0 - self.alphas_cumprod, self.alphas_cumprod, at_zero=np.inf))
 
     @cached_property
-    def snr(self) -> Table:
-        """Signal-to-noise ratio A_t / (1 - A_t); infinite where there is no noise."""
-        return _ratio(self.alphas_cumprod, 1.0 - self.alphas_cumprod, at_zero=np.inf)
-
-    @cached_property
     def posterior_variance(self) -> Table:
         """Variance of q(x_{t-1} | x_t, x_0): beta_t (1 - A_{t-1}) / (1 - A_t) (DDPM, eq. 7)."""
         return _ratio(self.betas * (1.0 - self.alphas_cumprod_prev), 1.0 - self.alphas_cumprod, at_zero=0.0)
@@ -125,6 +120,11 @@ class Schedule:
         weight = np.sqrt(self.alphas) * (1.0 - self.alphas_cumprod_prev)
         return _ratio(weight, 1.0 - self.alphas_cumprod, at_zero=0.0)
 
+    @cached_property
+    def snr(self) -> Table:
+        """Signal-to-noise ratio A_t / (1 - A_t); infinite where there is no noise."""
+        return _ratio(self.alphas_cumprod, 1.0 - self.alphas_cumprod, at_zero=np.inf)
+
 
 def _ratio(above: Table | float, below: Table, at_zero: float) -> Table:
     """above / below, with `at_zero` where below is 0 (the limit there)."""
@@ -144,6 +144,39 @@ def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> 
         UserError: num_steps below 1, or a beta outside (0, 1].
     """
     return from_betas(np.linspace(beta_start, beta_end, _checked(num_steps)))
+
+
+def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """betas evenly spaced with both ends included, t = 1..T: T + 1 entries, and A_0 = 1 - beta_start rather than 1.
+
+    The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were trained so.
+
+    Raises:
+        UserError: num_steps below 1, or a beta outside (0, 1].
+    """
+    betas = np.linspace(beta_start, beta_end, _checked(num_steps) + 1)
+    return Schedule(betas, np.exp(np.cumsum(np.log1p(-betas))), first=1)
+
+
+def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """A_t along cos^2, each beta clipped at max_beta, t = 0..T-1 (Nichol & Dhariwal 2021, eq. 17).
+
+    Raises:
+        UserError: num_steps below 1, s not positive, or max_beta outside (0, 1].
+    """
+    curve = _squared_cosine(num_steps, s)
+    return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
+
+
+def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
+    """A_t along cos^2 with no beta clipped, t = 1..T: T + 1 entries, A_0 = 1 and A_T = 0 to rounding (system 1).
+
+    Raises:
+        UserError: num_steps below 1, or s not positive.
+    """
+    curve = _squared_cosine(num_steps, s)
+    alphas_cumprod = curve / curve[0]
+    return Schedule(1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), alphas_cumprod, first=1)
 
 
 def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -167,16 +200,6 @@ def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
     return from_betas(logistic * (beta_end - beta_start) + beta_start)
 
 
-def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """A_t along cos^2, each beta clipped at max_beta, t = 0..T-1 (Nichol & Dhariwal 2021, eq. 17).
-
-    Raises:
-        UserError: num_steps below 1, s not positive, or max_beta outside (0, 1].
-    """
-    curve = _squared_cosine(num_steps, s)
-    return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
-
-
 def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
     """A_t along the logistic curve from start to end, from 1 to 0, each beta clipped at max_beta, t = 0..T-1.
 
@@ -191,29 +214,6 @@ def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_b
     logistic = 1.0 / (1.0 + np.exp(-(start + (end - start) * time)))
     curve = logistic[-1] - logistic
     return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
-
-
-def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """betas evenly spaced with both ends included, t = 1..T: T + 1 entries, and A_0 = 1 - beta_start rather than 1.
-
-    The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were trained so.
-
-    Raises:
-        UserError: num_steps below 1, or a beta outside (0, 1].
-    """
-    betas = np.linspace(beta_start, beta_end, _checked(num_steps) + 1)
-    return Schedule(betas, np.exp(np.cumsum(np.log1p(-betas))), first=1)
-
-
-def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
-    """A_t along cos^2 with no beta clipped, t = 1..T: T + 1 entries, A_0 = 1 and A_T = 0 to rounding (system 1).
-
-    Raises:
-        UserError: num_steps below 1, or s not positive.
-    """
-    curve = _squared_cosine(num_steps, s)
-    alphas_cumprod = curve / curve[0]
-    return Schedule(1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), alphas_cumprod, first=1)
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:

@@ -13,26 +13,27 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 
 
 def classifier_free(
-    predict_with_labels: PredictWithLabels,
-    null_label: int,
+    predict: PredictWithLabels,
     labels: Tensor,
+    *,
+    null_label: int,
     scale: float,
     interval: tuple[float, float] = (0, inf),
     rescale: float = 0.0,
-    num_channels: int | None = None,
+    channels: int | None = None,
 ) -> Predict:
     """u + scale (c - u), c being the network's output with labels, u that without them.
 
     Args:
-        predict_with_labels: the network, (x_t, t, labels) -> output; two evaluations a step.
-        null_label: the label that stands for none.
+        predict: the network, (x_t, t, labels) -> output; two evaluations a step.
         labels: (B,) wanted classes.
+        null_label: the label that stands for none.
         scale: 0 ignores the labels, 1 is the conditional network, more exaggerates.
         interval: lowest and highest t, both included, at which to guide, as the network is told it; elsewhere the output is c.
             Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality".
         rescale: phi in [0, 1]: the share of the output that is scaled to c's standard deviation, that of each example over all but
             the batch. Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", eq. 15-16; about 0.7 there.
-        num_channels: with learned variance, C: only the first C channels (axis 1) are guided, the rest are c's. None: all.
+        channels: with learned variance, C: only the first C channels (axis 1) are guided, the rest are c's. None: all.
 
     Returns:
         predict(x_t, t), its output of the network's kind.
@@ -48,22 +49,24 @@ def classifier_free(
     if not lowest <= highest:
         raise ValueError(f"interval must be (lowest, highest); got {interval}.")
 
-    def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        conditional = predict_with_labels(x_t, t, labels)
-        unconditional = predict_with_labels(x_t, t, torch.full_like(labels, null_label))
-        guided = conditional.shape[1] if num_channels is None else num_channels
-        c, rest = conditional[:, :guided], conditional[:, guided:]
-        u = unconditional[:, :guided]
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        conditional = predict(x_t, t, labels)
+        unconditional = predict(x_t, t, torch.full_like(labels, null_label))
+        count = conditional.shape[1] if channels is None else channels
+        c, rest = conditional[:, :count], conditional[:, count:]
+        u = unconditional[:, :count]
         out = u + scale * (c - u)
         if rescale > 0:
             out = rescale * out * _std(c) / _std(out) + (1 - rescale) * out
         inside = ((t >= lowest) & (t <= highest)).reshape(-1, *[1] * (x_t.ndim - 1))
         return torch.cat([torch.where(inside, out, c), rest], dim=1)
 
-    return predict
+    return guided
 
 
-def classifier_guided(process: GaussianDiffusion, predict: Predict, log_prob: LogProb, scale: float) -> Predict:
+def classifier_guided(
+    process: GaussianDiffusion, predict: Predict, log_prob: LogProb, *, scale: float = 1.0
+) -> Predict:
     """eps - scale sigma_t grad log p(y | x_t): the network's eps, led up the slope of a classifier of noised images.
 
     Args:
@@ -86,7 +89,7 @@ def classifier_guided(process: GaussianDiffusion, predict: Predict, log_prob: Lo
             "process must have the last alphas_cumprod of its schedule above 0 for a classifier's guidance; got 0."
         )
 
-    def predict_guided(x_t: Tensor, t: Tensor) -> Tensor:
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
         with torch.enable_grad():
             x = x_t.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(log_prob(x, t).sum(), x)
@@ -101,7 +104,7 @@ def classifier_guided(process: GaussianDiffusion, predict: Predict, log_prob: Lo
         output = process.target(x_0, eps, t)
         return output if estimate.variance_logit is None else torch.cat([output, estimate.variance_logit], dim=1)
 
-    return predict_guided
+    return guided
 
 
 def _std(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_torch_ref import likelihood
+from ddpm_torch_ref.checks import check_choice
 from ddpm_torch_ref.schedules import Schedule, Table
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -25,7 +26,7 @@ VARIANCES = ("beta", "posterior")
 WEIGHTINGS = ("none", "p2", "snr", "truncated_snr", "min_snr")
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 BOUND_LOSSES = ("hybrid", "vlb")
-HYBRID_BOUND_WEIGHT = 0.001
+HYBRID_SHARE = 0.001
 """Lambda of Nichol & Dhariwal 2021, eq. 16."""
 
 
@@ -83,9 +84,9 @@ class GaussianDiffusion:
     learned_variance: bool = False
 
     def __post_init__(self) -> None:
-        _choose("prediction", self.prediction, PREDICTIONS)
-        _choose("loss", self.loss, (*LOSSES, *BOUND_LOSSES))
-        _choose("weighting", self.weighting, WEIGHTINGS)
+        check_choice("prediction", self.prediction, PREDICTIONS)
+        check_choice("loss", self.loss, (*LOSSES, *BOUND_LOSSES))
+        check_choice("weighting", self.weighting, WEIGHTINGS)
         if not self.p2_gamma >= 0:
             raise ValueError(f"p2_gamma must be at least 0; got {self.p2_gamma}.")
         if not self.p2_k > 0:
@@ -139,11 +140,11 @@ class GaussianDiffusion:
             )
             return Estimate(x_0, output, variance_logit)
         if self.prediction == "x0":
-            return Estimate(output, self.implied_noise(x_t, output, t), variance_logit)
+            return Estimate(output, self.eps_given_x_0(x_t, output, t), variance_logit)
         alpha, sigma = self._alpha(t, x_t), self._sigma(t, x_t)
         return Estimate(alpha * x_t - sigma * output, sigma * x_t + alpha * output, variance_logit)
 
-    def implied_noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+    def eps_given_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
         """The eps that leads from x_0 to x_t: (x_t - sqrt(A_t) x_0) / sqrt(1 - A_t)."""
         return (x_t - self._alpha(t, x_t) * x_0) / self._sigma(t, x_t)
 
@@ -159,7 +160,7 @@ class GaussianDiffusion:
         Raises:
             ValueError: an unknown variance.
         """
-        _choose("variance", variance, VARIANCES)
+        check_choice("variance", variance, VARIANCES)
         schedule = self.schedule
         mean = _at(schedule.posterior_mean_coef1, t, x_t) * x_0 + _at(schedule.posterior_mean_coef2, t, x_t) * x_t
         table = schedule.betas if variance == "beta" else schedule.posterior_variance
@@ -180,7 +181,7 @@ class GaussianDiffusion:
 
         Ho et al. 2020, section 3.2; Nichol & Dhariwal 2021, eq. 15.
         """
-        _choose("variance", variance, (*VARIANCES, "learned"))
+        check_choice("variance", variance, (*VARIANCES, "learned"))
         smaller = self.schedule.posterior_log_variance_clipped
         with np.errstate(divide="ignore"):
             larger = np.log(self.schedule.betas)
@@ -235,7 +236,7 @@ class GaussianDiffusion:
             hat = self.estimate(x_t, output, t)
             # The bound's gradient is noisy: the mean learns from the mean square alone (Nichol & Dhariwal 2021, section 3.1).
             hat = Estimate(hat.x_0.detach(), hat.eps.detach(), hat.variance_logit)
-            loss = loss + HYBRID_BOUND_WEIGHT * num_steps * likelihood.term(self, hat, x_0, x_t, t, "learned")
+            loss = loss + HYBRID_SHARE * num_steps * likelihood.term(self, hat, x_0, x_t, t, "learned")
         return loss
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -275,7 +276,7 @@ class FlowMatching:
     def __post_init__(self) -> None:
         if self.num_steps < 2:
             raise ValueError(f"num_steps must be at least 2; got {self.num_steps}.")
-        _choose("loss", self.loss, tuple(LOSSES))
+        check_choice("loss", self.loss, tuple(LOSSES))
 
     @property
     def clean_end(self) -> float:
@@ -315,7 +316,7 @@ class FlowMatching:
         velocity = self._velocity(output)
         return Estimate(x_t - sigma * velocity, x_t + alpha * velocity)
 
-    def implied_noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+    def eps_given_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
         """The eps that leads from x_0 to x_t, t > 0: (x_t - (1 - t) x_0) / t."""
         alpha, sigma = self.level(_wide(t, x_t))
         return (x_t - alpha * x_0) / sigma
@@ -361,8 +362,3 @@ def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:
 def _wide(values: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, ...), which broadcasts against `like`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _choose(argument: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument} must be one of {', '.join(allowed)}; got {value!r}.")

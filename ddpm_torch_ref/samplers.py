@@ -16,6 +16,31 @@ Step = Callable[..., Tensor]
 """(schedule, x_t, eps, t, s, noise) -> x_s."""
 
 
+def ddim_step(schedule: Schedule, x_t: Tensor, eps: Tensor, t: int, s: int, noise: Tensor, eta: float = 0.0) -> Tensor:
+    """x_t -> x_s, s < t. DDIM; eta = 0 is deterministic, eta = 1 is ancestral sampling.
+
+    Args:
+        schedule: the tables of A_t.
+        x_t: (B, C, H, W) images at time t.
+        eps: (B, C, H, W) estimate of their noise.
+        t: a valid time.
+        s: an earlier one, or schedule.first - 1, the clean end.
+        noise: (B, C, H, W) standard normal.
+        eta: share of fresh noise, in [0, 1].
+
+    Raises:
+        ValueError: eta outside [0, 1].
+
+    Song et al. 2021, "Denoising Diffusion Implicit Models", eq. 12 and 16.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1]; got {eta}.")
+    abar_t, abar_s = _abar(schedule, t), _abar(schedule, s)
+    sigma = eta * sqrt((1 - abar_s) / (1 - abar_t)) * sqrt(1 - abar_t / abar_s)
+    x_0 = (x_t - sqrt(1 - abar_t) * eps) / sqrt(abar_t)
+    return sqrt(abar_s) * x_0 + sqrt(1 - abar_s - sigma**2) * eps + sigma * noise
+
+
 def ancestral_step(
     schedule: Schedule,
     x_t: Tensor,
@@ -65,31 +90,6 @@ def ancestral_step(
     return mean + (0.5 * log_variance).exp() * noise
 
 
-def ddim_step(schedule: Schedule, x_t: Tensor, eps: Tensor, t: int, s: int, noise: Tensor, eta: float = 0.0) -> Tensor:
-    """x_t -> x_s, s < t. DDIM; eta = 0 is deterministic, eta = 1 is ancestral sampling.
-
-    Args:
-        schedule: the tables of A_t.
-        x_t: (B, C, H, W) images at time t.
-        eps: (B, C, H, W) estimate of their noise.
-        t: a valid time.
-        s: an earlier one, or schedule.first - 1, the clean end.
-        noise: (B, C, H, W) standard normal.
-        eta: share of fresh noise, in [0, 1].
-
-    Raises:
-        ValueError: eta outside [0, 1].
-
-    Song et al. 2021, "Denoising Diffusion Implicit Models", eq. 12 and 16.
-    """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1]; got {eta}.")
-    abar_t, abar_s = _abar(schedule, t), _abar(schedule, s)
-    sigma = eta * sqrt((1 - abar_s) / (1 - abar_t)) * sqrt(1 - abar_t / abar_s)
-    x_0 = (x_t - sqrt(1 - abar_t) * eps) / sqrt(abar_t)
-    return sqrt(abar_s) * x_0 + sqrt(1 - abar_s - sigma**2) * eps + sigma * noise
-
-
 def strided_step(
     schedule: Schedule, x_t: Tensor, eps: Tensor, t: int, s: int, noise: Tensor, eta: float = 0.1
 ) -> Tensor:
@@ -125,20 +125,6 @@ def times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
     _check_num_steps(schedule, num_steps)
     last = schedule.first + schedule.num_steps - 1
     return np.round(np.linspace(last, schedule.first - 1, num_steps + 1)).astype(np.int64)
-
-
-def strided_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
-    """(num_steps + 1,) times of system 1: num_steps descending ones, T // num_steps apart, down to the first valid t.
-
-    Then the original's index -1 wraps to the end of its list first, first + k, first + 2k, … (all below first + T): the grid
-    ends with that late time, to which `strided_step` does not move.
-
-    Raises:
-        ValueError: num_steps outside 1..T.
-    """
-    _check_num_steps(schedule, num_steps)
-    tau = schedule.timesteps[:: schedule.num_steps // num_steps]
-    return np.append(tau[:num_steps][::-1], tau[-1])
 
 
 def quadratic_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
@@ -181,7 +167,7 @@ def karras_times(schedule: Schedule, num_steps: int, rho: float = 7.0) -> NDArra
     return _nearest(schedule, log_taus, rho * np.log(np.linspace(ends[0], ends[1], num_steps)))
 
 
-def logsnr_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
+def log_snr_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
     """(num_steps + 1,) times, descending, evenly spread in lambda = log sqrt(A/(1 - A)); then the clean end.
 
     From the last valid t to the first, each the valid t that is nearest in lambda. Where two would fall together, they move
@@ -195,6 +181,20 @@ def logsnr_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
     _check_num_steps(schedule, num_steps)
     lambdas = _log_ratios(schedule)
     return _nearest(schedule, lambdas, np.linspace(lambdas[-1], lambdas[0], num_steps))
+
+
+def strided_times(schedule: Schedule, num_steps: int) -> NDArray[np.int64]:
+    """(num_steps + 1,) times of system 1: num_steps descending ones, T // num_steps apart, down to the first valid t.
+
+    Then the original's index -1 wraps to the end of its list first, first + k, first + 2k, … (all below first + T): the grid
+    ends with that late time, to which `strided_step` does not move.
+
+    Raises:
+        ValueError: num_steps outside 1..T.
+    """
+    _check_num_steps(schedule, num_steps)
+    tau = schedule.timesteps[:: schedule.num_steps // num_steps]
+    return np.append(tau[:num_steps][::-1], tau[-1])
 
 
 @torch.no_grad()
@@ -234,7 +234,7 @@ def sample(
         t_batch = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
         x_0, eps, variance_logit = process.estimate(x_t, predict(x_t, t_batch), t_batch)
         if clip is not None:
-            eps = process.implied_noise(x_t, x_0.clamp(-clip, clip), t_batch)
+            eps = process.eps_given_x_0(x_t, x_0.clamp(-clip, clip), t_batch)
         zeros = torch.zeros_like(x_t)
         move = partial(step, variance_logit=variance_logit) if learned_variance else step
         x_s = move(process.schedule, x_t, eps, t, s, noises[i] if i < num_steps - 1 else zeros)

@@ -182,9 +182,7 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
     Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17.
     """
     _check(num_steps, max_beta=max_beta)
-    if not s >= 0:
-        raise ValueError(f"s must be at least 0; got {s}.")
-    f = np.cos((np.arange(num_steps + 1) / num_steps + s) / (1 + s) * np.pi / 2) ** 2
+    f = _squared_cosine(num_steps, s)
     return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta))
 
 
@@ -197,9 +195,7 @@ def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
     Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17, without their limit on b_t.
     """
     _check(num_steps)
-    if not s >= 0:
-        raise ValueError(f"s must be at least 0; got {s}.")
-    f = np.cos((np.arange(num_steps + 1) / num_steps + s) / (1 + s) * np.pi / 2) ** 2
+    f = _squared_cosine(num_steps, s)
     products = f / f[0]
     betas = np.concatenate([[0], 1 - products[1:] / products[:-1]])
     return Schedule(betas, first=1, _products=products)
@@ -266,6 +262,13 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     before = np.concatenate([[1], products[:-1]])
     betas = np.concatenate([schedule.betas[:first], (1 - products / before)[first:]])
     return Schedule(betas, first=first, _products=products)
+
+
+def _squared_cosine(num_steps: int, s: float) -> Table:
+    """f(t/T), t = 0..T, of Nichol & Dhariwal 2021, eq. 17."""
+    if not s >= 0:
+        raise ValueError(f"s must be at least 0; got {s}.")
+    return np.cos((np.arange(num_steps + 1) / num_steps + s) / (1 + s) * np.pi / 2) ** 2
 
 
 def _check(num_steps: int, **betas: float) -> None:

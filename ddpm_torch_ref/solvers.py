@@ -41,18 +41,7 @@ def dpmpp_2m(process: Process, predict: Predict, x_T: Tensor, times: Times, *, c
 
     Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", algorithm 2.
     """
-    times = _checked(process, times)
-    x_t, states = x_T, [x_T]
-    m1, h_prev = None, None
-    for t, s in pairwise(times):
-        (_, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
-        h = _log_ratio(process, s) - _log_ratio(process, t)
-        m0 = _estimate(process, predict, x_t, t, clip).x_0
-        D = _extrapolated(m0, m1, h, h_prev, sigma_s)
-        x_t = sigma_s / sigma_t * x_t - alpha_s * expm1(-h) * D
-        m1, h_prev = m0, h
-        states.append(x_t)
-    return x_t, states
+    return _dpmpp_2m(process, predict, x_T, times, None, clip)
 
 
 @torch.no_grad()
@@ -77,20 +66,7 @@ def dpmpp_2m_sde(
 
     Lu et al. 2022, "DPM-Solver++", the section on solvers of the diffusion SDE.
     """
-    times = _checked(process, times)
-    x_t, states = x_T, [x_T]
-    m1, h_prev = None, None
-    for i, (t, s) in enumerate(pairwise(times)):
-        (_, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
-        h = _log_ratio(process, s) - _log_ratio(process, t)
-        m0 = _estimate(process, predict, x_t, t, clip).x_0
-        D = _extrapolated(m0, m1, h, h_prev, sigma_s)
-        x_t = sigma_s / sigma_t * exp(-h) * x_t - alpha_s * expm1(-2 * h) * D
-        if i < len(times) - 2:
-            x_t = x_t + sigma_s * sqrt(-expm1(-2 * h)) * noises[i]
-        m1, h_prev = m0, h
-        states.append(x_t)
-    return x_t, states
+    return _dpmpp_2m(process, predict, x_T, times, noises, clip)
 
 
 @torch.no_grad()
@@ -426,7 +402,30 @@ def _estimate(process: Process, predict: Predict, x_t: Tensor, t: float, clip: f
     if clip is None:
         return estimate
     x_0 = estimate.x_0.clamp(-clip, clip)
-    return Estimate(x_0, process.implied_noise(x_t, x_0, t_batch))
+    return Estimate(x_0, process.eps_given_x_0(x_t, x_0, t_batch))
+
+
+def _dpmpp_2m(
+    process: Process, predict: Predict, x_T: Tensor, times: Times, noises: Noises | None, clip: float | None
+) -> Trajectory:
+    """The second-order solver of the flow, or, with noises, of the stochastic equation."""
+    times = _checked(process, times)
+    x_t, states = x_T, [x_T]
+    m1, h_prev = None, None
+    for i, (t, s) in enumerate(pairwise(times)):
+        (_, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
+        h = _log_ratio(process, s) - _log_ratio(process, t)
+        m0 = _estimate(process, predict, x_t, t, clip).x_0
+        D = _extrapolated(m0, m1, h, h_prev, sigma_s)
+        if noises is None:
+            x_t = sigma_s / sigma_t * x_t - alpha_s * expm1(-h) * D
+        else:
+            x_t = sigma_s / sigma_t * exp(-h) * x_t - alpha_s * expm1(-2 * h) * D
+            if i < len(times) - 2:
+                x_t = x_t + sigma_s * sqrt(-expm1(-2 * h)) * noises[i]
+        m1, h_prev = m0, h
+        states.append(x_t)
+    return x_t, states
 
 
 def _extrapolated(m0: Tensor, m1: Tensor | None, h: float, h_prev: float | None, sigma_s: float) -> Tensor:

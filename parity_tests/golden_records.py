@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tolerances import relative_error, to_numpy
 
 FOLDER = Path(__file__).parent / "golden"
 Record = dict[str, np.ndarray]
+
+PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
+"""The two that most records come in, as their names end."""
+RGB = {"channels": 3, "image_size": 32, "dim": 32, "dim_mults": (1, 2, 4, 8)}
+"""Options of the network of annotated_unet_rgb."""
 
 LIMITS: dict[tuple[str, str], float] = {
     # quantity       dtype        largest relative error, as `golden.md` promises it
@@ -42,6 +48,11 @@ def record(name: str) -> Record:
 def dtype_of(name: str) -> np.dtype:
     """The precision that a record was computed in."""
     return np.dtype("float64" if name.endswith("_f64") else "float32")
+
+
+def numbers(array: Any, precision: str) -> np.ndarray:
+    """The numbers in the precision of a record."""
+    return np.asarray(array).astype(dtype_of(f"_{precision}"))
 
 
 def generator(rec: Record, *tags: str | int) -> np.random.Generator:
@@ -80,3 +91,17 @@ def _tensor(rec: Record, name: str, shape: tuple[int, ...], mindspore: bool) -> 
     if scale:
         return 1 + w
     return w * 10 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else w
+
+
+def convnext_weights(rec: Record, expansion: int) -> Record:
+    """The checkpoint of system 1 for another expansion: the record lists the shapes of expansion 3 only."""
+    hidden = {"sequential.1.weight": 0, "sequential.1.bias": 0, "sequential.3.weight": 0, "sequential.3.bias": 0}
+    hidden["sequential.4.weight"] = 1
+    shapes = []
+    for name, shape in zip(rec["param_names"].tolist(), rec["param_shapes"].tolist(), strict=True):
+        sides = [int(side) for side in shape.strip("[]").split(",")]
+        for ending, axis in hidden.items():
+            if name.endswith(ending):
+                sides[axis] = sides[axis] * expansion // 3
+        shapes.append(str(sides))
+    return weights({**rec, "param_shapes": np.array(shapes)})

@@ -1,6 +1,6 @@
 """ddpm_jax against an independent library: schedules, DDPM and DDIM of diffusers, over whole trajectories.
 
-The multistep and the sigma-based samplers are held to diffusers through the twin, in test_torch_ref_family.
+The multistep and the sigma-based samplers are held to diffusers through the twin, in test_torch_ref_diffusers.
 """
 
 import itertools

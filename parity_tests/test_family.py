@@ -148,7 +148,7 @@ def test_grids(data):
     n = data.draw(st.integers(1, num_steps))
     process, twin = chain(schedule, num_steps, prediction="v")
     for name in ("quadratic", "karras", "log_snr"):
-        theirs = getattr(twin_samplers, f"{name.replace('_', '')}_times")(twin.schedule, n)
+        theirs = getattr(twin_samplers, f"{name}_times")(twin.schedule, n)
         np.testing.assert_array_equal(samplers.GRIDS[name](process, n), theirs)
 
 
@@ -241,7 +241,7 @@ def test_guidance(dtype):
             with_labels, jax_labels, null_label=2, scale=3.0, interval=(100.0, 900.0), rescale=rescale, channels=3
         )
         theirs = twin_guidance.classifier_free(
-            twin_with_labels, 2, twin_labels, 3.0, interval=(100.0, 900.0), rescale=rescale, num_channels=3
+            twin_with_labels, twin_labels, null_label=2, scale=3.0, interval=(100.0, 900.0), rescale=rescale, channels=3
         )
         out = ours(jnp.asarray(x_t), jax_t)
         # torch's standard deviation is the unbiased one, whose factor cancels in the quotient
@@ -255,10 +255,16 @@ def test_classifier_guidance(dtype, prediction):
     x_t, t = normal(dtype, *SHAPE, seed=7), [30, 800]
     jax_t, twin_t = indices(t)
     ours = guidance.classifier_guided(process, predict, lambda x, t: -jnp.cos(x).sum((1, 2, 3)), scale=2.0)
-    theirs = twin_guidance.classifier_guided(twin, twin_predict, lambda x, t: -torch.cos(x).sum((1, 2, 3)), 2.0)
+    theirs = twin_guidance.classifier_guided(twin, twin_predict, lambda x, t: -torch.cos(x).sum((1, 2, 3)), scale=2.0)
     assert_close(
         "gradient", np.asarray(ours(jnp.asarray(x_t), jax_t)), to_nhwc(theirs(to_nchw(x_t), twin_t)), prediction
     )
+
+
+def test_both_sides_refuse_a_classifier_where_there_is_only_noise():
+    for process, module in zip(chain(prediction="v", zero_terminal_snr=True), (guidance, twin_guidance), strict=True):
+        with pytest.raises(ValueError, match=r"last alphas_cumprod .*above 0.*; got 0"):
+            module.classifier_guided(process, lambda x_t, t: x_t, lambda x_t, t: x_t, scale=1.0)
 
 
 def test_losses_decide_on_times():

@@ -5,16 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from golden_records import assert_agrees, draw, generator, record, weights
+from golden_records import PRECISIONS, RGB, assert_agrees, convnext_weights, draw, generator, numbers, record, weights
 
 from ddpm_jax.weights.originals import from_original
 from ddpm_torch_ref import models, processes, samplers, schedules, training
-from ddpm_torch_ref.models.layers import sinusoidal_embedding
-from ddpm_torch_ref.models.timesteps import plain_table, shifted_table
+from ddpm_torch_ref.models.layers import timestep_embedding
+from ddpm_torch_ref.models.timesteps import convnext_table, timestep_table
 
-PRECISIONS = pytest.mark.parametrize("precision", ["f64", "f32"])
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
-RGB = {"channels": 3, "image_size": 32, "dim": 32, "dim_mults": (1, 2, 4, 8)}
 
 
 def tensor(rec, tag, shape, precision):
@@ -23,10 +21,6 @@ def tensor(rec, tag, shape, precision):
 
 def draws(rec, tag, count, shape, precision, start=0):
     return [tensor(rec, f"{tag}/{i}", shape, precision) for i in range(start, start + count)]
-
-
-def numbers(array, precision):
-    return np.asarray(array).astype({"f64": np.float64, "f32": np.float32}[precision])
 
 
 def network(name, checkpoint, precision, **options):
@@ -78,20 +72,6 @@ def test_convnext_unet(precision):
             assert_agrees("call", model(x_t), rec[f"eps_m{expansion}_notime"], "neither")
 
 
-def convnext_weights(rec, expansion):
-    """The record lists the shapes of expansion 3 only."""
-    hidden = {"sequential.1.weight": 0, "sequential.1.bias": 0, "sequential.3.weight": 0, "sequential.3.bias": 0}
-    hidden["sequential.4.weight"] = 1
-    shapes = []
-    for name, shape in zip(rec["param_names"].tolist(), rec["param_shapes"].tolist(), strict=True):
-        sides = [int(side) for side in shape.strip("[]").split(",")]
-        for ending, axis in hidden.items():
-            if name.endswith(ending):
-                sides[axis] = sides[axis] * expansion // 3
-        shapes.append(str(sides))
-    return weights({**rec, "param_shapes": np.array(shapes)})
-
-
 @pytest.mark.parametrize(("name", "options"), [("annotated_unet", {}), ("annotated_unet_rgb", RGB)])
 def test_annotated_unet(name, options):
     rec = record(name)
@@ -113,12 +93,12 @@ def test_tables():
     convnext, tiny, annotated = (record(f"{name}_tables") for name in ("convnext", "tiny", "annotated"))
     # These two records are sines of angles that had been rounded to float32: no better than a unit in the angle's last place.
     for ours, recorded, angle in [
-        (shifted_table(500, 112), convnext["position_embeddings"], 501),
-        (plain_table("original", 1000, 100), tiny["sinusoidal_1000_100"], 999),
+        (convnext_table(500, 112), convnext["position_embeddings"], 501),
+        (timestep_table("original", 1000, 100), tiny["sinusoidal_1000_100"], 999),
     ]:
         assert ours.shape == recorded.shape
         assert np.abs(ours - recorded).max() < np.spacing(np.float32(angle))
-    assert_agrees("call", sinusoidal_embedding(torch.arange(200), 28), annotated["sinusoidal_28"], "sinusoidal")
+    assert_agrees("call", timestep_embedding(torch.arange(200), 28), annotated["sinusoidal_28"], "sinusoidal")
     for num_steps in (500, 1000):
         cosine = convnext[f"cosine_{num_steps}"]
         ours = schedules.cosine_unclipped(num_steps).alphas_cumprod

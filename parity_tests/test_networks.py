@@ -1,6 +1,8 @@
 """Every network against its twin: outputs, layers, gradients by input and by parameter, running statistics."""
 
 import copy
+import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from tolerances import WORST
 from twins import make_pair
 
+from ddpm_jax import model_configs as configs
 from ddpm_jax import verify
 from ddpm_jax.verify.kinks import relu_margin
 from ddpm_jax.verify.stages import SMALL
@@ -78,6 +81,14 @@ def assert_agreement(report, dtype):
     for stage, row in report.worst().items():
         WORST[stage, dtype] = max(WORST.get((stage, dtype), (0.0, "")), (row.error, f"{report.title}: {row.name}"))
     assert report.ok, report.table()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_sides_have_the_same_options(name):
+    """Names and defaults: whatever a run's config.json says of its network, the twin can be made of."""
+    ours = {option.name: option.default for option in dataclasses.fields(configs.NETWORKS[name])}
+    _, *theirs = inspect.signature(MODELS[name].__init__).parameters.values()
+    assert ours == {option.name: option.default for option in theirs}
 
 
 def test_every_network_is_here():

@@ -37,6 +37,14 @@ def test_both_sides_know_the_same_choices():
     assert set(get_args(processes.Weighting)) == set(twin_processes.WEIGHTINGS)
 
 
+@pytest.mark.parametrize("loss", ["vlb", "hybrid"])
+def test_both_sides_refuse_the_bound_where_a_chain_does_not_end_at_clean_data(loss):
+    for module, tables in ((processes, schedules), (twin_processes, twin_schedules)):
+        module.GaussianDiffusion(tables.cosine_unclipped(10), loss=loss, learned_variance=True)
+        with pytest.raises(ValueError, match=r"alphas_cumprod\[0\] .* got 0.9999"):
+            module.GaussianDiffusion(tables.linear_inclusive(10), loss=loss, learned_variance=True)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "quadratic", "sigmoid"])
 def test_add_noise(dtype, schedule):
     ours, twin = make(schedule)
@@ -57,7 +65,7 @@ def test_target_and_estimate(dtype, prediction, schedule):
         hat, that = ours.estimate(*one), twin.estimate(*tone)
         assert_close("process", hat.x_0, to_nhwc(that.x_0), f"x_0 at {time}")
         assert_close("process", hat.eps, to_nhwc(that.eps), f"eps at {time}")
-        implied = to_nhwc(twin.implied_noise(*tone))
+        implied = to_nhwc(twin.eps_given_x_0(*tone))
         assert_close("process", ours.eps_given_x_0(*one), implied, f"implied eps at {time}")
 
 

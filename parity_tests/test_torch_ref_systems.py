@@ -6,12 +6,12 @@ import torch
 
 from ddpm_torch_ref import models
 from ddpm_torch_ref.models.annotated_unet import ChannelNorm, LinearAttention
-from ddpm_torch_ref.models.timesteps import plain_table, shifted_table
+from ddpm_torch_ref.models.timesteps import convnext_table, timestep_table
 
 SMALL = {
     "convnext_unet": {"image_size": 16},
     "convnext_unet_224": {"image_size": 32, "num_classes": 3},
-    "tiny_unet": {"image_size": 16, "timestep_table": "sinusoidal"},
+    "tiny_unet": {"image_size": 16, "timestep_table": "sinusoidal", "dim": 5},
     "double_conv_unet": {"dim": 4, "timestep_table": "sinusoidal"},
     "annotated_unet": {"dim": 8, "block": "resnet", "gelu": "exact", "conv_bias": True},
     "conv_net": {"dim": 4},
@@ -61,7 +61,11 @@ def test_the_timestep_table_keeps_double_precision(name):
 
 
 def test_timestep_tables():
-    original, sinusoidal, shifted = plain_table("original", 8, 4), plain_table("sinusoidal", 8, 4), shifted_table(8, 4)
+    original, sinusoidal, shifted = (
+        timestep_table("original", 8, 4),
+        timestep_table("sinusoidal", 8, 4),
+        convnext_table(8, 4),
+    )
     angles = np.array([[i / 10000 ** (2 * j / 4) for j in range(4)] for i in range(8)])
     assert original[6] == pytest.approx(np.sin(angles[6]), rel=1e-14)
     assert original[3] == pytest.approx(np.cos(np.sin(angles[6])), rel=1e-14)  # 1 - 3 = 6 mod 8
@@ -113,11 +117,15 @@ def test_biases_of_the_annotated_unet():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("convnext_unet", {"image_size": 32}, "image_size must be 4 more than a multiple of 12.*got 32"),
+        ("convnext_unet", {"image_size": 32}, r"image_size must come back from the strides \(2, 2, 3\).*got 32"),
         ("convnext_unet", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
-        ("convnext_unet_224", {"image_size": 28}, "image_size must be a multiple of 32.*got 28"),
+        (
+            "convnext_unet_224",
+            {"image_size": 28},
+            r"image_size must come back from the strides \(2, 2, 2, 2, 2\).*got 28",
+        ),
         ("tiny_unet", {"image_size": 28}, "image_size must be a multiple of 8.*got 28"),
-        ("tiny_unet", {"dim": 5}, "dim must be a multiple of 2.*got 5"),
+        ("tiny_unet", {"dim": 0}, "dim must be at least 1; got 0"),
         ("tiny_unet", {"num_steps": 99}, "num_steps must be even.*got 99"),
         (
             "tiny_unet",
@@ -134,7 +142,13 @@ def test_biases_of_the_annotated_unet():
         ("mlp", {"num_steps": 1}, "num_steps must be at least 2.*got 1"),
         ("mlp", {"channels": 1}, "mlp has no option channels; its options are dim, num_steps, data_dim"),
         ("conv_net", {"dim": 0}, "dim must be at least 1; got 0"),
-        ("strided_unet", {"num_classes": 3}, "strided_unet has no option num_classes"),
+        (
+            "strided_unet",
+            {"dim": 3},
+            "strided_unet has no option dim; its options are channels, image_size, num_classes",
+        ),
+        ("strided_unet", {"image_size": 28}, "image_size must be a multiple of 16, for four halvings; got 28"),
+        ("double_conv_unet", {"image_size": 15}, "image_size must be at least 16, for four halvings; got 15"),
         ("strided_unet_conditional", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
     ],
 )

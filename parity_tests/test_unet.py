@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close, relative_error
-from twins import SMALL, compiled, indices, make_pair, normal, to_nchw, to_nhwc
+from twins import SMALL, compiled, forward_and_back, indices, make_pair, normal, to_nchw, to_nhwc
 
 from ddpm_jax import models, weights
 from ddpm_jax.models import layers
@@ -57,7 +57,6 @@ QUICK_IN_FLOAT32 = {"small", "adm"}
 def test_outputs_and_gradients(pair, dtype, config):
     options = CONFIGS[config]
     model, twin = pair("unet", dtype, **options)
-    graphdef, variables = models.split(model)
     size, channels = options.get("image_size", 32), options.get("channels", 3)
     x = normal(dtype, 2, size, size, channels)
     t, tt = indices([3, 971])
@@ -65,15 +64,7 @@ def test_outputs_and_gradients(pair, dtype, config):
     labels, tlabels = indices([classes - 1, 0]) if classes else (None, None)
     pull = normal(dtype, 2, size, size, channels * (2 if options.get("learn_variance") else 1), seed=1)
 
-    @compiled
-    def forward_and_back(params, x, pull):
-        def forward(params, x):
-            return models.apply(graphdef, {"params": params, "batch_stats": {}}, x, t, labels)[0]
-
-        output, back = jax.vjp(forward, params, x)
-        return output, *back(pull)
-
-    output, grads, x_grad = forward_and_back(variables["params"], jnp.asarray(x), jnp.asarray(pull))
+    output, grads, x_grad = forward_and_back(model, x, t, labels, pull)
 
     tx = to_nchw(x).requires_grad_()
     toutput = twin(tx, tt, tlabels)
@@ -103,7 +94,7 @@ def test_any_batch_and_times(batch, first, seed):
 def test_time_embedding(t, half):
     ours, theirs = indices(t)
     embedding = layers.timestep_embedding(ours, 2 * half, jnp.dtype("float64"))
-    assert_close("output", embedding, twin_layers.sinusoidal_embedding(theirs, 2 * half, torch.float64), "embedding")
+    assert_close("output", embedding, twin_layers.timestep_embedding(theirs, 2 * half, torch.float64), "embedding")
 
 
 def test_dropout_changes_the_output_only_while_training(pair):

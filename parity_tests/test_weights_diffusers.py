@@ -17,7 +17,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.numpy import save
 from tolerances import assert_close, relative_error
-from twins import compiled, indices, normal, randomise, to_nchw, to_nhwc
+from twins import compiled, forward_and_back, indices, normal, randomise, to_nchw, to_nhwc
 
 from ddpm_jax import models, samplers, schedules, weights
 from ddpm_jax.cli import main
@@ -204,17 +204,8 @@ def test_outputs_and_gradients(name, dtype, exactly):
     x, (t, tt), (labels, tlabels), pull = inputs(config, dtype)
     model = models.abstract(config)
     weights.load_torch(model, tensors)
-    graphdef, variables = models.split(model)
 
-    @compiled
-    def forward_and_back(params, x, pull):
-        def forward(params, x):
-            return models.apply(graphdef, {"params": params, "batch_stats": {}}, x, t, labels)[0]
-
-        output, back = jax.vjp(forward, params, x)
-        return output, *back(pull)
-
-    output, grads, x_grad = forward_and_back(variables["params"], jnp.asarray(x), jnp.asarray(pull))
+    output, grads, x_grad = forward_and_back(model, x, t, labels, pull)
     tx = to_nchw(x).requires_grad_()
     wanted = theirs(tx, tt, tlabels).sample
     wanted.backward(to_nchw(pull))

@@ -67,6 +67,23 @@ def make_pair(name: str, dtype: str, *, seed: int = 0, **options: Any) -> tuple[
     return model, twin
 
 
+def forward_and_back(
+    model: nnx.Module, x: np.ndarray, t: jax.Array, labels: jax.Array | None, pull: np.ndarray
+) -> tuple[jax.Array, Any, jax.Array]:
+    """A network's output, and what `pull` of it pulls back to the parameters and to the image."""
+    graphdef, variables = models.split(model)
+
+    @compiled
+    def run(params: Any, x: jax.Array, pull: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+        def forward(params: Any, x: jax.Array) -> jax.Array:
+            return models.apply(graphdef, {"params": params, "batch_stats": {}}, x, t, labels)[0]
+
+        output, back = jax.vjp(forward, params, x)
+        return output, *back(pull)
+
+    return run(variables["params"], jnp.asarray(x), jnp.asarray(pull))
+
+
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """jax.jit for the many programs that run only a few times: what takes long is to optimise them."""
     return jax.jit(function, compiler_options=once(), **options)

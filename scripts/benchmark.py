@@ -1,4 +1,4 @@
-"""The same as `ddpm benchmark`."""
+"""`ddpm benchmark` for those who prefer a script: python scripts/benchmark.py … takes the same arguments."""
 
 import sys
 

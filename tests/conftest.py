@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -48,6 +49,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with unoptimised():  # as are the programs that it is compared with
         assert main(["train", "digits", *TINY.split(), "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Any:
+    """A copy of the finished run, opened, which may be written to."""
+    from ddpm_jax.training import open_run
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    return open_run(tmp_path / "run")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small data sets on disk for the tests of ddpm_jax.data."""
+"""Small data sets on disk for the tests of ddpm_jax.data, and the batches made of them."""
 
 import gzip
 import io
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ddpm_jax import data
 
 
 def write_idx(path: Path, array: np.ndarray, *, magic: int | None = None, cut=0, declare=None) -> Path:
@@ -66,3 +68,12 @@ def write_tfds(root: Path, name: str, size: int, *, labelled=True, file_format="
         filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
         check_data=False,
     )
+
+
+def take(source, count, **options):
+    """The first `count` batches of a small pipeline."""
+    iterator = data.batches(source, **{"shape": (4, 4, 1), "num_threads": 2, **options})
+    try:
+        return [next(iterator) for _ in range(count)]
+    finally:
+        iterator.close()

@@ -1,14 +1,18 @@
+"""ddpm_jax.benchmark: what is measured of whom, in turn, and how it is told."""
+
 import dataclasses
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from ddpm_jax import benchmark
-from ddpm_jax.benchmark import timing
+from ddpm_jax.benchmark import side_by_side, timing
 from ddpm_jax.cli import main
 from ddpm_jax.errors import UserError
+from ddpm_jax.presets import SYSTEMS
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +69,17 @@ def test_the_files(report, tmp_path):
 def test_contenders_take_turns():
     order = []
     calls = {name: timing.Call(lambda name=name: order.append(name), 1) for name in "ab"}
-    timings = timing.alternate(calls, seconds=1e-9, least=3)
+    timings = timing.alternate(calls, seconds=1e-9, turn=0.0, least=3)
     assert order == ["a", "b"] * 5
     assert len(timings["a"].later) == 3
+
+
+def test_a_turn_goes_on_and_leaves_its_first_call_out():
+    naps = iter([0.2, 0.01, 0.01, 0.01, 0.1, 9.0])
+    call = timing.Call(lambda: time.sleep(next(naps)), 1)
+    assert 0.01 <= call.seconds(turn=0.25) < 0.1
+    assert next(naps) == 9.0
+    assert timing.Call(lambda: time.sleep(0.02), 1).seconds() >= 0.02
 
 
 def test_ratios_are_of_pairs():
@@ -83,13 +95,29 @@ def test_presets_and_their_batches():
     assert benchmark.workload("convnext_unet").batches()["label"].max() < 10
 
 
+def test_heavy_networks_are_measured_by_name_alone(monkeypatch, capsys):
+    """As the help says, which names them."""
+    asked = []
+    monkeypatch.setattr(benchmark, "benchmark", lambda works, **_: asked.extend(works) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["benchmark"])
+    assert [work.name for work in asked] == list(benchmark.LIGHT)
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in SYSTEMS if name not in benchmark.LIGHT) and len(benchmark.LIGHT) == 7
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nonsense"], "a network or a preset; got 'nonsense'"),
         (["mlp", "--precision", "tf32"], "tf32 belongs to NVIDIA GPUs"),
         (["mlp", "--batch-size", "0"], "batch_size must be at least 1; got 0"),
-        (["mlp", "--seconds", "0"], "seconds must be positive"),
+        (["mlp", "--sample-size", "0"], "sample_size must be at least 1; got 0"),
+        (["mlp", "--sample-steps", "0"], "sample.steps must be at least 1; got 0"),
+        (["mlp", "--seconds", "0"], "seconds must be positive; got 0"),
+        (["mlp", "--seconds", "nan"], "seconds must be positive; got nan"),
         (["mlp", "--sampler", "unipc", "--what", "sample"], None),
     ],
 )
@@ -123,6 +151,6 @@ def test_out_of_memory(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
-    monkeypatch.setattr(benchmark, "alternate", fail)
+    monkeypatch.setattr(side_by_side, "alternate", fail)
     with pytest.raises(UserError, match=r"mlp forward: 64 examples do not fit into memory. Try --batch-size 32"):
-        benchmark.benchmark([benchmark.workload("mlp", batch_size=64)], what=["forward"])
+        benchmark.benchmark([benchmark.workload("mlp", batch_size=64)], what=["forward"], against=())

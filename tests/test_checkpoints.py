@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from run_checks import assert_same_bits
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -35,17 +36,6 @@ def state_of(rows=3, columns=2, *, step=0, seed=0):
     return replace(moved, step=jnp.int32(step))
 
 
-def leaves(state):
-    return [np.array(leaf) for leaf in jax.tree.leaves(state)]
-
-
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(leaves(found), leaves(expected), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
 def test_round_trip(tmp_path):
     """Every leaf with its dtype, into arrays or into shapes alone; the newest unless a step is named."""
     states = {step: state_of(step=step, seed=step) for step in (3, 7)}
@@ -54,8 +44,8 @@ def test_round_trip(tmp_path):
             checkpoints.save(state)
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step == 7
-        assert_same(checkpoints.restore(state_of()), states[7])
-        assert_same(checkpoints.restore(jax.eval_shape(state_of), step=3), states[3])
+        assert_same_bits(checkpoints.restore(state_of()), states[7])
+        assert_same_bits(checkpoints.restore(jax.eval_shape(state_of), step=3), states[3])
 
 
 def test_the_newest_n_are_kept(tmp_path):
@@ -72,7 +62,7 @@ def test_a_step_that_is_there_stays(tmp_path):
         checkpoints.save(first)
         checkpoints.save(second)
     with Checkpoints(tmp_path / "c") as checkpoints:
-        assert_same(checkpoints.restore(first), first)
+        assert_same_bits(checkpoints.restore(first), first)
 
 
 def test_reading_deletes_nothing(tmp_path):
@@ -131,7 +121,7 @@ def test_donation_does_not_reach_what_is_being_written(tmp_path):
         jax.block_until_ready(state)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(later))
     with Checkpoints(tmp_path / "c") as checkpoints:
-        assert_same(checkpoints.restore(jax.eval_shape(lambda: state_of(2000, 1000))), twin)
+        assert_same_bits(checkpoints.restore(jax.eval_shape(lambda: state_of(2000, 1000))), twin)
 
 
 # Damage, and the checkpoint before it ------------------------------------------------------------------------------
@@ -162,12 +152,12 @@ def test_one_flipped_bit_anywhere_is_found_and_the_one_before_is_used(tmp_path):
         named = "step 7 in .*" if path.name == "manifest.json" else f"step 7 in .*{path.relative_to(folder / '7')}"
         with Checkpoints(folder) as checkpoints:
             with pytest.warns(UserWarning, match=f"{named}.* Going back to step 3"):
-                assert_same(checkpoints.restore(state_of()), state_of(step=3, seed=3))
+                assert_same_bits(checkpoints.restore(state_of()), state_of(step=3, seed=3))
             with pytest.raises(UserError, match=named):
                 checkpoints.restore(state_of(), step=7)
         path.write_bytes(healthy)
     with Checkpoints(folder) as checkpoints:
-        assert_same(checkpoints.restore(state_of()), state_of(step=7, seed=7))
+        assert_same_bits(checkpoints.restore(state_of()), state_of(step=7, seed=7))
 
 
 @pytest.mark.parametrize("what", ["manifest.json", "_CHECKPOINT_METADATA", "state/_METADATA", "state", "more"])
@@ -209,7 +199,7 @@ def test_a_damaged_one_is_replaced_when_its_step_comes_again(tmp_path):
         checkpoints.save(state_of(step=7, seed=8))
     assert steps_in(folder) == [5, 7]
     with Checkpoints(folder) as checkpoints:
-        assert_same(checkpoints.restore(state_of()), state_of(step=7, seed=8))
+        assert_same_bits(checkpoints.restore(state_of()), state_of(step=7, seed=8))
 
 
 def test_what_a_killed_run_left_is_cleared_away_by_the_next(tmp_path):
@@ -248,10 +238,10 @@ def test_checkpoints_of_before_manifests_are_read(tmp_path):
     for step in (3, 7):
         as_format_1(folder / str(step))
     with Checkpoints(folder) as checkpoints:
-        assert_same(checkpoints.restore(state_of()), state_of(step=7, seed=7))
+        assert_same_bits(checkpoints.restore(state_of()), state_of(step=7, seed=7))
     shutil.rmtree(folder / "7" / "state")
     with Checkpoints(folder) as checkpoints, pytest.warns(UserWarning, match="step 7 .* Going back to step 3"):
-        assert_same(checkpoints.restore(state_of()), state_of(step=3, seed=3))
+        assert_same_bits(checkpoints.restore(state_of()), state_of(step=3, seed=3))
 
 
 def test_a_format_of_later_is_refused_by_its_number(tmp_path):

@@ -186,6 +186,55 @@ def test_a_damaged_run_folder(ddpm, tmp_path, text, shown):
     refused(ddpm("sample", tmp_path), shown)
 
 
+# Resuming -------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_needs_no_options_again(ddpm, finished_run, killed_run):
+    """Those of its config.json are the defaults, not the preset's; it ends with the bits of the run that was left alone."""
+    folder = killed_run(8)
+    status, out, err = ddpm("train", "digits", "--out", folder, "--resume")
+    assert status == 0 and "step 8 to 12" in out, err
+    assert open_run(folder).config == open_run(finished_run).config
+    for name in ("samples.npz", "metrics.jsonl"):
+        assert (folder / name).is_file()
+    with np.load(folder / "samples.npz") as found, np.load(finished_run / "samples.npz") as expected:
+        np.testing.assert_array_equal(found["images"], expected["images"])
+
+
+def test_options_are_laid_over_those_of_the_run(ddpm, killed_run):
+    folder = killed_run(12)
+    status, out, err = ddpm("train", "digits", f"--out={folder}", "--resume", "--train.steps", 14, "--sample.num", 12)
+    assert status == 0 and "step 12 to 14" in out, err
+    config = open_run(folder).config
+    assert (config.train.steps, config.sample.num, config.train.lr, config.model.dim) == (14, 12, 0.01, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ("digits --train.lr 0.5", r"train\.lr: 0\.01 in the run, 0\.5 now"),
+        ("digits --data.source spiral", r"holds points|data\.source: 'digits' in the run, 'spiral' now"),
+        ("digits --train.label-dropout 0.1", r"train\.label_dropout: 0\.0 in the run, 0\.1 now"),
+        ("digits --data.no-labels", r"data\.labels: True in the run, False now"),
+        ("digits --train.learning-rate 1", "--train.learning-rate"),
+        ("spiral", "is a run of the network unet, and the preset spiral is of mlp"),
+    ],
+)
+def test_what_a_resumed_run_refuses(ddpm, finished_run, options, shown):
+    before = (finished_run / "config.json").read_bytes()
+    refused(ddpm("train", *options.split(), "--out", finished_run, "--resume"), shown)
+    assert (finished_run / "config.json").read_bytes() == before
+
+
+def test_data_that_has_grown_is_noticed(ddpm, killed_run):
+    """By the length of an epoch, which is taken from the data unless it is given."""
+    folder = killed_run(12)
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"epoch_steps": 225', '"epoch_steps": 7'))
+    refused(ddpm("train", "digits", "--out", folder, "--resume"), r"train\.epoch_steps: 7 in the run, 225 now")
+    assert ddpm("train", "digits", "--out", folder, "--resume", "--train.epoch-steps", 7)[0] == 0
+
+
 # Sampling -------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +313,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
     found = re.search(r"interrupted; step (\d+) is saved\. Go on with:\n  (ddpm train .* --resume)\n", out)
     assert found, out
     step, command = int(found[1]), found[2]
+    assert command == f"ddpm train digits --out '{folder}' --resume"  # the rest is in config.json
     assert step >= 3 and open_run(folder).load()[2] == step
     _, *again = shlex.split(command)
     assert cli.main([*again, "--train.steps", str(step + 2)]) == 0
@@ -290,7 +340,7 @@ def test_programs_are_kept_between_commands(monkeypatch, tmp_path, capsys):
     assert cli.main(["--version"]) == 0 and names[0] not in os.environ
 
 
-def test_scripts(finished_run, tiny, tmp_path):
+def test_scripts(finished_run, tmp_path):
     """scripts/train.py and scripts/sample.py take the arguments of the command and hand on its exit status."""
 
     def script(name, *arguments):
@@ -299,14 +349,13 @@ def test_scripts(finished_run, tiny, tmp_path):
             capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=tmp_path,
         )  # fmt: skip
 
-    refused = script("train.py", "digits", *tiny, "--out", finished_run)
-    assert refused.returncode == 2 and "--resume" in refused.stderr and "Traceback" not in refused.stderr
+    refused = script("train.py", "digits", "--train.lr", "-1", "--out", "run")
+    assert refused.returncode == 2 and "train.lr must be positive" in refused.stderr
+    assert "Traceback" not in refused.stderr
     sampled = script("sample.py", finished_run, "--num", 10, "--labels", 4, "--out", "drawn")
     assert sampled.returncode == 0, sampled.stderr
     with np.load(tmp_path / "drawn" / "samples.npz") as archive:
         assert list(archive["labels"]) == [4] * 10
-    wrong = script("sample.py", "nowhere")
-    assert wrong.returncode == 2 and "nowhere does not exist" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_another_interruption_is_no_traceback(ddpm, monkeypatch):

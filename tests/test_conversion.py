@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from run_checks import state_in
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax import samplers
 from ddpm_jax.cli import main
 from ddpm_jax.conversion import convert
 from ddpm_jax.errors import UserError
-from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.run import open_run
 from ddpm_jax.weights import from_original, read_tensors, write_tensors
 from ddpm_jax.weights.originals import NETWORKS
@@ -21,12 +21,6 @@ from ddpm_jax.weights.originals import NETWORKS
 torch = pytest.importorskip("torch")
 
 SUFFIXES = [".safetensors", ".npz", ".pt", ".pth"]
-
-
-def state_of(folder):
-    run = open_run(folder)
-    with Checkpoints(run.checkpoint_folder) as checkpoints:
-        return checkpoints.restore(run.abstract_state())
 
 
 def original(name):
@@ -69,7 +63,7 @@ def test_what_of_a_run_is_written(finished_run, exported):
         assert {f"exp_avg.{key}", f"exp_avg_sq.{key}"} <= set(state)
     assert int(state["step"]) == 12
     assert any((ema[key] != params[key]).any() for key in ema)
-    kernel = state_of(finished_run).ema_params["conv_in"]["kernel"]
+    kernel = state_in(finished_run).ema_params["conv_in"]["kernel"]
     np.testing.assert_array_equal(ema["conv_in.weight"], np.asarray(kernel).transpose(3, 2, 0, 1))
 
 
@@ -89,7 +83,7 @@ def test_a_run_made_of_weights_draws_the_same_samples(finished_run, exported, tm
     model = open_run(finished_run).config.model
     target = tmp_path / "run"
     assert convert(exported[which], target, model) == [target]
-    before, after = state_of(finished_run), state_of(target)
+    before, after = state_in(finished_run), state_in(target)
     leaves = {"ema": lambda state: state.ema_params, "state": lambda state: state}[which]
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), leaves(before), leaves(after)))
     assert int(after.step) == (12 if which == "state" else 0)
@@ -110,7 +104,7 @@ def run_labels(run):
 
 def test_the_parameters_alone_become_both(finished_run, exported, tmp_path):
     convert(exported["params"], tmp_path / "run", open_run(finished_run).config.model)
-    before, after = state_of(finished_run), state_of(tmp_path / "run")
+    before, after = state_in(finished_run), state_in(tmp_path / "run")
     for tree in (after.params, after.ema_params):
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before.params, tree))
 
@@ -132,7 +126,7 @@ def test_an_originals_checkpoint(tmp_path, suffix):
     assert run.config.model == config
     assert (run.config.process.schedule, run.config.process.num_steps) == ("linear", 1000)
     assert run.config.sample.sampler == "ancestral" and run.config.sample.clip is None
-    one, other = state_of(tmp_path / "from_ours"), state_of(tmp_path / "from_theirs")
+    one, other = state_in(tmp_path / "from_ours"), state_in(tmp_path / "from_theirs")
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
     kernel = np.asarray(one.ema_params["conv_out"]["kernel"])
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), theirs["conv_out.weight"])
@@ -148,7 +142,7 @@ def test_running_statistics_and_classes_come_along(tmp_path):
     run = open_run(tmp_path / "run")
     assert run.class_names == tuple("0123456789")
     assert run.process.schedule.first == 1 and run.process.schedule.num_steps == 400
-    state = state_of(tmp_path / "run")
+    state = state_in(tmp_path / "run")
     np.testing.assert_array_equal(state.batch_stats["down"][0]["norm"]["var"], theirs["dconv_down1.1.running_var"])
     convert(tmp_path / "run", tmp_path / "ours.npz")
     ours = read_tensors(tmp_path / "ours.npz")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -24,13 +23,6 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    """A copy of the finished run, to be written to."""
-    shutil.copytree(finished_run, tmp_path / "run")
-    return open_run(tmp_path / "run")
 
 
 @pytest.fixture

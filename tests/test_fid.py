@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -35,13 +34,6 @@ class Projection:
 def projected(monkeypatch):
     monkeypatch.setattr(inception, "NUM_FEATURES", 6)
     monkeypatch.setattr(inception, "load_extractor", lambda path: Projection())
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    """A copy of the finished run, to be written to."""
-    shutil.copytree(finished_run, tmp_path / "run")
-    return open_run(tmp_path / "run")
 
 
 @pytest.fixture
@@ -203,12 +195,15 @@ def test_by_the_command(run, capsys, tmp_path):
         ("--fid --num 3", "num must be at least 4, and is better 10,000; got 3"),
         ("--fid --fid-save a.npz --fid-reference b.npz", "fid_save .* give one of them"),
         ("--fid --fid-save stats.pkl", r"fid_save must be an \.npz file; got stats\.pkl"),
+        ("--fid --fid-save FILE/stats.npz", "FILE cannot be written to: Not a directory"),
         ("--fid --fid-reference nowhere.npz", r"nowhere\.npz does not exist"),
         ("--fid --held-out npz:nowhere.npz", r"nowhere\.npz: no such file"),
     ],
 )
-def test_mistakes_before_sampling(finished_run, capsys, monkeypatch, options, shown):
+def test_mistakes_before_sampling(finished_run, tmp_path, capsys, monkeypatch, options, shown):
     monkeypatch.setattr(fid, "draw_batches", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("")
     assert cli.main(["evaluate", str(finished_run), *options.split()]) == 2
     assert re.search(shown, capsys.readouterr().err)
 

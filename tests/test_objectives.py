@@ -3,10 +3,10 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
+from run_checks import assert_same_bits, refusal, state_in
 
 from ddpm_jax import cli, presets
 from ddpm_jax.data import open_source
@@ -15,23 +15,12 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.pictures import fitting, plot
 from ddpm_jax.presets import ProcessConfig
 from ddpm_jax.training import open_run, train
-from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import read_metrics
 from ddpm_jax.training.objective import process_of
 
 
 def ddpm(*arguments):
     return cli.main([str(argument) for argument in arguments])
-
-
-def refusal(capsys, *arguments):
-    capsys.readouterr()
-    try:
-        status = ddpm(*arguments)
-    except SystemExit as error:  # the parser's own
-        status = error.code
-    assert status == 2
-    return " ".join(capsys.readouterr().err.split())
 
 
 def images_of(path):
@@ -67,8 +56,7 @@ def test_everything_at_once(rich_run, tmp_path):
     run = open_run(rich_run)
     assert run.config.model.num_classes == 11 and len(run.class_names) == 10
     assert run.inputs.null_label == 10 and run.inputs.self_conditioned and run.process.learned_variance
-    with Checkpoints(run.checkpoint_folder) as checkpoints:
-        history = checkpoints.restore(run.abstract_state()).loss_history
+    history = state_in(rich_run).loss_history
     assert int(history.counts.sum()) > 0 and (history.counts <= 10).all()
     assert all(np.isfinite(line["loss"]) for line in read_metrics(rich_run))
     assert (
@@ -87,13 +75,7 @@ def test_the_history_of_losses_is_resumed(rich_run, tmp_path):
     shutil.rmtree(folder / "checkpoints" / "12")
     run = open_run(folder)
     assert train(run.config, folder, resume=True).step == 12
-    states = []
-    for path in (rich_run, folder):
-        run = open_run(path)
-        with Checkpoints(run.checkpoint_folder) as checkpoints:
-            states.append(checkpoints.restore(run.abstract_state()))
-    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_bits(state_in(folder), state_in(rich_run))
 
 
 def test_bits_per_dimension(rich_run, capsys):

@@ -1,11 +1,13 @@
 """Runs of points, epochs, classes, fine-tuning and pictures: what the presets of the five systems are made of."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from run_checks import assert_same_bits, refusal, state_in
 
 from ddpm_jax import cli, presets
 from ddpm_jax.conversion import convert
@@ -21,17 +23,6 @@ SMALL = """
 POINTS = SMALL.split()
 
 
-def refusal(capsys, *arguments):
-    """What the command says, in one line, when it ends with status 2."""
-    capsys.readouterr()
-    try:
-        status = cli.main([str(argument) for argument in arguments])
-    except SystemExit as error:  # the parser's own
-        status = error.code
-    assert status == 2
-    return " ".join(capsys.readouterr().err.split())
-
-
 @pytest.fixture(scope="module")
 def points_run(tmp_path_factory):
     """20 steps on 100 points of a spiral, five steps a call; not to be changed."""
@@ -42,16 +33,6 @@ def points_run(tmp_path_factory):
 
 def losses_of(folder):
     return {line["step"]: line["loss"] for line in read_metrics(folder)}
-
-
-def weights_of(folder):
-    return open_run(folder).load_variables(ema=True)[0]["params"]["layers"]
-
-
-def assert_same(a, b):
-    for layer in a:
-        for name in a[layer]:
-            np.testing.assert_array_equal(a[layer][name], b[layer][name])
 
 
 # Points ---------------------------------------------------------------------------------------------------------
@@ -81,9 +62,17 @@ def test_points_are_resumed_bit_for_bit(points_run, tmp_path):
     config = open_run(points_run).config
     half = replace(config, train=replace(config.train, epochs=2))
     train(half, tmp_path / "run")
-    train(config, tmp_path / "run", resume=True)
+    assert cli.main(["train", "spiral", "--out", str(tmp_path / "run"), "--resume", "--train.epochs", "4"]) == 0
+    assert open_run(tmp_path / "run").config == config
     assert losses_of(tmp_path / "run") == losses_of(points_run)
-    assert_same(weights_of(tmp_path / "run"), weights_of(points_run))
+    assert_same_bits(state_in(tmp_path / "run"), state_in(points_run))
+
+
+def test_a_run_in_epochs_may_go_on_in_steps(points_run, tmp_path):
+    shutil.copytree(points_run, tmp_path / "run")
+    assert cli.main(["train", "spiral", "--out", str(tmp_path / "run"), "--resume", "--train.steps", "25"]) == 0
+    config = open_run(tmp_path / "run").config.train
+    assert (config.steps, config.epochs) == (25, None) and list(losses_of(tmp_path / "run"))[-1] == 25
 
 
 def test_points_and_images_do_not_mix(tmp_path, capsys):
@@ -176,9 +165,14 @@ def test_a_finetuned_run_is_resumed_without_its_origin(points_run, tmp_path):
     assert tuned.run.scaling == origin.scaling  # that of the spiral: what the weights know
     half = replace(config, train=replace(config.train, epochs=2))
     finetune(origin, half, tmp_path / "again")
+    shutil.copytree(tmp_path / "again", tmp_path / "command")
     train(config, tmp_path / "again", resume=True)
-    assert_same(weights_of(tmp_path / "again"), weights_of(tmp_path / "tuned"))
+    assert_same_bits(state_in(tmp_path / "again"), state_in(tmp_path / "tuned"))
     assert open_run(tmp_path / "again").origin == open_run(tmp_path / "tuned").origin
+    # by the command, whose defaults are those of the run that is resumed
+    options = ["--out", str(tmp_path / "command"), "--resume", "--train.epochs", "4"]
+    assert cli.main(["finetune", str(points_run), *options]) == 0
+    assert_same_bits(state_in(tmp_path / "command"), state_in(tmp_path / "tuned"))
 
 
 @pytest.mark.parametrize(

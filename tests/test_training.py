@@ -1,230 +1,20 @@
-"""ddpm_jax.training: the step in closed form, and whole runs: resumed, interrupted by errors, conditional and not."""
+"""Whole runs of ddpm_jax.training: resumed, interrupted by errors, conditional and not, of folders of images."""
 
-import dataclasses
 import json
-import math
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from data_builders import write_image
-from flax import nnx
 from PIL import Image
+from run_checks import assert_same_bits, state_in
 
-from ddpm_jax import cli, data, models, schedules
+from ddpm_jax import cli, data, models
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import TrainConfig
-from ddpm_jax.processes import GaussianDiffusion
-from ddpm_jax.training import (
-    create_state,
-    learning_rate,
-    make_optimizer,
-    open_run,
-    train,
-    train_step,
-    train_steps,
-    update,
-)
-from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training import open_run, train, train_step
 from ddpm_jax.training.metrics import read_metrics
-
-# Closed forms on a network of one number ------------------------------------------------------------------------
-
-
-class Scale(nnx.Module):
-    """(x_t, t) -> a * dropout(x_t)."""
-
-    def __init__(self, *, rate=0.0, a=2.0, rngs):
-        self.a = nnx.Param(jnp.array(a))
-        self.dropout = nnx.Dropout(rate)
-
-    def __call__(self, x_t, t, labels=None, *, rngs=None):
-        return self.a[...] * self.dropout(x_t, rngs=rngs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Bare(GaussianDiffusion):
-    """No noise and no target: the loss of an example is the mean of what the network makes of it."""
-
-    def loss_per_example(self, predict, x_0, noise, t):
-        return predict(x_0, t).mean(axis=tuple(range(1, x_0.ndim)))
-
-
-BARE = Bare(schedules.create("linear", 10))
-
-
-def run_scale(config, steps, *, x_0=3.0, rate=0.0):
-    """States and metrics of so many steps of Scale on images that are x_0 everywhere; d loss / d a = x_0."""
-    model = Scale(rate=rate, rngs=nnx.Rngs(0))
-    state = create_state(model, make_optimizer(config))
-    graphdef, _ = models.split(model, training=True)
-    batch = {"x_0": np.full((4, 10, 10, 1), x_0, np.float32)}
-    history = []
-    for _ in range(steps):
-        state, metrics = train_step(state, batch, jax.random.key(0), graphdef=graphdef, process=BARE, config=config)
-        history.append(jax.tree.map(np.array, (state, metrics)))
-    return history
-
-
-def test_adam_loss_and_gradient():
-    """The gradient is constant, so that every step of Adam is lr long; loss and norm are those before the step."""
-    history = run_scale(TrainConfig(lr=0.25, grad_clip=None), 3)
-    for k, (state, metrics) in enumerate(history):
-        assert state.step == k + 1
-        assert state.params["a"] == pytest.approx(2 - 0.25 * (k + 1), rel=1e-5)
-        assert metrics["loss"] == pytest.approx(3 * (2 - 0.25 * k), rel=1e-5)
-        assert metrics["grad_norm"] == pytest.approx(3, rel=1e-5)
-
-
-@pytest.mark.parametrize(("clip", "seen"), [(None, 3.0), (0.5, 0.5), (100.0, 3.0)])
-def test_gradients_are_clipped_before_adam(clip, seen):
-    """Adam's first moment is a tenth of the clipped gradient; the metric shows the gradient as it was."""
-    ((state, metrics),) = run_scale(TrainConfig(grad_clip=clip), 1)
-    (adam,) = (part for part in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(part))
-    assert adam.mu["a"] == pytest.approx(0.1 * seen, rel=1e-5)
-    assert metrics["grad_norm"] == pytest.approx(3, rel=1e-5)
-
-
-def _is_adam(node):
-    return isinstance(node, optax.ScaleByAdamState)
-
-
-def test_the_average_warms_up():
-    """Decay (1 + k) / (10 + k) after k updates, until it reaches the config's: 1/10, 2/11, 3/12, then 0.3."""
-    expected = 2.0
-    decays = [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3, 0.3]
-    history = run_scale(TrainConfig(lr=0.25, ema_decay=0.3), len(decays))
-    for (state, _), decay in zip(history, decays, strict=True):
-        expected = decay * expected + (1 - decay) * float(state.params["a"])
-        assert state.ema_params["a"] == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("config", "rates"),
-    [
-        (TrainConfig(lr=0.5), {0: 0.5, 7: 0.5, 10**6: 0.5}),
-        (TrainConfig(lr=0.5, warmup_steps=10), {0: 0, 1: 0.05, 5: 0.25, 10: 0.5, 10**6: 0.5}),
-        (
-            TrainConfig(lr=0.5, steps=100, lr_decay="cosine"),
-            {0: 0.5, 25: 0.25 * (1 + math.sqrt(0.5)), 50: 0.25, 100: 0},
-        ),
-        (
-            TrainConfig(lr=0.5, steps=110, warmup_steps=10, lr_decay="cosine"),
-            {0: 0, 5: 0.25, 10: 0.5, 60: 0.25, 85: 0.25 * (1 - math.sqrt(0.5)), 110: 0},
-        ),
-        (TrainConfig(lr=0.5, steps=100, lr_decay="cosine", lr_end=0.1), {0: 0.5, 50: 0.3, 100: 0.1, 10**6: 0.1}),
-        (
-            TrainConfig(lr=0.5, steps=None, epochs=4, epoch_steps=25, lr_decay="cosine_by_epoch", lr_end=0.1),
-            {
-                0: 0.5,
-                24: 0.5,
-                25: 0.3 + 0.2 * math.sqrt(0.5),
-                49: 0.3 + 0.2 * math.sqrt(0.5),
-                50: 0.3,
-                74: 0.3,
-                100: 0.1,
-            },
-        ),
-    ],
-)
-def test_learning_rates(config, rates):
-    rate = learning_rate(config)
-    for step, expected in rates.items():
-        assert float(rate(step)) == pytest.approx(expected, rel=1e-5, abs=1e-8)
-
-
-def test_the_learning_rate_reaches_the_parameters():
-    """The first step of a warm-up is 0 long, the next lr / 4, lr / 2, ..."""
-    history = run_scale(TrainConfig(lr=0.4, warmup_steps=4), 6)
-    moved = -np.diff([2.0, *(float(state.params["a"]) for state, _ in history)])
-    np.testing.assert_allclose(moved, [0, 0.1, 0.2, 0.3, 0.4, 0.4], atol=1e-5)
-
-
-@pytest.mark.parametrize("x_0", [3.0, -0.2])
-def test_adam_is_forgotten_at_every_epoch(x_0):
-    """With gradients that rise by a half in each step Adam's step differs by age; every second one is a first step again."""
-    config = TrainConfig(lr=0.1, grad_clip=None, reset_optimizer=True, epoch_steps=2)
-    sizes = {}
-    for reset in (True, False):
-        model = Scale(rngs=nnx.Rngs(0))
-        graphdef, _ = models.split(model, training=True)
-        options = {"graphdef": graphdef, "process": BARE, "config": replace(config, reset_optimizer=reset)}
-        state, before, sizes[reset] = create_state(model, make_optimizer(config)), 2.0, []
-        for k in range(6):
-            x = jnp.full((4, 10, 10, 1), x_0 * 1.5**k)
-            state, _ = update(state, x, x, jnp.zeros(4, int), None, None, **options)
-            sizes[reset].append(before - float(state.params["a"]))
-            before = float(state.params["a"])
-    np.testing.assert_allclose(sizes[True][::2], 0.1 * np.sign(x_0), rtol=1e-4)  # a first step is as long as the rate
-    np.testing.assert_allclose(sizes[True][1::2], sizes[True][1], rtol=1e-4)
-    assert abs(sizes[False][2] / 0.1) != pytest.approx(1, rel=1e-2)
-
-
-def test_several_steps_in_one_call_are_the_same_steps():
-    config = TrainConfig(lr=0.1, ema_decay=0.5)
-
-    def fresh():
-        return create_state(Scale(rate=0.3, rngs=nnx.Rngs(0)), make_optimizer(config))
-
-    graphdef, _ = models.split(Scale(rate=0.3, rngs=nnx.Rngs(0)), training=True)
-    options = {"graphdef": graphdef, "process": BARE, "config": config}
-    batches = {"x_0": np.random.default_rng(0).normal(size=(5, 4, 3, 3, 1)).astype(np.float32)}
-    together, metrics = train_steps(fresh(), batches, jax.random.key(1), **options)
-    state, losses = fresh(), []
-    for k in range(5):
-        batch = {"x_0": batches["x_0"][k]}
-        state, found = train_step(state, batch, jax.random.key(1), **options)
-        losses.append(float(found["loss"]))
-    assert int(together.step) == 5
-    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, state)
-
-
-def test_dropout_is_drawn_anew_at_every_step():
-    """The loss is a times the share of pixels kept, over 1 - rate; that share changes and its mean is right."""
-    config = TrainConfig(lr=1e-30)
-    losses = np.array([metrics["loss"] for _, metrics in run_scale(config, 20, x_0=1.0, rate=0.25)])
-    kept = losses / 2 * 0.75 * 400
-    np.testing.assert_allclose(kept, np.rint(kept), atol=0.01)  # whole pixels
-    assert len(set(np.rint(kept))) > 10
-    assert abs(losses.mean() / 2 - 1) < 4 * math.sqrt(0.25 / 0.75 / 400 / 20)
-    again = [metrics["loss"] for _, metrics in run_scale(config, 20, x_0=1.0, rate=0.25)]
-    np.testing.assert_array_equal(losses, again)
-
-
-def test_noise_and_times_differ_by_step_and_by_seed():
-    """With the network at 0 the loss is the mean square of the noise itself."""
-    config, process = TrainConfig(lr=1e-30), GaussianDiffusion(schedules.create("linear", 10))
-    batch = {"x_0": np.zeros((4, 10, 10, 1), np.float32)}
-    losses = []
-    for seed in (0, 1):
-        model = Scale(a=0.0, rngs=nnx.Rngs(0))
-        graphdef, _ = models.split(model, training=True)
-        state, key = create_state(model, make_optimizer(config)), jax.random.key(seed)
-        for _ in range(3):
-            state, metrics = train_step(state, batch, key, graphdef=graphdef, process=process, config=config)
-            losses.append(float(metrics["loss"]))
-    assert len(set(losses)) == 6
-    np.testing.assert_allclose(losses, 1, atol=5 * math.sqrt(2 / 400))
-
-
-def test_compute_dtype_leaves_the_state_alone():
-    """Everything kept stays in float32; in bfloat16 the product 3 * 1.001 falls on the grid of 2^-6 numbers between 2 and 4."""
-    config = TrainConfig(lr=1e-30, dtype="bfloat16")
-    model = Scale(a=1.001, rngs=nnx.Rngs(0))
-    graphdef, _ = models.split(model, training=True)
-    state = create_state(model, make_optimizer(config))
-    x_0 = jnp.full((4, 2, 2, 1), 3.0)
-    state, metrics = update(
-        state, x_0, x_0, jnp.zeros(4, jnp.int32), None, None, graphdef=graphdef, process=BARE, config=config
-    )
-    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
-    assert metrics["loss"] == 3.0 and metrics["loss"].dtype == jnp.float32
-    assert state.params["a"] == np.float32(1.001)
-
 
 # The real network -----------------------------------------------------------------------------------------------
 
@@ -253,18 +43,6 @@ def test_the_loss_falls_and_the_state_is_donated(finished_run):
     assert all(donated)
 
 
-def final_state(folder, step=None):
-    run = open_run(folder)
-    with Checkpoints(run.checkpoint_folder) as checkpoints:
-        return checkpoints.restore(run.abstract_state(), step)
-
-
-def assert_same_states(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(np.array(a), np.array(b))
-
-
 def losses_of(folder):
     return [(line["step"], line["loss"], line["grad_norm"]) for line in read_metrics(folder)]
 
@@ -288,9 +66,9 @@ def test_what_a_run_leaves(finished_run):
 
 def test_samples_come_from_the_average(finished_run):
     _, variables, step = open_run(finished_run).load()
-    state = final_state(finished_run)
+    state = state_in(finished_run)
     assert step == 12
-    assert_same_states(variables["params"], state.ema_params)
+    assert_same_bits(variables["params"], state.ema_params)
     different = [
         np.any(np.array(a) != b) for a, b in zip(*map(jax.tree.leaves, (state.params, state.ema_params)), strict=True)
     ]
@@ -303,8 +81,8 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(finished_run, killed_run, s
     folder = killed_run(step)
     assert losses_of(folder) == losses_of(finished_run)  # what the killed run had written is there to be forgotten
     outcome = train(open_run(folder).config, folder, resume=True)
-    assert outcome.step == 12 and not outcome.interrupted
-    assert_same_states(final_state(folder), final_state(finished_run))
+    assert outcome.step == 12 and outcome.stopped_by is None
+    assert_same_bits(state_in(folder), state_in(finished_run))
     assert losses_of(folder) == losses_of(finished_run)
     with np.load(folder / "samples.npz") as found, np.load(finished_run / "samples.npz") as expected:
         np.testing.assert_array_equal(found["images"], expected["images"])
@@ -325,10 +103,10 @@ def test_a_finished_run_resumed_is_left_as_it_is(finished_run, killed_run, capsy
     """Nothing is trained; the pictures, if somebody deleted them, are drawn again."""
     folder = killed_run(12)
     outcome = train(open_run(folder).config, folder, resume=True)
-    assert outcome.step == 12 and not outcome.interrupted
+    assert outcome.step == 12 and outcome.stopped_by is None
     assert "step 12 to 12" in capsys.readouterr().out
     assert losses_of(folder) == losses_of(finished_run)
-    assert_same_states(final_state(folder), final_state(finished_run))
+    assert_same_bits(state_in(folder), state_in(finished_run))
     assert (folder / "samples.png").is_file() and (folder / "denoising.gif").is_file()
 
 
@@ -359,7 +137,7 @@ def test_more_steps_and_other_logging_are_accepted(killed_run):
         ("model", {"dim": 8}, r"model\.dim: 4 in the run, 8 now"),
         ("data", {"flip": False}, r"data\.flip: True in the run, False now"),
         ("process", {"schedule": "linear"}, r"process\.schedule: 'cosine' in the run, 'linear' now"),
-        ("data", {"labels": False}, "classes"),
+        ("data", {"labels": False}, r"data\.labels: True in the run, False now"),
     ],
 )
 def test_another_config_is_not_resumed(finished_run, part, change, shown):
@@ -415,7 +193,7 @@ def test_overwrite_starts_anew(finished_run, killed_run):
     (folder / "old.txt").write_text("left behind")
     train(open_run(folder).config, folder, overwrite=True)
     assert not (folder / "old.txt").exists()
-    assert_same_states(final_state(folder), final_state(finished_run))
+    assert_same_bits(state_in(folder), state_in(finished_run))
 
 
 def test_a_mistake_with_overwrite_costs_nothing(finished_run, killed_run):
@@ -427,7 +205,7 @@ def test_a_mistake_with_overwrite_costs_nothing(finished_run, killed_run):
             train(with_train(config, **change), folder, overwrite=True)
     with pytest.raises(UserError, match="labels must lie in"):
         train(replace(config, model=replace(config.model, num_classes=9)), folder, overwrite=True)
-    assert_same_states(final_state(folder), final_state(finished_run))
+    assert_same_bits(state_in(folder), state_in(finished_run))
 
 
 def test_nothing_to_resume(finished_run, tmp_path):
@@ -464,9 +242,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(exploded):
 def test_bfloat16_computes_and_float32_remembers(exploded, finished_run):
     """Every leaf is kept in float32; the loss of a trained state is float32's up to bfloat16's digits, not to the last one."""
     folder, _ = exploded
-    assert {leaf.dtype for leaf in jax.tree.leaves(final_state(folder))} == {np.dtype("float32"), np.dtype("int32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state_in(folder))} == {np.dtype("float32"), np.dtype("int32")}
     batch = next(data.batches(data.open_source("digits"), shape=(8, 8, 1), batch_size=8))
-    trained, losses = final_state(finished_run), []
+    trained, losses = state_in(finished_run), []
     for run in (open_run(folder), open_run(finished_run)):
         state = jax.tree.map(lambda leaf: jnp.array(np.array(leaf)), trained)  # a copy, for it is consumed
         state, metrics = step_of(run)(state, batch)
@@ -519,10 +297,10 @@ def test_an_unreadable_image_stops_the_run_where_it_can_go_on(finished_run, flat
     path, whole = damage(flat_folder, config, step=4)
     with pytest.raises(UserError, match=f"{path.name}: not a readable image.*--data.on-bad-image skip"):
         train(config, tmp_path / "run")
-    assert int(final_state(tmp_path / "run").step) == 3
+    assert int(state_in(tmp_path / "run").step) == 3
     path.write_bytes(whole)
     assert train(config, tmp_path / "run", resume=True).step == 5
-    assert_same_states(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
+    assert_same_bits(state_in(tmp_path / "run"), state_in(tmp_path / "undisturbed"))
 
 
 def test_unreadable_images_are_skipped_when_asked(finished_run, flat_folder, tmp_path, capsys):
@@ -545,7 +323,7 @@ def test_no_labels_on_data_with_classes(finished_run, tmp_path, tiny):
     folder = tmp_path / "run"
     assert cli.main(["train", "digits", *tiny, "--data.no-labels", "--train.steps", "5", "--out", str(folder)]) == 0
     assert open_run(folder).class_names == ()
-    assert not any("class_embed" in str(path) for path, _ in jax.tree.leaves_with_path(final_state(folder).params))
+    assert not any("class_embed" in str(path) for path, _ in jax.tree.leaves_with_path(state_in(folder).params))
 
 
 def test_own_images_of_any_size_and_kind(tmp_path, tiny, capsys):

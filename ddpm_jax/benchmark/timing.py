@@ -10,6 +10,8 @@ import numpy as np
 
 REST = 0.05
 """Seconds between contenders: until the threads of the one before have stopped waiting for more work."""
+TURN = 0.25
+"""Seconds that a turn lasts at least, call after call, as in training: threads that slept take a while to reach their cores."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Contender(Protocol):
         """Images (or points) that come of it: those of a batch times its updates, or samples."""
         ...
 
-    def seconds(self) -> float:
-        """Do it once; how long it took."""
+    def seconds(self, turn: float = 0.0) -> float:
+        """Do it until `turn` seconds have passed, at least once; the median time of a call, without the first if there are more."""
         ...
 
     def facts(self) -> Facts:
@@ -53,11 +55,14 @@ class Call:
     facts: Callable[[], Facts] = Facts
     """See `Contender`."""
 
-    def seconds(self) -> float:
+    def seconds(self, turn: float = 0.0) -> float:
         """See `Contender`."""
-        begun = time.perf_counter()
-        self.run()
-        return time.perf_counter() - begun
+        marks = [time.perf_counter()]
+        while len(marks) == 1 or marks[-1] - marks[0] < turn:
+            self.run()
+            marks.append(time.perf_counter())
+        calls = np.diff(marks)
+        return float(np.median(calls[1:] if len(calls) > 1 else calls))
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Timing:
     first: float
     """The first call: compilation and its execution."""
     later: tuple[float, ...]
-    """Those after, round by round."""
+    """A call of each turn after, round by round."""
 
     @property
     def median(self) -> float:
@@ -81,18 +86,20 @@ class Timing:
         return float(low), float(high)
 
 
-def alternate(calls: Mapping[str, Contender], *, seconds: float, least: int = 5, most: int = 50) -> dict[str, Timing]:
-    """Time calls in turn for about `seconds` in all, `least` to `most` rounds; the first two calls of each are apart.
+def alternate(
+    calls: Mapping[str, Contender], *, seconds: float, turn: float = TURN, least: int = 5, most: int = 50
+) -> dict[str, Timing]:
+    """Have contenders take turns for about `seconds` in all, `least` to `most` rounds; the first two calls of each are apart.
 
     What JAX, torch.compile and cuDNN prepare happens in a first call, and now and then in a second.
     """
     first = {name: _seconds(call) for name, call in calls.items()}
-    round_s = sum(_seconds(call) for call in calls.values())
+    round_s = sum(max(_seconds(call), turn) for call in calls.values())
     rounds = int(np.clip(seconds / round_s, least, most))
     later: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            later[name].append(_seconds(call))
+            later[name].append(_seconds(call, turn))
     return {name: Timing(first[name], tuple(later[name])) for name in calls}
 
 
@@ -101,6 +108,6 @@ def ratios(ours: Timing, theirs: Timing) -> list[float]:
     return [b / a for a, b in zip(ours.later, theirs.later, strict=True)]
 
 
-def _seconds(call: Contender) -> float:
+def _seconds(call: Contender, turn: float = 0.0) -> float:
     time.sleep(REST)
-    return call.seconds()
+    return call.seconds(turn)

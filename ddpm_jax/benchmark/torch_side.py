@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -75,10 +74,7 @@ class TorchSide:
 
     def _twin(self) -> Any:
         config = self.work.config.model
-        name = configs.name_of(config)
-        known = inspect.signature(self.twins.models.MODELS[name].__init__).parameters
-        # a network that takes images of any size is not told theirs
-        return self.twins.models.create(name, **{key: value for key, value in vars(config).items() if key in known})
+        return self.twins.models.create(configs.name_of(config), **vars(config))
 
     def _fast(self, model: Any) -> Any:
         return self.torch.compile(model) if self.name == "torch.compile" else model

@@ -49,9 +49,9 @@ class Worker:
         self._process.join()
         self._connection.close()
 
-    def seconds(self) -> float:
-        """Do the work once; how long it took."""
-        return self._ask("seconds")
+    def seconds(self, turn: float = 0.0) -> float:
+        """See `timing.Contender`."""
+        return self._ask(turn)
 
     def facts(self) -> Facts:
         """See `Call.facts`."""
@@ -86,8 +86,8 @@ def _serve(connection: Any, name: str, device: str) -> None:
         except EOFError:
             return
         try:
-            if question == "seconds":
-                answer: Any = call.seconds()
+            if isinstance(question, float):
+                answer: Any = call.seconds(question)
             elif question == "facts":
                 answer = call.facts()
             else:

@@ -20,6 +20,11 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """tf32: float32 numbers whose products are rounded to 10 bits of mantissa, on NVIDIA GPUs since 2020. bfloat16: the network
 computes in it, parameters and optimiser stay in float32."""
 
+HEAVY = frozenset({"unet", "double_conv_unet", "rms_unet", "convnext_unet_224"})
+"""Networks of 1 to 57 GFLOP an image: a walk of all their steps takes a laptop minutes to hours."""
+LIGHT = tuple(name for name in SYSTEMS if name not in HEAVY)
+"""The others, of which none takes more than 0.6: what is measured where no name is given."""
+
 BATCH = 16
 """Examples in a batch of a network that is named without a preset; the author's own for points."""
 STACK = 100
@@ -98,6 +103,8 @@ def workload(
         config = Preset(DataConfig(), model, process, dataclasses.replace(trained, batch_size=size), sample)
     else:
         raise UserError(f"what is measured must be a network or a preset; got {name!r}. See ddpm --help.")
+    if sample_size is not None and sample_size < 1:
+        raise UserError(f"sample_size must be at least 1; got {sample_size}.")
     train = dataclasses.replace(config.train, epoch_steps=config.train.epoch_steps or 1_000)
     if batch_size is not None:
         train = dataclasses.replace(train, batch_size=batch_size)

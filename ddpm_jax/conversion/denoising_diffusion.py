@@ -53,6 +53,11 @@ def from_file(
     return model, ours, process, SampleConfig("ancestral", variance="learned" if model.learn_variance else "posterior")
 
 
+def spread_betas(num_steps: int) -> dict[str, float]:
+    """The ends of linear betas that are those of 1,000 steps, spread over the number of steps: OpenAI's too."""
+    return {"beta_start": 0.1 / num_steps, "beta_end": 20 / num_steps}
+
+
 def _told(process: ProcessConfig, objective: str) -> ProcessConfig:
     # their weights: those of x_0's error by SNR, except for the noise's, which are 1
     options: dict[str, Any] = {"weighting": "none" if objective == "pred_noise" else "snr"}
@@ -62,8 +67,7 @@ def _told(process: ProcessConfig, objective: str) -> ProcessConfig:
 def _process(path: Path, tables: Mapping[str, np.ndarray], objective: str | None) -> ProcessConfig:
     betas = tables["betas"].astype(np.float64)
     num_steps = len(betas)
-    # their linear betas are those of 1,000 steps, spread over the number of steps
-    ends = {"beta_start": 0.1 / num_steps, "beta_end": 20 / num_steps}
+    ends = spread_betas(num_steps)
     for name in SCHEDULES.values():
         options: dict[str, Any] = ends if name == "linear" else {}
         if name == "linear" and num_steps < 20:

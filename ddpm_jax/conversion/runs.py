@@ -28,8 +28,12 @@ def from_run(run: Run, which: Which = "ema") -> dict[str, np.ndarray]:
     if which == "state":
         return arrays
     part = "ema." if which == "ema" else "model."
-    statistics = {key[6:]: array for key, array in arrays.items() if key.startswith("model.") and "running_" in key}
-    return statistics | {key[len(part) :]: array for key, array in arrays.items() if key.startswith(part)}
+    statistics = {
+        key.removeprefix("model."): array
+        for key, array in arrays.items()
+        if key.startswith("model.") and "running_" in key
+    }
+    return statistics | {key.removeprefix(part): array for key, array in arrays.items() if key.startswith(part)}
 
 
 def to_run(

@@ -101,7 +101,7 @@ class FolderSource:
         warnings.warn(f"{file}: not a readable image ({error}); skipped.", stacklevel=3)
 
 
-class Archive:
+class ZipReader:
     """Reads members of a zip archive, opened once in every process; nothing is unpacked.
 
     Raises:
@@ -173,7 +173,7 @@ def open_zip(path: Path, on_bad_image: str = "stop") -> FolderSource:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; zip:PATH needs an archive of images.")
-    archive = Archive(path)
+    archive = ZipReader(path)
     names = [name for name in archive.names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
     wrapped = {name.split("/")[0] for name in names if _is_image(name)}
     around = f"{wrapped.pop()}/" if len(wrapped) == 1 else ""

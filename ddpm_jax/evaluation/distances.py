@@ -113,6 +113,11 @@ def check_rows(**arrays: np.ndarray) -> list[np.ndarray]:
     return found
 
 
+def blocks(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """The rows in turn, `size` at a time."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def _polynomial_mmd(a: np.ndarray, b: np.ndarray) -> float:
     within_a, within_b, between = (_cubic(a, a), _cubic(b, b), _cubic(a, b))
     n = len(a)

@@ -16,8 +16,8 @@ from ddpm_jax.evaluation import inception
 from ddpm_jax.evaluation.distances import frechet_of_moments, kernel_distance
 from ddpm_jax.evaluation.manifolds import precision_recall
 from ddpm_jax.evaluation.moments import Moments, Reference, Sums, read_reference, write_reference
-from ddpm_jax.evaluation.report import Evaluation, Metric, facts_of, fitted, open_data, order_of
-from ddpm_jax.files import write_atomically
+from ddpm_jax.evaluation.report import Evaluation, Metric, facts_of, fitted, open_data, order_of, save
+from ddpm_jax.files import check_writable
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
@@ -98,7 +98,8 @@ def evaluate_fid(
     held against. num_real: images of that data looked at, at most; None: all. layout: the devices that draw the samples.
 
     Raises:
-        UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4 samples.
+        UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4
+            samples; a folder that cannot be written to.
     """
     _check(run, config, reference, save_reference)
     labels, (graphdef, variables, step) = run.labels(config.num), run.load(layout)
@@ -131,14 +132,10 @@ def evaluate_fid(
     if held.kept is not None:
         facts["KID, precision, recall"] = f"of {len(samples.kept)} samples and {len(held.kept)} real; k = {NEIGHBOURS}"
     evaluation = Evaluation(_metrics(samples, held), facts, {})
-    path = run.folder / "fid.json"
-    if not launch.is_first():
-        return evaluation, path
-    if save_reference is not None:
+    if save_reference is not None and launch.is_first():
         about = f"{held.told}; {features.told}; {inception.RESIZE}"
         write_reference(save_reference, held.moments, about)
-    text = evaluation.json()
-    return evaluation, write_atomically(path, lambda temporary: temporary.write_text(text))
+    return evaluation, save(run, "fid.json", evaluation.json())
 
 
 def _check(run: Run, config: SampleConfig, reference: Path | None, save_reference: Path | None) -> None:
@@ -152,6 +149,8 @@ def _check(run: Run, config: SampleConfig, reference: Path | None, save_referenc
         )
     if save_reference is not None and save_reference.suffix != ".npz":
         raise UserError(f"fid_save must be an .npz file; got {save_reference}.")
+    for folder in (run.folder, *([] if save_reference is None else [save_reference.parent])):
+        check_writable(folder)
     if config.num < inception.NUM_FEATURES:
         warnings.warn(
             f"FID of {config.num} samples is too large, by an amount that depends on their count: take 10,000 or more, "

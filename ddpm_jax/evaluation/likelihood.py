@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax import bound, launch, models, samplers
+from ddpm_jax import bound, models, samplers
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.report import load_images, open_data
-from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.evaluation.report import load_images, open_data, save
+from ddpm_jax.files import check_writable
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion, Predict, Variance
@@ -167,8 +167,7 @@ def evaluate_likelihood(
         float(of_prior.mean()),
         tuple(float(value) for value in of_terms.mean(axis=1)),
     )
-    path, text = run.folder / "likelihood.json", found.json()
-    return found, write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
+    return found, save(run, "likelihood.json", found.json())
 
 
 def _images(run: Run, num: int, seed: int, held_out: str | None) -> tuple[np.ndarray, np.ndarray | None, str]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.distances import check_rows
+from ddpm_jax.evaluation.distances import blocks, check_rows
 
 _BLOCK = 1000
 
@@ -40,15 +40,11 @@ def _share(points: np.ndarray, centres: np.ndarray, neighbours: int) -> float:
     """The share of the points that lie in one ball or more."""
     # the nearest centre of a centre is itself, hence the index
     radii = np.concatenate(
-        [np.partition(_squares(block, centres), neighbours, axis=1)[:, neighbours] for block in _blocks(centres)]
+        [np.partition(_squares(block, centres), neighbours, axis=1)[:, neighbours] for block in blocks(centres, _BLOCK)]
     )
     return float(
-        np.mean(np.concatenate([(_squares(block, centres) <= radii).any(axis=1) for block in _blocks(points)]))
+        np.mean(np.concatenate([(_squares(block, centres) <= radii).any(axis=1) for block in blocks(points, _BLOCK)]))
     )
-
-
-def _blocks(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.distances import check_rows
+from ddpm_jax.evaluation.distances import blocks, check_rows
 
 _BLOCK = 512
 _MEDIAN_OF = 2000
@@ -53,7 +53,7 @@ def mmd(a: np.ndarray, b: np.ndarray, *, bandwidth: float | None = None) -> floa
     n, m = len(a), len(b)
     a, b = (points / (np.sqrt(2) * bandwidth) for points in (a, b))
     within_a, within_b = _pair_sum(a) / (n * (n - 1)), _pair_sum(b) / (m * (m - 1))
-    between = sum(_kernel(x, y).sum() for x in _blocks(a) for y in _blocks(b)) / (n * m)
+    between = sum(_kernel(x, y).sum() for x in blocks(a, _BLOCK) for y in blocks(b, _BLOCK)) / (n * m)
     return float(within_a + within_b - 2 * between)
 
 
@@ -62,16 +62,12 @@ def _median_distance(points: np.ndarray) -> float:
     return float(np.median(pdist(chosen)))
 
 
-def _blocks(points: np.ndarray) -> list[np.ndarray]:
-    return [points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK)]
-
-
 def _pair_sum(points: np.ndarray) -> float:
     """The kernel over all ordered pairs of different points: twice what lies above the diagonal."""
-    total, blocks = 0.0, _blocks(points)
-    for index, block in enumerate(blocks):
+    total, parts = 0.0, blocks(points, _BLOCK)
+    for index, block in enumerate(parts):
         total += np.triu(_kernel(block, block), 1).sum()
-        total += sum(_kernel(block, later).sum() for later in blocks[index + 1 :])
+        total += sum(_kernel(block, later).sum() for later in parts[index + 1 :])
     return 2 * total
 
 

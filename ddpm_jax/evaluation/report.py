@@ -1,6 +1,7 @@
 """Evaluate a run: draw samples, hold them against real data, and real data against itself; write what was found."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,26 @@ def evaluate_run(
         UserError: no checkpoint, data that is gone, too few images or samples, a folder that cannot be written to.
     """
     check_writable(run.folder)
-    measure = _of_images if run.holds_images else _of_points
-    evaluation = measure(run, config, seed, batch_size, num_real, held_out, layout)
-    path, text = run.folder / "evaluation.json", evaluation.json()
-    return evaluation, write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
+    graphdef, variables, step = run.load(layout)
+    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
+
+    def drawn(labels: np.ndarray | None) -> np.ndarray:
+        return draw(run, graphdef, variables, labels, config.num, **options).values
+
+    if run.holds_images:
+        metrics, by_class, told = _of_images(run, config.num, drawn, seed, num_real, held_out)
+    elif held_out is None:
+        metrics, by_class, told = _of_points(run, config.num, drawn, seed)
+    else:
+        raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
+    evaluation = Evaluation(tuple(metrics), facts_of(run, config, step, seed) | told, by_class)
+    return evaluation, save(run, "evaluation.json", evaluation.json())
+
+
+def save(run: Run, name: str, text: str) -> Path:
+    """Write a file into the run folder, from the first process alone; returns its path."""
+    path = run.folder / name
+    return write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
 
 
 def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
@@ -102,32 +119,23 @@ def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, 
     return facts | {"data": run.config.data.source}
 
 
-def _of_points(
-    run: Run,
-    config: SampleConfig,
-    seed: int,
-    batch_size: int,
-    num_real: int,
-    held_out: str | None,
-    layout: Layout,
-) -> Evaluation:
-    if held_out is not None:
-        raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
+Found = tuple[list[Metric], dict[str, float], dict[str, str]]
+"""Metrics, class agreement by class, and what they were held against."""
+
+
+def _of_points(run: Run, num: int, drawn: Callable[[None], np.ndarray], seed: int) -> Found:
     source = run.open_source()
     if not isinstance(source, data.PointSource):
         raise UserError(f"{run.folder} is a run of points, and its data {source.name!r} holds images.")
-    graphdef, variables, step = run.load(layout)
-    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
-    drawn = draw(run, graphdef, variables, None, config.num, **options)
+    samples = drawn(None)
     reference, *others = (
-        data.PointSource(source.shape, config.num, HELD_OUT_SEED + seed + k).points for k in range(1 + REAL_PAIRS)
+        data.PointSource(source.shape, num, HELD_OUT_SEED + seed + k).points for k in range(1 + REAL_PAIRS)
     )
-    metrics = tuple(
-        Metric(name, distance(drawn.values, reference), float(np.mean([distance(x, reference) for x in others])))
+    metrics = [
+        Metric(name, distance(samples, reference), float(np.mean([distance(x, reference) for x in others])))
         for name, distance in (("sliced_wasserstein", sliced_wasserstein), ("mmd_squared", mmd))
-    )
-    splits = f"{config.num} points drawn anew; real data: mean of {REAL_PAIRS} other sets of them"
-    return Evaluation(metrics, facts_of(run, config, step, seed) | {"held out": splits}, {})
+    ]
+    return metrics, {}, {"held out": f"{num} points drawn anew; real data: mean of {REAL_PAIRS} other sets of them"}
 
 
 @dataclass(frozen=True)
@@ -143,27 +151,23 @@ class _Real:
 
 def _of_images(
     run: Run,
-    config: SampleConfig,
+    num: int,
+    drawn: Callable[[np.ndarray | None], np.ndarray],
     seed: int,
-    batch_size: int,
     num_real: int,
     held_out: str | None,
-    layout: Layout,
-) -> Evaluation:
-    labels = run.labels(config.num)
+) -> Found:
+    labels = run.labels(num)
     classes = run.config.data.classes
     count = len(classes or run.class_names)
-    if labels is not None and config.num < count:
-        raise UserError(f"num must be at least {count}, one sample for each class; got {config.num}.")
-    graphdef, variables, step = run.load(layout)
+    if labels is not None and num < count:
+        raise UserError(f"num must be at least {count}, one sample for each class; got {num}.")
     real = _real(run, seed, num_real, held_out)
-    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
-    drawn = draw(run, graphdef, variables, labels, config.num, **options)
-    images = drawn.values
+    images = drawn(labels)
     if labels is None and len(classes) == 1:
-        labels = np.full(config.num, real.names.index(classes[0]))  # what a run of one class is asked for
+        labels = np.full(num, real.names.index(classes[0]))  # what a run of one class is asked for
 
-    metrics, by_class = [], {}
+    metrics, by_class = [], dict[str, float]()
     if len(real.names) > 1:
         print(f"a classifier of {len(real.train[0]):,} real images is trained, unless it is in the cache", flush=True)
         classifier = cached_classifier(*real.train, len(real.names), seed=seed)
@@ -178,7 +182,7 @@ def _of_images(
             metrics.append(Metric(name, *pair))
     nearest = (float(np.median(nearest_distances(x, real.train[0]))) for x in (images, real.test[0]))
     metrics.append(Metric("nearest_training_image", *nearest))
-    return Evaluation(tuple(metrics), facts_of(run, config, step, seed) | {"real images": real.told}, by_class)
+    return metrics, by_class, {"real images": real.told}
 
 
 def _kernel_distance(a: np.ndarray, b: np.ndarray) -> float:

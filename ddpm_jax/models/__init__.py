@@ -11,17 +11,19 @@ from flax import nnx
 from ddpm_jax import model_configs as configs
 from ddpm_jax.compilation import once
 from ddpm_jax.models.annotated_unet import AnnotatedUNet
+from ddpm_jax.models.conv_net import ConvNet
 from ddpm_jax.models.convnext_unet import ConvNeXtUNet
 from ddpm_jax.models.double_conv_unet import DoubleConvUNet
-from ddpm_jax.models.functional import Variables, apply, merge, split
+from ddpm_jax.models.functional import Model, Variables, apply, merge, parts, predictor, split
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.models.rms_unet import RMSUNet
-from ddpm_jax.models.strided_unet import ConvNet, StridedUNet
+from ddpm_jax.models.strided_unet import StridedUNet
 from ddpm_jax.models.tiny_unet import TinyUNet
 from ddpm_jax.models.unet import UNet
 
 __all__ = [
     "MODELS",
+    "Model",
     "UNet",
     "Variables",
     "abstract",
@@ -31,6 +33,8 @@ __all__ = [
     "create",
     "merge",
     "num_params",
+    "parts",
+    "predictor",
     "split",
 ]
 

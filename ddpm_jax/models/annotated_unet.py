@@ -62,7 +62,7 @@ class ResNetBlock(nnx.Module):
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
-class Level(nnx.Module):
+class Stage(nnx.Module):
     """Two blocks, then attention."""
 
     def __init__(self, block1: nnx.Module, block2: nnx.Module, attention: nnx.Module):
@@ -121,15 +121,15 @@ class AnnotatedUNet(nnx.Module):
                 rngs=rngs,
             )
 
-        def level(in_dim: int, out_dim: int) -> Level:
-            return Level(block(in_dim, out_dim), block(out_dim, out_dim), LinearAttention(out_dim, rngs=rngs))
+        def stage(in_dim: int, out_dim: int) -> Stage:
+            return Stage(block(in_dim, out_dim), block(out_dim, out_dim), LinearAttention(out_dim, rngs=rngs))
 
         widths = [config.dim // 3 * 2, *(config.dim * mult for mult in config.dim_mults)]
         pairs = list(itertools.pairwise(widths))
         deepest, inner = widths[-1], HEADS * HEAD_DIM
         self.conv_in = conv(config.channels, widths[0], 7, rngs=rngs)
         self.time_mlp = TimeMLP(config.dim, time_dim, gelu=gelu, rngs=rngs)
-        self.down = nnx.List([level(wide, wider) for wide, wider in pairs])
+        self.down = nnx.List([stage(wide, wider) for wide, wider in pairs])
         self.downsamples = nnx.List(
             [conv(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs) for _, wide in pairs[:-1]]
         )
@@ -140,7 +140,7 @@ class AnnotatedUNet(nnx.Module):
             num_heads=HEADS,
         )
         self.middle = Middle(block(deepest, deepest), block(deepest, deepest), attention)
-        self.up = nnx.List([level(2 * wider, wide) for wide, wider in reversed(pairs[1:])])
+        self.up = nnx.List([stage(2 * wider, wide) for wide, wider in reversed(pairs[1:])])
         self.upsamples = nnx.List(
             [
                 conv_transpose(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs)
@@ -161,12 +161,12 @@ class AnnotatedUNet(nnx.Module):
         """Predict from x_t (B, H, W, C) at timesteps t (B,). It knows no classes."""
         time = self.time_mlp(t, x_t.dtype)
         x, skips = self.conv_in(x_t), []
-        for index, level in enumerate(self.down):
-            x = level(x, time)
+        for index, stage in enumerate(self.down):
+            x = stage(x, time)
             skips.append(x)
             if index < len(self.downsamples):
                 x = self.downsamples[index](x)
         x = self.middle(x, time)
-        for level, upsample in zip(self.up, self.upsamples, strict=True):
-            x = upsample(level(jnp.concatenate([x, skips.pop()], axis=-1), time))
+        for stage, upsample in zip(self.up, self.upsamples, strict=True):
+            x = upsample(stage(jnp.concatenate([x, skips.pop()], axis=-1), time))
         return self.conv_out(self.block_out(x))

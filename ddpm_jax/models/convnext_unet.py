@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
 from ddpm_jax.models.layers import Attention, Image, Resized
-from ddpm_jax.models.tables import convnext_table, look_up
+from ddpm_jax.models.timesteps import convnext_table, look_up
 from ddpm_jax.models.torch_style import conv, conv_transpose, gelu, group_norm, linear
 
 

@@ -1,4 +1,4 @@
-"""Convolutions with gradients that are fast on CPU as well: the one place where the platform matters.
+"""Convolutions with gradients that are fast on CPU as well.
 
 XLA's CPU compiler is slow at four things: a depthwise convolution; a kernel larger than the image; the gradients of a
 transposed convolution; and every gradient of a convolution within `lax.scan`, whose body keeps layouts that its fast

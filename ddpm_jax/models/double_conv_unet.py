@@ -6,8 +6,7 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.layers import Image, Resized
-from ddpm_jax.models.tables import look_up, timestep_table
-from ddpm_jax.models.tiny_unet import TimeProj
+from ddpm_jax.models.timesteps import TimeProj, look_up, timestep_table
 from ddpm_jax.models.torch_style import BatchNorm, conv, conv_transpose
 
 
@@ -26,7 +25,7 @@ class DoubleConv(nnx.Module):
         return nnx.relu(self.norm2(self.conv2(x)))
 
 
-class Down(nnx.Module):
+class DownStage(nnx.Module):
     """The time added to what comes in, halved where asked for, then a double convolution."""
 
     def __init__(self, in_dim: int, out_dim: int, time_dim: int, *, pool: bool, rngs: nnx.Rngs):
@@ -40,7 +39,7 @@ class Down(nnx.Module):
         return self.block(nnx.max_pool(x, (2, 2), strides=(2, 2)) if self.pool else x)
 
 
-class Up(nnx.Module):
+class UpStage(nnx.Module):
     """The time added to what comes in, doubled, joined with the skip, then a double convolution."""
 
     def __init__(self, in_dim: int, time_dim: int, *, rngs: nnx.Rngs):
@@ -64,11 +63,11 @@ class DoubleConvUNet(nnx.Module):
         widths = [config.dim * 2**level for level in range(5)]
         self.down = nnx.List(
             [
-                Down(wide, wider, config.time_dim, pool=level > 0, rngs=rngs)
+                DownStage(wide, wider, config.time_dim, pool=level > 0, rngs=rngs)
                 for level, (wide, wider) in enumerate(zip([config.channels, *widths[:-1]], widths, strict=True))
             ]
         )
-        self.up = nnx.List([Up(width, config.time_dim, rngs=rngs) for width in reversed(widths[1:])])
+        self.up = nnx.List([UpStage(width, config.time_dim, rngs=rngs) for width in reversed(widths[1:])])
         self.conv_out = conv(config.dim, config.channels, 1, rngs=rngs)
 
     def __call__(
@@ -84,10 +83,10 @@ class DoubleConvUNet(nnx.Module):
             timestep_table(self.config.num_steps, self.config.time_dim, self.config.timestep_table), t, x_t.dtype
         )
         x, skips = x_t, []
-        for level in self.down:
-            x = level(x, time)
+        for down in self.down:
+            x = down(x, time)
             skips.append(x)
         skips.pop()
-        for stage in self.up:
-            x = stage(x, skips.pop(), time)
+        for up in self.up:
+            x = up(x, skips.pop(), time)
         return self.conv_out(x)

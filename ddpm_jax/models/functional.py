@@ -1,5 +1,6 @@
 """A network as a pure function of plain pytrees, so that jit never sees a module."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,9 @@ from ddpm_jax.models.remat import rematerialise
 Variables = dict[str, Any]
 """{"params": nested dict of arrays, "batch_stats": the same for running statistics, empty where a network has none}."""
 
+Model = nnx.Module | tuple[nnx.GraphDef, Variables]
+"""A network, or what `split` made of it."""
+
 
 def split(model: nnx.Module, *, training: bool = False, remat: bool = False) -> tuple[nnx.GraphDef, Variables]:
     """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch.
@@ -23,6 +27,11 @@ def split(model: nnx.Module, *, training: bool = False, remat: bool = False) -> 
         rematerialise(view)  # a copy of the modules: the model stays as it is
     graphdef, params, batch_stats = nnx.split(view, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     return graphdef, {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+
+
+def parts(model: Model) -> tuple[nnx.GraphDef, Variables]:
+    """A network's structure and arrays for evaluation, where it is not taken apart yet."""
+    return split(model) if isinstance(model, nnx.Module) else model
 
 
 def merge(graphdef: nnx.GraphDef, variables: Variables) -> Any:
@@ -55,3 +64,16 @@ def apply(
     output = model(x, t, labels, rngs=rngs)
     batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
     return output.astype(jnp.result_type(x_t)), batch_stats
+
+
+def predictor(
+    graphdef: nnx.GraphDef, variables: Variables, labels: Int[Array, "b"] | None = None, *, dtype: Any = None
+) -> Callable[..., jax.Array]:
+    """The network as a sampler sees it, (x_t, t) -> output, for these labels, or for others passed as a third argument."""
+
+    def predict(
+        x_t: Float[Array, "b *shape"], t: Num[Array, "b"], labels: Int[Array, "b"] | None = labels
+    ) -> Float[Array, "b *out"]:
+        return apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
+
+    return predict

@@ -185,23 +185,27 @@ class Attention(nnx.Module):
 class Downsample(nnx.Module):
     """Halve the image: 3x3 convolution of stride 2, padded at the bottom and right only, as TensorFlow's SAME does.
 
-    pad_all_sides: padded all around, as improved DDPM does.
+    pad_all_sides: padded all around, as improved DDPM does. A ResBlock may stand in: time and rngs are not used.
     """
 
     def __init__(self, dim: int, *, pad_all_sides: bool = False, rngs: nnx.Rngs):
         self.conv = conv(dim, dim, 3, stride=2, padding=(1, 1) if pad_all_sides else (0, 1), rngs=rngs)
 
-    def __call__(self, x: Image) -> Float[Array, "b h//2 w//2 c"]:
+    def __call__(
+        self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h//2 w//2 c"]:
         """(B, H, W, C) -> (B, H / 2, W / 2, C)."""
         return self.conv(x)
 
 
 class Upsample(nnx.Module):
-    """Double the image: nearest neighbour, then a 3x3 convolution."""
+    """Double the image: nearest neighbour, then a 3x3 convolution; time and rngs are not used (a ResBlock may stand in)."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.conv = conv(dim, dim, 3, rngs=rngs)
 
-    def __call__(self, x: Image) -> Float[Array, "b 2*h 2*w c"]:
+    def __call__(
+        self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b 2*h 2*w c"]:
         """(B, H, W, C) -> (B, 2 H, 2 W, C)."""
         return self.conv(double_nearest(x))

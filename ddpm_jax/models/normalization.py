@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-Image = Float[Array, "b h w c"]
+from ddpm_jax.models.convolution import Image
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

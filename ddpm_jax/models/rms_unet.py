@@ -93,11 +93,38 @@ def _attend_linearly(
     return jnp.einsum("bnde,bndp->bnep", context, q)
 
 
-class Level(nnx.Module):
-    """Two blocks, attention, and the convolution on the way to the next size."""
+class DownStage(nnx.Module):
+    """Two blocks, attention, and the convolution that leads on; after pixel-unshuffling where it `halves`."""
 
-    def __init__(self, block1: ResBlock, block2: ResBlock, attention: MemoryAttention, resample: nnx.Conv):
+    def __init__(
+        self, block1: ResBlock, block2: ResBlock, attention: MemoryAttention, resample: nnx.Conv, *, halves: bool
+    ):
         self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
+        self.halves = halves
+
+    def __call__(self, x: Image, time: Vector, rngs: nnx.Rngs | None) -> tuple[Image, Image, Resized]:
+        """(B, H, W, C) -> both skips, of the same shape, and what leads on, of half the size where it is halved."""
+        first = self.block1(x, time, rngs)
+        second = self.attention(self.block2(first, time, rngs))
+        on = rearrange(second, "b (h p) (w q) c -> b h w (c p q)", p=2, q=2) if self.halves else second
+        return first, second, self.resample(on)
+
+
+class UpStage(nnx.Module):
+    """Two blocks, each with a skip, attention, and the convolution that leads on; after doubling, nearest, where it `doubles`."""
+
+    def __init__(
+        self, block1: ResBlock, block2: ResBlock, attention: MemoryAttention, resample: nnx.Conv, *, doubles: bool
+    ):
+        self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
+        self.doubles = doubles
+
+    def __call__(self, x: Image, skips: tuple[jax.Array, jax.Array], time: Vector, rngs: nnx.Rngs | None) -> Resized:
+        """(B, H, W, C), the skips of the way down -> (B, H, W, next C), of twice the size where it is doubled."""
+        first, second = skips
+        x = self.block1(jnp.concatenate([x, second], axis=-1), time, rngs)
+        x = self.attention(self.block2(jnp.concatenate([x, first], axis=-1), time, rngs))
+        return self.resample(double_nearest(x) if self.doubles else x)
 
 
 class Middle(nnx.Module):
@@ -131,13 +158,15 @@ class RMSUNet(nnx.Module):
         down, up = [], []
         for level, (wide, wider) in enumerate(pairs):
             halve = conv(4 * wide, wider, 1, rngs=rngs) if level < last else conv(wide, wider, 3, rngs=rngs)
-            down.append(Level(block(wide, wide), block(wide, wide), attention(wide, config.full[level]), halve))
+            blocks = block(wide, wide), block(wide, wide)
+            down.append(DownStage(*blocks, attention(wide, config.full[level]), halve, halves=level < last))
         self.down = nnx.List(down)
         deepest = widths[-1]
         self.middle = Middle(block(deepest, deepest), block(deepest, deepest), attention(deepest, True))
         for level, (wide, wider) in reversed(list(enumerate(pairs))):
             blocks = block(wider + wide, wider), block(wider + wide, wider)
-            up.append(Level(*blocks, attention(wider, config.full[level]), conv(wider, wide, 3, rngs=rngs)))
+            between = attention(wider, config.full[level])
+            up.append(UpStage(*blocks, between, conv(wider, wide, 3, rngs=rngs), doubles=level > 0))
         self.up = nnx.List(up)
         self.block_out = block(2 * config.width_in, config.width_in)
         self.conv_out = conv(config.width_in, config.channels * (2 if config.learn_variance else 1), 1, rngs=rngs)
@@ -155,20 +184,12 @@ class RMSUNet(nnx.Module):
         With self-conditioning, x_t holds an estimate of x_0, or zeros, behind its own channels: (B, H, W, 2 C).
         """
         time = self.time_mlp(t, x_t.dtype)
-        first = x = self.conv_in(x_t)
+        x = start = self.conv_in(x_t)
         skips = []
-        for index, level in enumerate(self.down, start=1):
-            x = level.block1(x, time, rngs)
-            skips.append(x)
-            x = level.attention(level.block2(x, time, rngs))
-            skips.append(x)
-            if index < len(self.down):
-                x = rearrange(x, "b (h p) (w q) c -> b h w (c p q)", p=2, q=2)
-            x = level.resample(x)
+        for down in self.down:
+            first, second, x = down(x, time, rngs)
+            skips.append((first, second))
         x = self.middle(x, time, rngs)
-        for index, level in enumerate(self.up, start=1):
-            for block in (level.block1, level.block2):
-                x = block(jnp.concatenate([x, skips.pop()], axis=-1), time, rngs)
-            x = level.attention(x)
-            x = level.resample(double_nearest(x) if index < len(self.up) else x)
-        return self.conv_out(self.block_out(jnp.concatenate([x, first], axis=-1), time, rngs))
+        for up in self.up:
+            x = up(x, skips.pop(), time, rngs)
+        return self.conv_out(self.block_out(jnp.concatenate([x, start], axis=-1), time, rngs))

@@ -1,4 +1,4 @@
-"""`conv_net`, `strided_unet` and `strided_unet_conditional`: system 5's networks, none of which sees the time."""
+"""`strided_unet` and `strided_unet_conditional`: system 5's U-Net, without and with classes, which does not see the time."""
 
 import itertools
 
@@ -11,27 +11,6 @@ from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import Image, Resized
 from ddpm_jax.models.torch_style import BatchNorm, conv, conv_transpose
-
-
-class ConvNet(nnx.Module):
-    """x_t -> eps by two convolutions; see `model_configs.ConvNet`."""
-
-    def __init__(self, config: configs.ConvNet, *, rngs: nnx.Rngs):
-        self.config = config
-        self.conv_in = conv(config.channels, config.dim, 3, rngs=rngs)
-        self.norm = BatchNorm(config.dim, rngs=rngs)
-        self.conv_out = conv(config.dim, config.channels, 3, rngs=rngs)
-
-    def __call__(
-        self,
-        x_t: Image,
-        t: Num[Array, "b"] | None = None,
-        labels: None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """Predict from x_t (B, H, W, C); t is taken and not looked at."""
-        return self.conv_out(nnx.relu(self.norm(self.conv_in(x_t))))
 
 
 class Unit(nnx.Module):

@@ -8,20 +8,8 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.layers import Image, Resized
-from ddpm_jax.models.tables import look_up, timestep_table
-from ddpm_jax.models.torch_style import MapNorm, conv, conv_transpose, linear
-
-
-class TimeProj(nnx.Module):
-    """Table row -> a number for each channel: linear, SiLU, linear."""
-
-    def __init__(self, time_dim: int, dim: int, *, rngs: nnx.Rngs):
-        self.linear1 = linear(time_dim, dim, rngs=rngs)
-        self.linear2 = linear(dim, dim, rngs=rngs)
-
-    def __call__(self, time: Float[Array, "b d"]) -> Float[Array, "b 1 1 c"]:
-        """(B, d) -> (B, 1, 1, C)."""
-        return self.linear2(nnx.silu(self.linear1(time)))[:, None, None, :]
+from ddpm_jax.models.timesteps import TimeProj, look_up, timestep_table
+from ddpm_jax.models.torch_style import MapNorm, conv, conv_transpose
 
 
 class Unit(nnx.Module):

@@ -79,9 +79,8 @@ def conv_transpose(
         use_bias=bias,
         transpose_kernel=True,
         kernel_init=_uniform,
-        bias_init=_bias(
-            out_dim * size**2
-        ),  # PyTorch takes the second axis of its (in, out, H, W) kernel for the fan-in
+        # PyTorch takes the second axis of its (in, out, H, W) kernel for the fan-in
+        bias_init=_bias(out_dim * size**2),
         rngs=rngs,
     )
 

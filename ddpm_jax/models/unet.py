@@ -1,5 +1,6 @@
 """`unet`: the network of the DDPM paper (Ho et al. 2020) with the options of improved DDPM and guided diffusion (ADM)."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
@@ -22,26 +23,25 @@ from ddpm_jax.models.layers import (
 )
 
 
-class Level(nnx.Module):
-    """The blocks at one image size, each followed by attention where the size asks for it, then the way to the next size."""
+class DownLevel(nnx.Module):
+    """Blocks at one image size, each with its attention if any, then the halving unless it is the smallest."""
 
-    def __init__(
-        self,
-        blocks: list[ResBlock],
-        attentions: list[Attention],
-        *,
-        downsample: Downsample | ResBlock | None = None,
-        upsample: Upsample | ResBlock | None = None,
-    ):
+    def __init__(self, blocks: list[ResBlock], attentions: list[Attention], downsample: Downsample | ResBlock | None):
         self.blocks = nnx.List(blocks)
         self.attentions = nnx.List(attentions)
         self.downsample = downsample
-        self.upsample = upsample
 
-    def stage(self, index: int, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None) -> Resized:
-        """Block number `index`, and its attention."""
-        x = self.blocks[index](x, time, rngs)
-        return self.attentions[index](x) if len(self.attentions) else x
+    def __call__(self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None) -> list[jax.Array]:
+        """All that later levels need, in order: what comes of each block, (B, H, W, C), and of the halving."""
+        skips = []
+        for index, block in enumerate(self.blocks):
+            x = block(x, time, rngs)
+            if self.attentions:
+                x = self.attentions[index](x)
+            skips.append(x)
+        if self.downsample is not None:
+            skips.append(self.downsample(x, time, rngs))
+        return skips
 
 
 class Middle(nnx.Module):
@@ -56,8 +56,25 @@ class Middle(nnx.Module):
         return self.block2(x if self.attention is None else self.attention(x), time, rngs)
 
 
+class UpLevel(nnx.Module):
+    """Blocks on [x, skip], each with its attention if any, then the doubling unless it is the largest."""
+
+    def __init__(self, blocks: list[ResBlock], attentions: list[Attention], upsample: Upsample | ResBlock | None):
+        self.blocks = nnx.List(blocks)
+        self.attentions = nnx.List(attentions)
+        self.upsample = upsample
+
+    def __call__(self, x: Image, skips: list[jax.Array], time: Float[Array, "b d"], rngs: nnx.Rngs | None) -> Resized:
+        """Takes one skip a block from the end of the list."""
+        for index, block in enumerate(self.blocks):
+            x = block(jnp.concatenate([x, skips.pop()], axis=-1), time, rngs)
+            if self.attentions:
+                x = self.attentions[index](x)
+        return x if self.upsample is None else self.upsample(x, time, rngs)
+
+
 class UNet(nnx.Module):
-    """(x_t, t, labels) -> eps: convolutional encoder and decoder joined by skips; see `configs.UNet` for the options."""
+    """(x_t, t, labels) -> eps: convolutional encoder and decoder joined by skips; see `model_configs.UNet` for the options."""
 
     def __init__(self, config: configs.UNet, *, rngs: nnx.Rngs):
         self.config = config
@@ -124,7 +141,7 @@ class UNet(nnx.Module):
         for level, width in enumerate(widths):
             blocks = [block(dim if i == 0 else width, width) for i in range(config.num_blocks)]
             resample = downsample(width, config.resampling("down")[level]) if level < last else None
-            down.append(Level(blocks, attentions(0, level, config.num_blocks), downsample=resample))
+            down.append(DownLevel(blocks, attentions(0, level, config.num_blocks), resample))
             skips += [width] * (config.num_blocks + (level < last))
             dim = width
         self.down = nnx.List(down)
@@ -143,7 +160,7 @@ class UNet(nnx.Module):
         for level, width in reversed(list(enumerate(widths))):
             blocks = [block((dim if i == 0 else width) + skips.pop(), width) for i in range(config.num_blocks + 1)]
             resample = upsample(width, config.resampling("up")[level - 1]) if level > 0 else None
-            up.append(Level(blocks, attentions(1, level, config.num_blocks + 1), upsample=resample))
+            up.append(UpLevel(blocks, attentions(1, level, config.num_blocks + 1), resample))
             dim = width
         self.up = nnx.List(up)
 
@@ -177,26 +194,10 @@ class UNet(nnx.Module):
         elif self.class_embed is not None:
             time = time + self.class_embed(labels, x_t.dtype)
 
-        x = self.conv_in(2 * x_t - 1 if self.config.center_input else x_t)
-        skips = [x]
-        for level in self.down:
-            for index in range(len(level.blocks)):
-                x = level.stage(index, x, time, rngs)
-                skips.append(x)
-            if level.downsample is not None:
-                x = self._resample(level.downsample, x, time, rngs)
-                skips.append(x)
-        if self.middle is not None:
-            x = self.middle(x, time, rngs)
-        for level in self.up:
-            for index in range(len(level.blocks)):
-                x = level.stage(index, jnp.concatenate([x, skips.pop()], axis=-1), time, rngs)
-            if level.upsample is not None:
-                x = self._resample(level.upsample, x, time, rngs)
+        skips = [self.conv_in(2 * x_t - 1 if self.config.center_input else x_t)]
+        for down in self.down:
+            skips += down(skips[-1], time, rngs)
+        x = skips[-1] if self.middle is None else self.middle(skips[-1], time, rngs)
+        for up in self.up:
+            x = up(x, skips, time, rngs)
         return self.conv_out(nnx.silu(self.norm_out(x)))
-
-    @staticmethod
-    def _resample(
-        module: Downsample | Upsample | ResBlock, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None
-    ) -> Resized:
-        return module(x, time, rngs) if isinstance(module, ResBlock) else module(x)

@@ -128,7 +128,7 @@ def times(
     if churn and name != "heun":
         raise UserError(f"churn belongs to sampler = heun; got {churn:g} with {name}.")
     if not 0 <= churn < float("inf"):
-        raise UserError(f"churn must not be negative; got {churn:g}.")
+        raise UserError(f"churn must not be negative, nor infinite; got {churn:g}.")
     grid = GRIDS[spacing](process, num_steps)
     if name == "heun":
         return two_stage(process, grid, churn)

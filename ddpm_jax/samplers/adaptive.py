@@ -65,15 +65,12 @@ def solve(
 
 @functools.partial(jit, static_argnames=("process", "graphdef", "shape", "dtype", "settings", "layout"))
 def _compiled(process, graphdef, variables, key, labels, *, shape, dtype, settings, layout):
-    def predict(x_t, t):
-        return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
-
-    variables = layout.whole(variables)
+    predict = models.predictor(graphdef, layout.whole(variables), labels, dtype=dtype)
     return solve(process, predict, layout.spread(jax.random.normal(key, shape)), **dict(settings))
 
 
 def sample_adaptively(
-    model: tuple[Any, models.Variables],
+    model: models.Model,
     process: Process,
     key: jax.Array,
     shape: tuple[int, ...],
@@ -89,7 +86,7 @@ def sample_adaptively(
 
     The batch is spread over the layout's devices where they divide it, and is not under pmap: it is one system.
     """
-    graphdef, variables = model
+    graphdef, variables = models.parts(model)
     settings = (("tolerance", tolerance), ("num_frames", num_frames), ("clip", clip))
     if layout.mode == "pmap" or shape[0] % layout.size:
         layout = ALONE

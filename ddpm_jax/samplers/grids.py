@@ -33,7 +33,7 @@ def quadratic(process: Process, num_steps: int | None = None) -> np.ndarray:
     if isinstance(process, LinearPath):
         return np.append(share, 0.0)
     schedule = _chain(process, "quadratic")
-    return _strict(schedule, np.round(schedule.first + (schedule.num_steps - 1) * share))
+    return _descending(schedule, np.round(schedule.first + (schedule.num_steps - 1) * share))
 
 
 def karras(process: Process, num_steps: int | None = None, rho: float = 7.0) -> np.ndarray:
@@ -68,23 +68,26 @@ GRIDS: dict[str, Callable[[Process, int | None], np.ndarray]] = {
 }
 
 
-def two_stage(
-    process: Process, grid: np.ndarray, churn: float = 0.0, churn_range: tuple[float, float] = (0.0, np.inf)
-) -> np.ndarray:
+def two_stage(process: Process, grid: np.ndarray, churn: float = 0.0) -> np.ndarray:
     """The grid t_0, t_1, t_1, t_2, t_2, ... of a method that evaluates the network at both ends of each step but the last.
 
-    With churn, the second of each pair lies higher by the factor 1 + min(churn / N, sqrt(2) - 1) in sigma / alpha, where that
-    lies in churn_range, rounded to a timestep (Karras et al. 2022, algorithm 2): noise is added up to it before the next step.
+    With churn, the second of each pair lies higher by the factor 1 + min(churn / N, sqrt(2) - 1) in sigma / alpha, rounded to a
+    timestep (Karras et al. 2022, algorithm 2): noise is added up to it before the next step.
+
+    Raises:
+        UserError: churn on a process without timesteps.
     """
     inner = grid[1:-1]
     again = inner
     if churn:
-        schedule = _chain(process, "churn")
-        log_ratio = _log_ratios(process)
+        if not isinstance(process, GaussianDiffusion):
+            raise UserError(
+                f"churn goes back up to a timestep, and flow matching has none: it must be 0; got {churn:g}."
+            )
+        schedule = process.schedule
+        log_ratio = _log_ratios(schedule)
         gain = np.log1p(min(churn / (len(grid) - 1), np.sqrt(2.0) - 1.0))
-        ours = log_ratio[inner - schedule.first]
-        least, most = (np.log(edge) if edge > 0 else -np.inf for edge in churn_range)
-        wanted = ours + gain * ((least <= ours) & (ours <= most))
+        wanted = log_ratio[inner - schedule.first] + gain
         again = np.maximum(_nearest(log_ratio, wanted) + schedule.first, inner)
     pairs = np.stack([inner, again], axis=1).reshape(-1)
     return np.concatenate([grid[:1], pairs, grid[-1:]]).astype(grid.dtype)
@@ -109,16 +112,15 @@ def _by_log_ratio(
 ) -> np.ndarray:
     schedule = _chain(process, name)
     n = process.checked(num_steps)
-    log_ratio = _log_ratios(process)
+    log_ratio = _log_ratios(schedule)
     if not np.isfinite(log_ratio[-1]):
         raise UserError(f"spacing = {name} needs data in x_T, and the schedule ends at pure noise; use even.")
     wanted = back(np.linspace(forth(log_ratio[-1]), forth(log_ratio[0]), n))
-    return _strict(schedule, _nearest(log_ratio, wanted) + schedule.first)
+    return _descending(schedule, _nearest(log_ratio, wanted) + schedule.first)
 
 
-def _log_ratios(process: Process) -> np.ndarray:
+def _log_ratios(schedule: Schedule) -> np.ndarray:
     """log(sigma / alpha) of each timestep, ascending."""
-    schedule = _chain(process, "sigma")
     of = schedule.alphas_cumprod[schedule.timesteps]
     with np.errstate(divide="ignore"):
         return 0.5 * (np.log1p(-of) - np.log(of))
@@ -129,7 +131,7 @@ def _nearest(table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.abs(table[None, :] - np.asarray(wanted)[:, None]).argmin(axis=1)
 
 
-def _strict(schedule: Schedule, times: np.ndarray) -> np.ndarray:
+def _descending(schedule: Schedule, times: np.ndarray) -> np.ndarray:
     """The times with equal ones moved apart, so that every step goes down, and the clean end after them."""
     first, n = schedule.first, len(times)
     times = times.astype(np.int64)
@@ -138,7 +140,7 @@ def _strict(schedule: Schedule, times: np.ndarray) -> np.ndarray:
     return np.append(np.maximum(times, first + np.arange(n)[::-1]), first - 1).astype(np.int32)
 
 
-def _chain(process: Process, name: str) -> Schedule:
+def _chain(process: Process, spacing: str) -> Schedule:
     if not isinstance(process, GaussianDiffusion):
-        raise UserError(f"{name} is made of timesteps, and flow matching has none; use spacing = even.")
+        raise UserError(f"spacing = {spacing} is made of timesteps, and flow matching has none; use even.")
     return process.schedule

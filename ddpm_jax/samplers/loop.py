@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax import models, parallel
@@ -109,13 +108,10 @@ def frame_steps(num_steps: int, num_frames: int) -> np.ndarray:
 
 
 def _from_noise(key, variables, labels, *, process, graphdef, shape, dtype, guidance, settings, layout):
-    def predict(x_t, t, labels=labels):
-        return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
-
     def noise(key):
         return layout.share(jax.random.normal(key, shape))
 
-    variables = layout.whole(variables)
+    predict = models.predictor(graphdef, layout.whole(variables), labels, dtype=dtype)
     start, steps = jax.random.split(key)
     return run(
         process,
@@ -135,7 +131,7 @@ _compiled = parallel.compiled(
 
 
 def sample(
-    model: nnx.Module | tuple[nnx.GraphDef, models.Variables],
+    model: models.Model,
     process: Process,
     key: jax.Array,
     shape: tuple[int, ...],
@@ -176,7 +172,7 @@ def sample(
         raise UserError(f"{layout.size} devices must divide a batch of samples; got {shape[0]}; {fitting} would fit.")
     if guidance is not None and labels is None:
         raise UserError("guidance needs labels to guide to; got labels = None.")
-    graphdef, variables = models.split(model) if isinstance(model, nnx.Module) else model
+    graphdef, variables = models.parts(model)
     settings = (
         ("step", step),
         ("times", tuple(np.asarray(grid).tolist())),
@@ -192,7 +188,7 @@ def sample(
 
 
 def invert(
-    model: nnx.Module | tuple[nnx.GraphDef, models.Variables],
+    model: models.Model,
     process: Process,
     x_0: Float[Array, "b *shape"],
     labels: Int[Array, "b"] | None = None,
@@ -205,17 +201,14 @@ def invert(
     The network is asked at the time that is left, so that what comes back is the data up to the steps' size. x_0: data as the
     network sees it, (B, H, W, C) in [-1, 1] or (B, 2). Raises UserError unless 1 <= num_steps <= T.
     """
-    graphdef, variables = models.split(model) if isinstance(model, nnx.Module) else model
+    graphdef, variables = models.parts(model)
     times = tuple(process.times(num_steps)[::-1].tolist())
     return _inverted(process, graphdef, variables, x_0, labels, times=times, dtype=dtype)
 
 
 @functools.partial(jit, static_argnames=("process", "graphdef", "times", "dtype"))
 def _inverted(process, graphdef, variables, x_0, labels, *, times, dtype):
-    def predict(x_t, t):
-        return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
-
-    return climb(process, predict, x_0, times)
+    return climb(process, models.predictor(graphdef, variables, labels, dtype=dtype), x_0, times)
 
 
 def climb(

@@ -93,7 +93,7 @@ def ancestral_step(
     fresh = 1 - (t.alpha / s.alpha) ** 2 * kept
     mean = s.alpha * fresh * hat.x_0 + t.alpha / s.alpha * kept * x_t
     if variance == "learned":
-        assert hat.variance_logit is not None  # `check` refuses what has none
+        assert hat.variance_logit is not None  # `samplers.create` refuses what has none
         upper_share = (hat.variance_logit + 1) / 2
         # sigma_t^share sigma_s^(1 - share), which at the clean end would be 0^0 where the network says 1
         deviation = jnp.where(s.sigma > 0, t.sigma**upper_share * s.sigma ** (1 - upper_share), 0)
@@ -280,17 +280,13 @@ def midpoint_step(
     s: Level,
     noise: Float[Array, "b *shape"],
     past: Past,
-    *,
-    coordinates: str = "linear",
 ) -> Float[Array, "b *shape"]:
-    """The midpoint method, second order, two evaluations a step: Euler to the middle, then the whole way with the slope found
-    there.
+    """The midpoint method on a linear path, second order, two evaluations a step: Euler to the middle, then the whole way with the
+    slope found there.
+
+    The grid is that of `with_middles`.
     """
-    straight = STRAIGHT[coordinates]
     start = past.seen[0]
     begun = past.taken % 2 == 1
-    scale_t, time_t, slope = straight(hat, t)
-    scale_s, time_s, _ = straight(hat, s)
-    scale_0, time_0, _ = straight(start.hat, start.level)
-    y = jnp.where(begun, start.x_t / scale_0 + (time_s - time_0) * slope, x_t / scale_t + (time_s - time_t) * slope)
-    return scale_s * y
+    _, _, slope = linear(hat, t)
+    return jnp.where(begun, start.x_t + (s.sigma - start.level.sigma) * slope, x_t + (s.sigma - t.sigma) * slope)

@@ -45,14 +45,10 @@ class Outcome:
     step: int
     """The step of the last checkpoint."""
     stopped_by: signal.Signals | None
-    """The signal that ended it early, SIGINT (Ctrl-C) or SIGTERM (preemption); None: it is finished."""
+    """The signal that ended it before its last step, or before its pictures: SIGINT (Ctrl-C) or SIGTERM (preemption); None: it is
+    finished."""
     skipped: int = 0
     """Steps whose loss or gradient was not finite."""
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal ended it before its last step, or before its pictures."""
-        return self.stopped_by is not None
 
 
 @dataclass(frozen=True)

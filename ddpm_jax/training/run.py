@@ -38,6 +38,9 @@ _REVISABLE = {
 }  # fmt: skip
 """Fields that a resumed run may change, besides those of sampling: they leave the steps already done as they were."""
 
+_FROM_DATA = ("model.num_classes", "train.epoch_steps")
+"""Fields that are filled in from the data where they are None."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -216,11 +219,14 @@ def start_run(
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: go on with the run, or start it anew.")
+    if resume:
+        old = open_run(folder)
+        _check_same_config(old, config)  # before the data is asked whether it fits: the option is to blame
     config, class_names = _fit_to_data(config, source)
     run = Run(folder, config, class_names, scaling or data.scaling_of(source, config.data.scale), origin)
     if resume:
-        old = open_run(folder)
-        _check_same(old, run)
+        _check_same_classes(old, class_names)
+        _check_same_config(old, config)
         run = replace(run, scaling=old.scaling, origin=old.origin)
     elif folder.exists() and (not folder.is_dir() or not all(map(_left_by_a_kill, folder.iterdir()))):
         if not (folder / CONFIG).is_file():
@@ -302,22 +308,24 @@ def _fit_to_data(config: Preset, source: data.Source) -> tuple[Preset, tuple[str
     return replace(config, model=replace(model, num_classes=num_classes)), names
 
 
-def _check_same(old: Run, new: Run) -> None:
-    if old.class_names != new.class_names:
+def _check_same_classes(old: Run, names: tuple[str, ...]) -> None:
+    if old.class_names != names:
         raise UserError(
             f"{old.folder} was trained on the classes {', '.join(old.class_names) or '(none)'}; "
-            f"the data now has {', '.join(new.class_names) or '(none)'}."
+            f"the data now has {', '.join(names) or '(none)'}."
         )
-    changed = presets.differences(old.config, new.config)
+
+
+def _check_same_config(old: Run, config: Preset) -> None:
     fixed = {
-        name: pair
-        for name, pair in changed.items()
-        if (name not in _REVISABLE and not name.startswith("sample."))
-        or (name in ("train.steps", "train.epochs") and new.config.train.lr_decay != "constant")
+        name: (before, now)
+        for name, (before, now) in presets.differences(old.config, config).items()
+        if (name not in _REVISABLE and not name.startswith("sample.") and not (name in _FROM_DATA and now is None))
+        or (name in ("train.steps", "train.epochs") and config.train.lr_decay != "constant")
     }
     if fixed:
-        lines = [f"  {name}: {before!r} in the run, {after!r} now" for name, (before, after) in fixed.items()]
+        lines = [f"  {name}: {before!r} in the run, {now!r} now" for name, (before, now) in fixed.items()]
         raise UserError(
             f"{old.folder} cannot be resumed with another config:\n" + "\n".join(lines) + "\n"
-            "Give the options it was started with, or start a new run in another --out."
+            "Leave them as they were, or start a new run in another --out."
         )

@@ -17,7 +17,7 @@ from ddpm_jax.errors import UserError, fits_memory
 from ddpm_jax.files import write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
-from ddpm_jax.training.archive import Archive
+from ddpm_jax.training.npz_writer import NpzWriter
 from ddpm_jax.training.run import Run
 
 FRAMES = 24
@@ -249,8 +249,8 @@ def draw_and_save(
     others = {} if labels is None else {"labels": labels, "class_names": np.array(run.class_names)}
 
     def write(path: Path) -> None:
-        with Archive(path, name, (num, *run.shape), dtype, others) as archive:
-            found.append(draw(run, graphdef, variables, labels, num, sink=archive.append, **options))
+        with NpzWriter(path, name, (num, *run.shape), dtype, others) as file:
+            found.append(draw(run, graphdef, variables, labels, num, sink=file.append, **options))
 
     paths = [write_atomically(folder / "samples.npz", write)]
     samples = found[0]

@@ -17,7 +17,7 @@ from ddpm_jax.verify.capture import Captured, align, recorded_nnx, recorded_torc
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import KINK, LONELY, Report, Row
 from ddpm_jax.verify.tolerances import relative_error, tolerance
-from ddpm_jax.weights.bridge import Entry, at, from_torch, layout, renamed
+from ddpm_jax.weights.bridge import Entry, as_array, at, from_torch, layout, renamed
 
 Inputs = Sequence[np.ndarray | None]
 """What the modules are called with, in PyTorch's order of axes: images (B, C, H, W), times and labels (B,)."""
@@ -59,7 +59,7 @@ def compare(
         exact = _run_torch(torch_model, entries, inputs, "float64", training, gradients) if dtype != "float64" else None
         ours = _run_jax(jax_model, entries, torch_model, inputs, dtype, training, gradients)
     if gradients and exact is not None:
-        tensors = [None if x is None else _torch().from_numpy(_typed(x, "float64", np.int64)) for x in inputs]
+        tensors = [None if x is None else import_torch().from_numpy(_typed(x, "float64", np.int64)) for x in inputs]
         margin = relu_margin(copy.deepcopy(torch_model).double().cpu(), tensors, training=training)
         if margin < SAFE:
             report.environment[KINK] = f"{margin:.0e} of its largest: gradients may differ; try other inputs"
@@ -133,7 +133,7 @@ def environment(dtype: str, device: str) -> dict[str, Any]:
         "device": f"JAX on {device} ({_device(device).device_kind}), PyTorch on cpu",
         "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "jax": jax.__version__,
-        "torch": str(_torch().__version__),
+        "torch": str(import_torch().__version__),
     }
 
 
@@ -167,13 +167,13 @@ def check_pair(entries: list[Entry], torch_model: Any) -> None:
 def torch_state(torch_model: Any) -> dict[str, np.ndarray]:
     """The floating-point entries of a torch module's state dict, as NumPy arrays."""
     tensors = torch_model.state_dict().items()
-    return {key: tensor.detach().cpu().numpy() for key, tensor in tensors if tensor.is_floating_point()}
+    return {key: as_array(tensor) for key, tensor in tensors if tensor.is_floating_point()}
 
 
 def _run_torch(
     torch_model: Any, entries: list[Entry], inputs: Inputs, dtype: str, training: bool, gradients: bool
 ) -> Side:
-    torch = _torch()
+    torch = import_torch()
     model = copy.deepcopy(torch_model).to(getattr(torch, dtype)).cpu().train(training)
     model.zero_grad()
     leaves = [None if x is None else torch.from_numpy(_typed(x, dtype, np.int64)) for x in inputs]
@@ -275,7 +275,8 @@ def _device(device: str) -> jax.Device:
         raise UserError(f"device must be one that JAX finds here ({jax.default_backend()}); got {device!r}.") from error
 
 
-def _torch() -> Any:
+def import_torch() -> Any:
+    """PyTorch. Raises UserError where it is not installed."""
     try:
         import torch
     except ImportError as error:

@@ -21,7 +21,7 @@ from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.step import apply_gradients, gradients
-from ddpm_jax.verify.comparison import compare, environment, row
+from ddpm_jax.verify.comparison import compare, environment, import_torch, row
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import Report, Row
 from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_numpy, to_torch
@@ -56,6 +56,9 @@ STAGES = (
     "trajectory",
 )
 """The parts of a report; what a network computes in training mode, where that is another thing, bears a star there."""
+
+STAGE_OF = {"layer": "layers", "output": "output", "statistics": "statistics"}
+"""quantity of `compare` -> stage."""
 
 SAMPLERS = ("ancestral", "ddim", "strided")
 """Samplers whose steps are compared."""
@@ -93,7 +96,10 @@ class Verification:
         device: str = "cpu",
         seed: int = 0,
     ):
-        torch, self.twins = _twins()
+        torch = import_torch()
+        import ddpm_torch_ref
+
+        self.twins: Any = ddpm_torch_ref
         if name not in SYSTEMS:
             raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {name!r}.")
         if options is None:
@@ -135,13 +141,11 @@ class Verification:
         *size, channels = configs.shape(self.config)
         first, last = schedule.timesteps[[0, -1]]
         if self.learned and len(schedule.timesteps) > 1:
-            first += (
-                1  # the bound's term of the first is a difference of distribution functions, which keeps too few digits
-            )
+            # the bound's term of the first is a difference of distribution functions, which keeps too few digits
+            first += 1
         self.t = np.array([first, (first + last) // 2, last])
-        self.labels = (
-            None if not getattr(self.config, "num_classes", None) else np.arange(BATCH) % self.config.num_classes
-        )
+        num_classes = getattr(self.config, "num_classes", None)
+        self.labels = np.arange(BATCH) % num_classes if num_classes else None
         self._draw_away_from_kinks((BATCH, channels, *size))
 
     def run(self, stages: Collection[str] = STAGES) -> Report:
@@ -308,9 +312,7 @@ class Verification:
         drawn = jnp.stack([self._jax_images(noise) for noise in noises])
 
         def walk(variables, x_T):
-            def predict(x_t, t):
-                return models.apply(graphdef, variables, x_t, t, labels)[0]
-
+            predict = models.predictor(graphdef, variables, labels)
             options = {"step": step, "times": times, "num_frames": len(times), "clip": self.sampling.clip}
             return samplers.run(self.process, predict, x_T, lambda i: drawn[i], **options)[1]
 
@@ -394,10 +396,6 @@ class Verification:
         return np.moveaxis(np.asarray(array), -1, 1) if array.ndim == 4 else np.asarray(array)
 
 
-STAGE_OF = {"layer": "layers", "output": "output", "statistics": "statistics"}
-"""quantity of `compare` -> stage."""
-
-
 def verify(name: str, **options: Any) -> Report:
     """The staged report of a registered network: `Verification(name, **options).run()`.
 
@@ -427,13 +425,3 @@ def verify_run(run: Run, **options: Any) -> Report:
         system=(config.process, config.sample),
         **options,
     )
-
-
-def _twins() -> tuple[Any, Any]:
-    try:
-        import torch
-
-        import ddpm_torch_ref
-    except ImportError as error:
-        raise UserError('verifying needs PyTorch: pip install "ddpm-jax[torch]"') from error
-    return torch, ddpm_torch_ref

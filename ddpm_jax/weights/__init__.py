@@ -1,4 +1,4 @@
-"""Weights in and out: the exact bridge between a network and its PyTorch twin."""
+"""Weights in and out: the exact bridge to the PyTorch twin, the originals' and other libraries' names, files of tensors."""
 
 from ddpm_jax.weights.bridge import Entry, from_torch, layout, load_torch, to_numpy, to_torch
 from ddpm_jax.weights.denoising_diffusion import from_denoising_diffusion, to_denoising_diffusion

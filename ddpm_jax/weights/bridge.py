@@ -38,9 +38,12 @@ class Entry(NamedTuple):
 
     def from_torch(self, tensor: Any) -> np.ndarray:
         """The PyTorch tensor (or NumPy array) with its axes in JAX's order."""
-        detach = getattr(tensor, "detach", None)
-        array = np.asarray(tensor if detach is None else detach().cpu().numpy())
-        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+        return np.ascontiguousarray(as_array(tensor).transpose(np.argsort(self.axes)))
+
+
+def as_array(tensor: Any) -> np.ndarray:
+    """A NumPy array of a PyTorch tensor, or of whatever NumPy takes."""
+    return np.asarray(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor)
 
 
 _VECTOR = (0,)
@@ -106,22 +109,10 @@ def from_torch(entries: list[Entry], state_dict: Mapping[str, Any]) -> Tree:
     """The nested dict of arrays that the tensors (or NumPy arrays) of a twin's state dict stand for, dtypes kept.
 
     Raises:
-        UserError: tensors are missing, left over, or misshapen; all of them are listed.
+        UserError: tensors are missing, left over, or misshapen; they are listed.
     """
-    expected = {entry.key: entry.shape for entry in entries}
-    given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in IGNORED}
-    missing = [f"missing: {key} {shape}" for key, shape in expected.items() if key not in given]
-    strange = [f"not of this network: {key} {tuple(given[key].shape)}" for key in given if key not in expected]
-    misshapen = [
-        f"misshapen: {key} is {tuple(tensor.shape)}, must be {expected[key]}"
-        for key, tensor in given.items()
-        if key in expected and tuple(tensor.shape) != expected[key]
-    ]
-    if missing or strange or misshapen:
-        raise UserError(
-            f"the state dict does not fit the network ({len(missing)} tensors missing, {len(strange)} too many, "
-            f"{len(misshapen)} misshapen):\n  " + "\n  ".join(listed(missing) + listed(strange) + listed(misshapen))
-        )
+    given = weights_of(state_dict)
+    check_fit("the state dict does not fit the network", {entry.key: entry.shape for entry in entries}, given)
     tree: Tree = {collection: {} for collection in COLLECTIONS}
     for entry in entries:
         *parents, name = entry.path
@@ -132,16 +123,58 @@ def from_torch(entries: list[Entry], state_dict: Mapping[str, Any]) -> Tree:
     return tree
 
 
-def listed(lines: list[str], most: int = 30) -> list[str]:
-    """The lines, or the first `most` of them and how many there are beyond."""
-    return lines if len(lines) <= most else [*lines[:most], f"... and {len(lines) - most} more"]
+def weights_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors that carry weights."""
+    return {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in IGNORED}
+
+
+class Misfit(NamedTuple):
+    """What is wrong with tensors by name, in lines."""
+
+    missing: list[str]
+    strange: list[str]
+    misshapen: list[str]
+
+    def lines(self, most: int = 30) -> list[str]:
+        """All of them; of each kind the first `most`, and how many there are beyond."""
+        lines: list[str] = []
+        for kind in self:
+            lines += kind[:most] + ([f"... and {len(kind) - most} more"] if len(kind) > most else [])
+        return lines
+
+
+def misfit(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> Misfit:
+    """What distinguishes tensors from those expected, by name and shape."""
+    return Misfit(
+        [f"missing: {key} {shape}" for key, shape in expected.items() if key not in given],
+        [f"not of this network: {key} {tuple(given[key].shape)}" for key in given if key not in expected],
+        [
+            f"misshapen: {key} is {tuple(tensor.shape)}, must be {expected[key]}"
+            for key, tensor in given.items()
+            if key in expected and tuple(tensor.shape) != expected[key]
+        ],
+    )
+
+
+def check_fit(what: str, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> None:
+    """See that tensors are those expected; what: how the message begins.
+
+    Raises:
+        UserError: some are missing, left over, or misshapen; they are listed.
+    """
+    found = misfit(expected, given)
+    if any(found):
+        counts = (
+            f"{len(found.missing)} tensors missing, {len(found.strange)} too many, {len(found.misshapen)} misshapen"
+        )
+        raise UserError(f"{what} ({counts}):\n  " + "\n  ".join(found.lines()))
 
 
 def load_torch(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     """Fill a network with the state dict of its PyTorch twin, strictly. float64 tensors need jax_enable_x64 to stay so.
 
     Raises:
-        UserError: tensors are missing, left over, or misshapen; all of them are listed.
+        UserError: tensors are missing, left over, or misshapen; they are listed.
     """
     tree = from_torch(layout(model), state_dict)
     for collection in COLLECTIONS:

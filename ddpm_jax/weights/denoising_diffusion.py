@@ -13,6 +13,7 @@ import numpy as np
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights import foreign
+from ddpm_jax.weights.bridge import as_array
 from ddpm_jax.weights.foreign import Source
 
 RENAMED = [
@@ -151,5 +152,5 @@ def _turned(config: configs.RMSUNet, tensors: Mapping[str, Any]) -> dict[str, An
     """The estimate of x_0 comes before x_t there, and after it here; either way the halves change places."""
     if not config.self_conditioning:
         return dict(tensors)
-    kernel = foreign.to_numpy(tensors["conv_in.weight"])
+    kernel = as_array(tensors["conv_in.weight"])
     return {**tensors, "conv_in.weight": np.roll(kernel, config.channels, axis=1)}

@@ -10,8 +10,7 @@ import numpy as np
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax import models
-from ddpm_jax.errors import UserError
-from ddpm_jax.weights.bridge import IGNORED, layout, listed
+from ddpm_jax.weights.bridge import as_array, check_fit, layout, weights_of
 
 
 class Source(NamedTuple):
@@ -41,7 +40,7 @@ class Row(NamedTuple):
 
     def read(self, tensors: Mapping[str, Any]) -> np.ndarray:
         """The twin's tensor of theirs."""
-        array = np.concatenate([to_numpy(tensors[name]) for name in self.source.names]).reshape(self.shape)
+        array = np.concatenate([as_array(tensors[name]) for name in self.source.names]).reshape(self.shape)
         return self._reordered(array, (self.source.heads, 3)) if self.source.heads else array
 
     def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
@@ -71,15 +70,8 @@ def read(rows: Iterable[Row], tensors: Mapping[str, Any], what: str) -> dict[str
     """
     rows = list(rows)
     expected = {name: row.part_shape for row in rows for name in row.source.names}
-    given = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in IGNORED}
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in given]
-    for name, tensor in given.items():
-        if name not in expected:
-            problems.append(f"not of this network: {name} {tuple(tensor.shape)}")
-        elif tuple(tensor.shape) != expected[name]:
-            problems.append(f"misshapen: {name} is {tuple(tensor.shape)}, must be {expected[name]}")
-    if problems:
-        raise UserError(f"{what} does not fit ({len(problems)} tensors):\n  " + "\n  ".join(listed(problems)))
+    given = weights_of(tensors)
+    check_fit(f"{what} does not fit", expected, given)
     return {row.ours: row.read(given) for row in rows}
 
 
@@ -87,10 +79,5 @@ def write(rows: Iterable[Row], tensors: Mapping[str, Any]) -> dict[str, np.ndarr
     """Another library's state dict of the twin's."""
     written: dict[str, np.ndarray] = {}
     for row in rows:
-        written |= row.write(to_numpy(tensors[row.ours]))
+        written |= row.write(as_array(tensors[row.ours]))
     return written
-
-
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A NumPy array of a tensor or array."""
-    return np.asarray(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.weights.bridge import misfit
 
 StateDict = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ def from_original(name: str, state_dict: StateDict) -> dict[str, Any]:
         timestep table is not the original's needs timestep_table = "sinusoidal".
 
     Raises:
-        UserError: an unknown name, or tensors that are missing, left over, or misshapen; all of them are listed.
+        UserError: an unknown name, or tensors that are missing, left over, or misshapen; they are listed.
     """
     if name not in NETWORKS:
         raise UserError(f"name must be one of {', '.join(NETWORKS)}; got {name!r}.")
@@ -49,16 +50,10 @@ def from_original(name: str, state_dict: StateDict) -> dict[str, Any]:
 
 
 def _problems(name: str, state_dict: StateDict) -> list[str]:
-    expected = {row.theirs: row.shape for row in NETWORKS[name](state_dict)}
     left_behind = re.compile(LEFT_BEHIND.get(name, r"(?!)"))
-    problems = [f"missing: {key} {shape}" for key, shape in expected.items() if key not in state_dict]
-    for key, tensor in state_dict.items():
-        if key not in expected:
-            if not left_behind.fullmatch(key):
-                problems.append(f"not of this network: {key}")
-        elif tuple(tensor.shape) != expected[key]:
-            problems.append(f"misshapen: {key} is {tuple(tensor.shape)}, must be {expected[key]}")
-    return problems
+    expected = {row.theirs: row.shape for row in NETWORKS[name](state_dict)}
+    given = {key: tensor for key, tensor in state_dict.items() if key in expected or not left_behind.fullmatch(key)}
+    return misfit(expected, given).lines()
 
 
 # Layers

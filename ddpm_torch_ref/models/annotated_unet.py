@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_choice, check_counts, check_divides, refuse_labels
+from ddpm_torch_ref.checks import check_choice, check_counts, check_dim, check_dim_mults, check_divides, refuse_labels
 from ddpm_torch_ref.models.convnext import ConvNeXtBlock
-from ddpm_torch_ref.models.layers import sinusoidal_embedding
+from ddpm_torch_ref.models.layers import timestep_embedding
 
 HEADS = 4
 HEAD_DIM = 32
@@ -110,7 +110,7 @@ class TimeMLP(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed times t, (B,)."""
-        h = sinusoidal_embedding(t, self.dim, self.linear1.weight.dtype)
+        h = timestep_embedding(t, self.dim, self.linear1.weight.dtype)
         return self.linear2(self.gelu(self.linear1(h)))
 
 
@@ -170,10 +170,8 @@ class AnnotatedUNet(nn.Module):
         check_counts(channels=channels, expansion=expansion)
         check_choice("gelu", gelu, ("tanh", "exact"))
         check_choice("block", block, ("convnext", "resnet"))
-        if dim < 4 or dim % 2:
-            raise ValueError(f"dim must be even and at least 4, for the sines and cosines of t; got {dim}.")
-        if len(dim_mults) == 0 or min(dim_mults) < 1:
-            raise ValueError(f"dim_mults must be one or more numbers of at least 1; got {tuple(dim_mults)}.")
+        check_dim(dim)
+        check_dim_mults(dim_mults)
         levels = len(dim_mults)
         check_divides("image_size", image_size, 2 ** (levels - 1), f"for {levels} levels")
         if block == "resnet":

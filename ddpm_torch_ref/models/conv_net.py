@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts, refuse_labels
+from ddpm_torch_ref.checks import check_counts, refuse_labels
 
 
 class ConvNet(nn.Module):
@@ -11,15 +11,16 @@ class ConvNet(nn.Module):
 
     Args:
         channels: of the image.
+        image_size: height and width of the image, in pixels; the network takes any size.
         dim: hidden width.
 
     Raises:
         ValueError: an option out of range.
     """
 
-    def __init__(self, *, channels: int = 3, dim: int = 64):
+    def __init__(self, *, channels: int = 3, image_size: int = 32, dim: int = 64):
         super().__init__()
-        check_counts(channels=channels, dim=dim)
+        check_counts(channels=channels, image_size=image_size, dim=dim)
         self.conv_in = nn.Conv2d(channels, dim, 3, padding=1)
         self.norm = nn.BatchNorm2d(dim)
         self.conv_out = nn.Conv2d(dim, channels, 3, padding=1)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts, check_divides
+from ddpm_torch_ref.checks import check_counts
 from ddpm_torch_ref.models.convnext import ConvNeXtBlock
-from ddpm_torch_ref.models.timesteps import TimestepTable, shifted_table
+from ddpm_torch_ref.models.timesteps import TimestepTable, convnext_table
 
 
 class PixelAttention(nn.Module):
@@ -45,34 +45,40 @@ class Stage(nn.Module):
         return self.attention(self.block(x, time_emb, class_emb))
 
 
-class Base(nn.Module):
-    """The network of both variants.
+class ConvNeXtUNet(nn.Module):
+    """Three levels of 16, 32, 64 channels, the last of them thirded, 128 in the middle.
 
     Args:
         channels: of the image.
-        image_size: height and width of the image, in pixels; the embeddings are four times as wide.
+        image_size: height and width of the image, in pixels, which the strides bring down and up again: 4 more than a multiple of
+            12; the embeddings are four times as wide.
         num_classes: number of labels.
         num_steps: T; t = 0..T have a row in the timestep table.
         expansion: of the ConvNeXt blocks.
-        widths: of the stages going down, the last of them the middle.
-        strides: of the convolutions between them, 2 or 3.
-        width_last: of the last stage.
+
+    Raises:
+        ValueError: an option out of range.
     """
+
+    widths: Sequence[int] = (16, 32, 64, 128)
+    """Of the stages going down, the last of them the middle."""
+    strides: Sequence[int] = (2, 2, 3)
+    """Of the convolutions between them."""
+    width_last: int = 8
+    """Of the last stage."""
 
     def __init__(
         self,
-        channels: int,
-        image_size: int,
-        num_classes: int,
-        num_steps: int,
-        expansion: int,
         *,
-        widths: Sequence[int],
-        strides: Sequence[int],
-        width_last: int,
+        channels: int = 1,
+        image_size: int = 28,
+        num_classes: int = 10,
+        num_steps: int = 500,
+        expansion: int = 3,
     ):
         super().__init__()
         check_counts(channels=channels, num_classes=num_classes, num_steps=num_steps, expansion=expansion)
+        _check_size(image_size, self.strides)
         emb_dim = 4 * image_size
 
         def block(width_in: int, width_out: int) -> ConvNeXtBlock:
@@ -80,27 +86,27 @@ class Base(nn.Module):
                 width_in, width_out, expansion=expansion, gelu=F.gelu, time_dim=emb_dim, class_dim=emb_dim
             )
 
-        self.time_table = TimestepTable(shifted_table(num_steps, emb_dim))
+        self.time_table = TimestepTable(convnext_table(num_steps, emb_dim))
         self.class_embed = nn.Embedding(num_classes, emb_dim)
 
         self.down = nn.ModuleList()
         self.downsamples = nn.ModuleList()
         width = channels
-        for i, stride in enumerate(strides):
-            self.down.append(Stage(block(width, widths[i]), widths[i]))
-            width = widths[i + 1]
-            self.downsamples.append(nn.Conv2d(widths[i], width, 3, stride, padding=1))
+        for i, stride in enumerate(self.strides):
+            self.down.append(Stage(block(width, self.widths[i]), self.widths[i]))
+            width = self.widths[i + 1]
+            self.downsamples.append(nn.Conv2d(self.widths[i], width, 3, stride, padding=1))
 
         self.middle = Stage(block(width, width), width)
 
         self.upsamples = nn.ModuleList()
         self.up = nn.ModuleList()
-        for i, stride in reversed(list(enumerate(strides))):
+        for i, stride in reversed(list(enumerate(self.strides))):
             # 14 -> 7 -> 14, but 7 -> 3 -> 7: only halved maps lose a pixel that has to come back.
             lost = 1 if stride == 2 else 0
-            self.upsamples.append(nn.ConvTranspose2d(width, widths[i], 3, stride, padding=1, output_padding=lost))
-            width = widths[i] if i > 0 else width_last
-            self.up.append(Stage(block(2 * widths[i], width), width))
+            self.upsamples.append(nn.ConvTranspose2d(width, self.widths[i], 3, stride, padding=1, output_padding=lost))
+            width = self.widths[i] if i > 0 else self.width_last
+            self.up.append(Stage(block(2 * self.widths[i], width), width))
 
         self.block_out = block(width, channels)
 
@@ -127,59 +133,12 @@ class Base(nn.Module):
         return self.block_out(x, time_emb, class_emb)
 
 
-class ConvNeXtUNet(Base):
-    """Three levels of 16, 32, 64 channels, the last of them thirded, 128 in the middle.
+class ConvNeXtUNet224(ConvNeXtUNet):
+    """Five halving levels of 16 to 256 channels, 512 in the middle; image_size: a multiple of 32. See ConvNeXtUNet."""
 
-    Args:
-        channels: of the image.
-        image_size: height and width of the image, in pixels; 4 more than a multiple of 12.
-        num_classes: number of labels.
-        num_steps: T; t = 0..T have a row in the timestep table.
-        expansion: of the ConvNeXt blocks.
-
-    Raises:
-        ValueError: an option out of range.
-    """
-
-    def __init__(
-        self,
-        *,
-        channels: int = 1,
-        image_size: int = 28,
-        num_classes: int = 10,
-        num_steps: int = 500,
-        expansion: int = 3,
-    ):
-        if image_size < 1 or image_size % 12 != 4:
-            raise ValueError(
-                f"image_size must be 4 more than a multiple of 12, to be halved twice, cut to a third, and restored; "
-                f"got {image_size}."
-            )
-        super().__init__(
-            channels,
-            image_size,
-            num_classes,
-            num_steps,
-            expansion,
-            widths=(16, 32, 64, 128),
-            strides=(2, 2, 3),
-            width_last=8,
-        )
-
-
-class ConvNeXtUNet224(Base):
-    """Five halving levels of 16 to 256 channels, 512 in the middle.
-
-    Args:
-        channels: of the image.
-        image_size: height and width of the image, in pixels; a multiple of 32.
-        num_classes: number of labels.
-        num_steps: T; t = 0..T have a row in the timestep table.
-        expansion: of the ConvNeXt blocks.
-
-    Raises:
-        ValueError: an option out of range.
-    """
+    widths = (16, 32, 64, 128, 256, 512)
+    strides = (2, 2, 2, 2, 2)
+    width_last = 16
 
     def __init__(
         self,
@@ -190,14 +149,16 @@ class ConvNeXtUNet224(Base):
         num_steps: int = 500,
         expansion: int = 3,
     ):
-        check_divides("image_size", image_size, 32, "for five halvings")
-        super().__init__(
-            channels,
-            image_size,
-            num_classes,
-            num_steps,
-            expansion,
-            widths=(16, 32, 64, 128, 256, 512),
-            strides=(2, 2, 2, 2, 2),
-            width_last=16,
-        )
+        sizes = {"channels": channels, "image_size": image_size, "num_classes": num_classes}
+        super().__init__(**sizes, num_steps=num_steps, expansion=expansion)
+
+
+def _check_size(image_size: int, strides: Sequence[int]) -> None:
+    """A 3x3 convolution of stride 2 and back restores even sizes, one of stride 3 those that leave 1 when divided by 3."""
+    size = image_size
+    for stride in strides:
+        if size < 1 or size % stride != stride - 2:
+            raise ValueError(
+                f"image_size must come back from the strides {strides}, as 28 or 224 does; got {image_size}."
+            )
+        size = (size - 1) // stride + 1

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts, refuse_labels
-from ddpm_torch_ref.models.timesteps import TimeProjection, TimestepTable, plain_table
+from ddpm_torch_ref.checks import check_counts, refuse_labels
+from ddpm_torch_ref.models import timesteps
+from ddpm_torch_ref.models.timesteps import TimeProj, TimestepTable
 
 
 class DoubleConv(nn.Module):
@@ -29,7 +30,7 @@ class DownStage(nn.Module):
     def __init__(self, time_dim: int, width_in: int, width_out: int, *, pool: bool):
         super().__init__()
         self.pool = pool
-        self.time_proj = TimeProjection(time_dim, width_in)
+        self.time_proj = TimeProj(time_dim, width_in)
         self.block = DoubleConv(width_in, width_out)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class UpStage(nn.Module):
 
     def __init__(self, time_dim: int, width_in: int):
         super().__init__()
-        self.time_proj = TimeProjection(time_dim, width_in)
+        self.time_proj = TimeProj(time_dim, width_in)
         self.upsample = nn.ConvTranspose2d(width_in, width_in // 2, 2, 2)
         self.block = DoubleConv(width_in, width_in // 2)
 
@@ -60,10 +61,11 @@ class DoubleConvUNet(nn.Module):
 
     Args:
         channels: of the image.
+        image_size: height and width of the image, in pixels: at least 16; the network takes any size from there.
         dim: width of the first level.
         num_steps: T, rows of the timestep table.
         time_dim: width of a row.
-        timestep_table: "original" (odd on purpose or by accident: `plain_table`), or "sinusoidal".
+        timestep_table: "original" (odd on purpose or by accident: `timesteps.timestep_table`), or "sinusoidal".
 
     Raises:
         ValueError: an option out of range.
@@ -73,6 +75,7 @@ class DoubleConvUNet(nn.Module):
         self,
         *,
         channels: int = 3,
+        image_size: int = 32,
         dim: int = 64,
         num_steps: int = 1000,
         time_dim: int = 100,
@@ -80,8 +83,10 @@ class DoubleConvUNet(nn.Module):
     ):
         super().__init__()
         check_counts(channels=channels, dim=dim, num_steps=num_steps, time_dim=time_dim)
+        if image_size < 16:
+            raise ValueError(f"image_size must be at least 16, for four halvings; got {image_size}.")
         widths = [channels, *(dim * 2**i for i in range(5))]
-        self.time_table = TimestepTable(plain_table(timestep_table, num_steps, time_dim))
+        self.time_table = TimestepTable(timesteps.timestep_table(timestep_table, num_steps, time_dim))
         self.down = nn.ModuleList(DownStage(time_dim, widths[i], widths[i + 1], pool=i > 0) for i in range(5))
         self.up = nn.ModuleList(UpStage(time_dim, widths[i]) for i in (5, 4, 3, 2))
         self.conv_out = nn.Conv2d(dim, channels, 1)

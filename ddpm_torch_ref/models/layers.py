@@ -12,6 +12,23 @@ NORM_EPS = 1e-6
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
 
 
+def timestep_embedding(
+    t: Tensor, width: int, dtype: torch.dtype = torch.float32, *, freq_shift: int = 1, cos_first: bool = False
+) -> Tensor:
+    """(B,) times -> (B, width): concat(sin(t f), cos(t f)), f_i = 10000^(-i/(width/2 - freq_shift)).
+
+    Ho et al. 2020, appendix B, in the form of their code; freq_shift 0 and cos_first, the other order, as in that of Nichol &
+    Dhariwal 2021.
+    """
+    half = width // 2
+    frequencies = np.exp(-log(10000) * np.arange(half) / (half - freq_shift))
+    # In half precision not even t itself would be exact.
+    precise = torch.promote_types(dtype, torch.float32)
+    angles = t[:, None].to(precise) * torch.tensor(frequencies, dtype=precise, device=t.device)
+    parts = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
+    return torch.cat(parts, dim=1).to(dtype)
+
+
 def conv(width_in: int, width_out: int, size: int = 3, *, zero: bool = False) -> nn.Conv2d:
     """A size x size convolution that keeps the map's size: Xavier uniform (or zero) weight, zero bias."""
     layer = nn.Conv2d(width_in, width_out, size, padding=size // 2)
@@ -31,23 +48,6 @@ def group_norm(groups: int, width: int, eps: float = NORM_EPS) -> nn.GroupNorm:
     return nn.GroupNorm(groups, width, eps=eps)
 
 
-def sinusoidal_embedding(
-    t: Tensor, width: int, dtype: torch.dtype = torch.float32, *, freq_shift: int = 1, cos_first: bool = False
-) -> Tensor:
-    """(B,) times -> (B, width): concat(sin(t f), cos(t f)), f_i = 10000^(-i/(width/2 - freq_shift)).
-
-    Ho et al. 2020, appendix B, in the form of their code; freq_shift 0 and cos_first, the other order, as in that of Nichol &
-    Dhariwal 2021.
-    """
-    half = width // 2
-    frequencies = np.exp(-log(10000) * np.arange(half) / (half - freq_shift))
-    # In half precision not even t itself would be exact.
-    precise = torch.promote_types(dtype, torch.float32)
-    angles = t[:, None].to(precise) * torch.tensor(frequencies, dtype=precise, device=t.device)
-    parts = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
-    return torch.cat(parts, dim=1).to(dtype)
-
-
 class TimeMLP(nn.Module):
     """(B,) times -> (B, width_out), four times width unless given: the sinusoidal embedding, linear, SiLU, linear."""
 
@@ -63,8 +63,13 @@ class TimeMLP(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Embed times t, (B,)."""
         dtype = self.linear1.weight.dtype
-        h = sinusoidal_embedding(t, self.width, dtype, freq_shift=self.freq_shift, cos_first=self.cos_first)
+        h = timestep_embedding(t, self.width, dtype, freq_shift=self.freq_shift, cos_first=self.cos_first)
         return self.linear2(F.silu(self.linear1(h)))
+
+
+def resample_map(x: Tensor, direction: str) -> Tensor:
+    """Double the map, nearest ("up"), or halve it by 2x2 means ("down")."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if direction == "up" else F.avg_pool2d(x, 2)
 
 
 class ResBlock(nn.Module):
@@ -184,11 +189,6 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, 2 H, 2 W)."""
         return self.conv(resample_map(x, "up"))
-
-
-def resample_map(x: Tensor, direction: str) -> Tensor:
-    """Double the map, nearest ("up"), or halve it by 2x2 means ("down")."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest") if direction == "up" else F.avg_pool2d(x, 2)
 
 
 def _initialise(layer: nn.Conv2d | nn.Linear, zero: bool) -> None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts, refuse_labels
+from ddpm_torch_ref.checks import check_counts, refuse_labels
 
 
 class MLP(nn.Module):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.annotated_unet import TimeMLP
-from ddpm_torch_ref.models.checks import check_counts, check_divides, refuse_labels
+from ddpm_torch_ref.checks import check_counts, check_dim, check_dim_mults, check_divides, check_dropout, refuse_labels
+from ddpm_torch_ref.models.annotated_unet import Middle, TimeMLP
 
 MEMORY = 4
 """Learned keys, and values, of each attention."""
@@ -117,20 +117,6 @@ class UpStage(nn.Module):
         return self.resample(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.doubles else x)
 
 
-class Middle(nn.Module):
-    """Block, attention, block."""
-
-    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module):
-        super().__init__()
-        self.block1 = block1
-        self.block2 = block2
-        self.attention = attention
-
-    def forward(self, x: Tensor, time_emb: Tensor) -> Tensor:
-        """x (B, C, H, W) -> the same shape."""
-        return self.block2(self.attention(self.block1(x, time_emb)), time_emb)
-
-
 class RMSUNet(nn.Module):
     """The `Unet` of denoising-diffusion-pytorch 2.x (Wang, 2020 to 2025).
 
@@ -168,17 +154,14 @@ class RMSUNet(nn.Module):
     ):
         super().__init__()
         check_counts(channels=channels, init_dim=init_dim, num_heads=num_heads, head_dim=head_dim)
-        if dim < 4 or dim % 2:
-            raise ValueError(f"dim must be even and at least 4, for the sines and cosines of t; got {dim}.")
-        if len(dim_mults) == 0 or min(dim_mults) < 1:
-            raise ValueError(f"dim_mults must be one or more numbers of at least 1; got {tuple(dim_mults)}.")
+        check_dim(dim)
+        check_dim_mults(dim_mults)
         levels = len(dim_mults)
         check_divides("image_size", image_size, 2 ** (levels - 1), f"for {levels} levels")
         full = [level == levels - 1 for level in range(levels)] if full_attention is None else list(full_attention)
         if len(full) != levels:
             raise ValueError(f"full_attention must say yes or no for each of {levels} levels; got {tuple(full)}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); got {dropout}.")
+        check_dropout(dropout)
         make = partial(ResBlock, time_dim=4 * dim, dropout=dropout)
         attend = partial(MemoryAttention, heads=num_heads, head_dim=head_dim)
         first = dim if init_dim is None else init_dim

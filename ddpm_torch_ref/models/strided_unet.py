@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts, refuse_labels
+from ddpm_torch_ref.checks import check_counts, check_divides
 
 DOWN = (72, 96, 128, 196)
 """Channels of the levels going down, each half the size of the one before."""
@@ -27,12 +27,25 @@ class Unit(nn.Module):
         return F.relu(self.norm(self.conv(x)))
 
 
-class Base(nn.Module):
-    """The network of both, for images whose sides are divisible by 16; it does not see t."""
+class StridedUNet(nn.Module):
+    """Four levels down and up; it does not see t.
 
-    def __init__(self, channels: int, num_classes: int):
+    With classes, the one-hot class, spread over the map, is a third part of the first two concatenations.
+
+    Args:
+        channels: of the image.
+        image_size: height and width of the image, in pixels; a multiple of 16, as of every image that the network takes.
+        num_classes: number of labels; None: unconditional.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    def __init__(self, *, channels: int = 3, image_size: int = 32, num_classes: int | None = None):
         super().__init__()
-        check_counts(channels=channels)
+        check_counts(channels=channels, num_classes=num_classes)
+        check_divides("image_size", image_size, 16, "for four halvings")
+        self.num_classes = num_classes
         self.down = nn.ModuleList()
         width = channels
         for width_out in DOWN:
@@ -42,64 +55,10 @@ class Base(nn.Module):
         self.up = nn.ModuleList()
         width = MIDDLE
         for i, width_out in enumerate(UP):
-            width += DOWN[-1 - i] + (num_classes if i < 2 else 0)
+            width += DOWN[-1 - i] + (0 if num_classes is None or i > 1 else num_classes)
             self.up.append(Unit(nn.ConvTranspose2d(width, width_out, 4, 2, padding=1, bias=False)))
             width = width_out
         self.conv_out = nn.Conv2d(width + channels, channels, 1)
-
-    def _predict(self, x_t: Tensor, one_hot: Tensor | None) -> Tensor:
-        """x_t (B, channels, H, W), one_hot (B, num_classes) or None -> x_t's shape."""
-        x, skips = x_t, []
-        for unit in self.down:
-            x = unit(x)
-            skips.append(x)
-        x = self.middle(x)
-        for i, unit in enumerate(self.up):
-            parts = [x, skips.pop()]
-            if one_hot is not None and i < 2:
-                parts.append(one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:]))
-            x = unit(torch.cat(parts, dim=1))
-        return self.conv_out(torch.cat([x, x_t], dim=1))
-
-
-class StridedUNet(Base):
-    """Unconditional.
-
-    Args:
-        channels: of the image.
-
-    Raises:
-        ValueError: an option out of range.
-    """
-
-    def __init__(self, *, channels: int = 3):
-        super().__init__(channels, 0)
-
-    def forward(self, x_t: Tensor, t: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Predict the noise of images (B, channels, H, W), H and W divisible by 16; t is not used.
-
-        Raises:
-            ValueError: labels given.
-        """
-        refuse_labels(labels)
-        return self._predict(x_t, None)
-
-
-class StridedUNetConditional(Base):
-    """Conditional: the one-hot class, spread over the map, is a third part of the first two concatenations.
-
-    Args:
-        channels: of the image.
-        num_classes: number of labels.
-
-    Raises:
-        ValueError: an option out of range.
-    """
-
-    def __init__(self, *, channels: int = 3, num_classes: int = 10):
-        check_counts(num_classes=num_classes)
-        super().__init__(channels, num_classes)
-        self.num_classes = num_classes
 
     def forward(self, x_t: Tensor, t: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Predict the noise.
@@ -107,14 +66,34 @@ class StridedUNetConditional(Base):
         Args:
             x_t: (B, channels, H, W) noised images, H and W divisible by 16.
             t: not used.
-            labels: (B,) int64 classes, 0..num_classes - 1.
+            labels: (B,) int64 classes, 0..num_classes - 1; given if and only if num_classes is.
 
         Returns:
             (B, channels, H, W).
 
         Raises:
-            ValueError: labels missing.
+            ValueError: labels missing or unexpected.
         """
-        if labels is None:
+        if labels is None and self.num_classes is not None:
             raise ValueError(f"labels are required: this network has num_classes = {self.num_classes}.")
-        return self._predict(x_t, F.one_hot(labels, self.num_classes).to(x_t.dtype))
+        if labels is not None and self.num_classes is None:
+            raise ValueError("labels must be None: this network was made without num_classes.")
+        x, skips = x_t, []
+        for unit in self.down:
+            x = unit(x)
+            skips.append(x)
+        x = self.middle(x)
+        for i, unit in enumerate(self.up):
+            parts = [x, skips.pop()]
+            if labels is not None and self.num_classes is not None and i < 2:
+                one_hot = F.one_hot(labels, self.num_classes).to(x.dtype)
+                parts.append(one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:]))
+            x = unit(torch.cat(parts, dim=1))
+        return self.conv_out(torch.cat([x, x_t], dim=1))
+
+
+class StridedUNetConditional(StridedUNet):
+    """The same with ten classes unless told otherwise. For the arguments see StridedUNet."""
+
+    def __init__(self, *, channels: int = 3, image_size: int = 32, num_classes: int | None = 10):
+        super().__init__(channels=channels, image_size=image_size, num_classes=num_classes)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_choice
+from ddpm_torch_ref.checks import check_choice
 
 TABLES = ("original", "sinusoidal")
 
@@ -28,7 +28,7 @@ class TimestepTable(nn.Module):
         return torch.lerp(self.values[below], self.values[below + 1], (t - below).double()[:, None]).to(dtype)
 
 
-class TimeProjection(nn.Module):
+class TimeProj(nn.Module):
     """(B, time_dim) rows -> (B, width, 1, 1), to be added to a map: linear, SiLU, linear."""
 
     def __init__(self, time_dim: int, width: int):
@@ -41,7 +41,7 @@ class TimeProjection(nn.Module):
         return self.linear2(F.silu(self.linear1(emb)))[:, :, None, None]
 
 
-def shifted_table(num_steps: int, width: int) -> NDArray[np.float64]:
+def convnext_table(num_steps: int, width: int) -> NDArray[np.float64]:
     """(num_steps + 1, width): sin in even columns, cos in odd ones, of (t + 1) 10^(-4 k/width), k = 2, 2, 4, 4, …
 
     Vaswani et al. 2017, section 3.5, with t and k counted from one step further on (system 1).
@@ -52,7 +52,7 @@ def shifted_table(num_steps: int, width: int) -> NDArray[np.float64]:
     return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles))
 
 
-def plain_table(kind: str, num_steps: int, width: int) -> NDArray[np.float64]:
+def timestep_table(kind: str, num_steps: int, width: int) -> NDArray[np.float64]:
     """(num_steps, width) table of system 2.
 
     Args:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_counts, check_divides, refuse_labels
-from ddpm_torch_ref.models.timesteps import TimeProjection, TimestepTable, plain_table
+from ddpm_torch_ref.checks import check_counts, check_divides, refuse_labels
+from ddpm_torch_ref.models import timesteps
+from ddpm_torch_ref.models.timesteps import TimeProj, TimestepTable
 
 
 class Unit(nn.Module):
@@ -28,7 +29,7 @@ class Stage(nn.Module):
 
     def __init__(self, time_dim: int, widths: Sequence[int], size: int):
         super().__init__()
-        self.time_proj = TimeProjection(time_dim, widths[0])
+        self.time_proj = TimeProj(time_dim, widths[0])
         self.units = nn.ModuleList(Unit(widths[i], widths[i + 1], size) for i in range(3))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -45,10 +46,10 @@ class TinyUNet(nn.Module):
     Args:
         channels: of the image.
         image_size: height and width of the image, in pixels; a multiple of 8.
-        dim: width of the first level, even.
+        dim: width of the first level.
         num_steps: T, rows of the timestep table.
         time_dim: width of a row.
-        timestep_table: "original" (odd on purpose or by accident: `plain_table`), or "sinusoidal".
+        timestep_table: "original" (odd on purpose or by accident: `timesteps.timestep_table`), or "sinusoidal".
 
     Raises:
         ValueError: an option out of range.
@@ -65,15 +66,14 @@ class TinyUNet(nn.Module):
         timestep_table: str = "original",
     ):
         super().__init__()
-        check_counts(channels=channels, num_steps=num_steps, time_dim=time_dim)
+        check_counts(channels=channels, dim=dim, num_steps=num_steps, time_dim=time_dim)
         check_divides("image_size", image_size, 8, "for three halvings")
-        check_divides("dim", dim, 2, "for blocks that halve it")
         w1, w2, w3 = dim, 2 * dim, 4 * dim
 
         def stage(size: int, *widths: int) -> Stage:
             return Stage(time_dim, widths, size)
 
-        self.time_table = TimestepTable(plain_table(timestep_table, num_steps, time_dim))
+        self.time_table = TimestepTable(timesteps.timestep_table(timestep_table, num_steps, time_dim))
         self.down = nn.ModuleList(
             [
                 stage(image_size, channels, w1, w1, w1),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_torch_ref.models.checks import check_choice, check_counts
+from ddpm_torch_ref.checks import check_choice, check_counts, check_dim, check_dim_mults, check_divides, check_dropout
 from ddpm_torch_ref.models.layers import (
     ACTIVATIONS,
     Attention,
@@ -158,7 +158,9 @@ class UNet(nn.Module):
         check_counts(head_dim=head_dim, num_classes=num_classes, time_dim=time_dim)
         width_in = dim if widths is None else widths[0]
         widths = [dim * mult for mult in dim_mults] if widths is None else list(widths)
-        _check_sizes(image_size, dim, dim_mults, len(widths))
+        check_dim(dim)
+        check_dim_mults(dim_mults)
+        check_divides("image_size", image_size, 2 ** (len(widths) - 1), f"for {len(widths)} levels")
         check_choice("time_conditioning", time_conditioning, ("add", "scale_shift"))
         check_choice("middle", middle, ("attention", "plain", "none"))
         check_choice("activation", activation, tuple(ACTIVATIONS))
@@ -169,8 +171,7 @@ class UNet(nn.Module):
             check_choice("resample", kind, ("conv", "residual"))
         if len(halving) != last or len(doubling) != last:
             raise ValueError(f"halving and doubling must name {last} levels; got {len(halving)} and {len(doubling)}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); got {dropout}.")
+        check_dropout(dropout)
         if freq_shift not in (0, 1):
             raise ValueError(f"freq_shift must be 0 or 1; got {freq_shift}.")
         if up_attention_resolutions is None:
@@ -295,16 +296,6 @@ class UNet(nn.Module):
         for level in self.up:
             x = level(x, skips, emb)
         return self.conv_out(F.silu(self.norm_out(x)))
-
-
-def _check_sizes(image_size: int, dim: int, dim_mults: Sequence[int], levels: int) -> None:
-    if dim < 4 or dim % 2:
-        raise ValueError(f"dim must be even and at least 4, for the sines and cosines of t; got {dim}.")
-    if len(dim_mults) == 0 or min(dim_mults) < 1:
-        raise ValueError(f"dim_mults must be one or more numbers of at least 1; got {tuple(dim_mults)}.")
-    factor = 2 ** (levels - 1)
-    if image_size < 1 or image_size % factor:
-        raise ValueError(f"image_size must be a multiple of {factor}, for {levels} levels; got {image_size}.")
 
 
 def _check_widths(widths: list[int], *divisors: tuple[str, int]) -> None:

@@ -1,11 +1,14 @@
-"""Fixed timestep tables of the systems that look their time embedding up: float64 on the host, a row for each t."""
+"""Fixed timestep tables of the systems that look their time up, float64 on the host, and what adds a row of them to an image."""
 
 import functools
 from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Num
+
+from ddpm_jax.models.torch_style import linear
 
 
 @functools.cache
@@ -40,3 +43,15 @@ def look_up(table: np.ndarray, t: Num[Array, "b"], dtype: jnp.dtype) -> Float[Ar
     below = jnp.floor(t).astype(jnp.int32).clip(0, len(table) - 2)
     share = (t - below).astype(dtype)[:, None]
     return (1 - share) * rows[below] + share * rows[below + 1]
+
+
+class TimeProj(nnx.Module):
+    """Table row -> a number for each channel: linear, SiLU, linear."""
+
+    def __init__(self, time_dim: int, dim: int, *, rngs: nnx.Rngs):
+        self.linear1 = linear(time_dim, dim, rngs=rngs)
+        self.linear2 = linear(dim, dim, rngs=rngs)
+
+    def __call__(self, time: Float[Array, "b d"]) -> Float[Array, "b 1 1 c"]:
+        """(B, d) -> (B, 1, 1, C)."""
+        return self.linear2(nnx.silu(self.linear1(time)))[:, None, None, :]

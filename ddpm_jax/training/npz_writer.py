@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-class Archive:
+class NpzWriter:
     """What np.savez_compressed writes: an array that grows along its first axis, then other arrays. Use as a context manager.
 
     Args:
@@ -30,7 +30,7 @@ class Archive:
         self._missing -= len(rows)
         self._entry.write(np.ascontiguousarray(rows, self._dtype).data)
 
-    def __enter__(self) -> "Archive":
+    def __enter__(self) -> "NpzWriter":
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:

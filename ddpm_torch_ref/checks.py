@@ -1,4 +1,6 @@
-"""Checks that networks make of their options and of their labels."""
+"""Checks of arguments: those of several networks and processes."""
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -20,6 +22,24 @@ def check_divides(name: str, value: int, divisor: int, why: str) -> None:
     """Raise ValueError for a value that is not a positive multiple of divisor."""
     if value < 1 or value % divisor:
         raise ValueError(f"{name} must be a multiple of {divisor}, {why}; got {value}.")
+
+
+def check_dim(dim: int) -> None:
+    """Raise ValueError for a base width that the sines and cosines of t cannot share."""
+    if dim < 4 or dim % 2:
+        raise ValueError(f"dim must be even and at least 4, for the sines and cosines of t; got {dim}.")
+
+
+def check_dim_mults(dim_mults: Sequence[int]) -> None:
+    """Raise ValueError where there is no level, or one without a width."""
+    if len(dim_mults) == 0 or min(dim_mults) < 1:
+        raise ValueError(f"dim_mults must be one or more numbers of at least 1; got {tuple(dim_mults)}.")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise ValueError for a probability that would leave nothing."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1); got {dropout}.")
 
 
 def refuse_labels(labels: Tensor | None) -> None:

@@ -1,0 +1,180 @@
+"""The table of named presets: how the authors trained each network, and recipes of our own, with what to expect of them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ddpm_jax import model_configs as configs
+from ddpm_jax.errors import UserError
+from ddpm_jax.presets.configs import DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
+
+# fmt: off
+SYSTEMS: dict[str, tuple[ProcessConfig, SampleConfig]] = {
+    "unet":                     (ProcessConfig("linear", 1000),              SampleConfig("ancestral")),
+    "convnext_unet":            (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, 0.1, clip=None, num=81)),
+    "convnext_unet_224":        (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, 0.1, clip=None, num=16)),
+    "tiny_unet":                (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
+    "double_conv_unet":         (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
+    "annotated_unet":           (ProcessConfig("linear", 200, loss="huber"), SampleConfig("ancestral", variance="posterior",
+                                                                                          clip=None)),
+    "rms_unet":                 (ProcessConfig("sigmoid_cumprod", 1000, prediction="v", weighting="snr"),
+                                                                             SampleConfig("ancestral", variance="posterior")),
+    "mlp":                      (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None, num=1200)),
+    "conv_net":                 (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
+    "strided_unet":             (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
+    "strided_unet_conditional": (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None, num=10)),
+}
+"""How each network is trained and sampled by its author."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named preset, and what to expect of it."""
+
+    about: str
+    """The data and the author's setting; then what was measured: see docs/results.md."""
+    config: Preset
+
+
+def _system(network: str, about: str, data: DataConfig, train: TrainConfig, num: int | None = None, **options: Any) -> Recipe:
+    process, sample = SYSTEMS[network]
+    sample = sample if num is None else replace(sample, num=num)
+    return Recipe(about, Preset(data, configs.create(network, options), process, train, sample))
+
+
+def _adam(lr: float, batch_size: int, **options: Any) -> TrainConfig:
+    """What the systems' authors have in common: Adam on gradients as they are. The average is ours."""
+    defaults: dict[str, Any] = {"grad_clip": None, "ema_decay": 0.999, "log_every": 50, "checkpoint_every": 500, "sample_every": 0}
+    if "epochs" in options:
+        defaults["steps"] = None
+    return TrainConfig(lr=lr, batch_size=batch_size, **defaults | options)
+
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(
+        "1,797 handwritten 8x8 digits by class: 2 minutes on two CPU cores; 98 % of the samples are recognised.",
+        Preset(
+            data    = DataConfig("digits"),
+            model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                   attention_resolutions=(4,), norm_groups=8),
+            process = ProcessConfig("cosine", prediction="v"),
+            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
+                                  log_every=20, sample_every=400, checkpoint_every=400),
+            sample  = SampleConfig("ddim", steps=50, num=100),
+        ),
+    ),
+    "digits-flow": Recipe(
+        "The digits by flow matching: a straight path, its velocity learned, Heun's method.",
+        Preset(
+            data    = DataConfig("digits"),
+            model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                   attention_resolutions=(4,), norm_groups=8),
+            process = ProcessConfig(kind="flow"),
+            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
+                                  log_every=20, sample_every=400, checkpoint_every=400),
+            sample  = SampleConfig("heun", steps=25, clip=None, num=100),
+        ),
+    ),
+    "images": Recipe(
+        "Your own pictures: ddpm train images --data.source PATH; 32x32 in colour, a GPU's evening.",
+        Preset(
+            data    = DataConfig("", flip=True),
+            model   = configs.UNet(dim=64),
+            process = ProcessConfig("cosine"),
+            train   = TrainConfig(batch_size=64, warmup_steps=1_000),
+            sample  = SampleConfig("ddim", steps=100),
+        ),
+    ),
+    "cifar10-ddpm": Recipe(
+        "CIFAR-10 as in Ho et al. 2020: a day on one large GPU.",
+        Preset(
+            data    = DataConfig("tfds:cifar10", flip=True, labels=False),
+            model   = configs.UNet(dropout=0.1),
+            process = ProcessConfig("linear", 1000),
+            train   = TrainConfig(steps=800_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
+                                  log_every=100, sample_every=10_000, checkpoint_every=5_000),
+            sample  = SampleConfig("ancestral"),
+        ),
+    ),
+    "cifar10-flow": Recipe(
+        "CIFAR-10 by flow matching, with the network of Ho et al. 2020: a day on one large GPU.",
+        Preset(
+            data    = DataConfig("tfds:cifar10", flip=True, labels=False),
+            model   = configs.UNet(dropout=0.1),
+            process = ProcessConfig(kind="flow", times="logit_normal"),
+            train   = TrainConfig(steps=400_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
+                                  log_every=100, sample_every=10_000, checkpoint_every=5_000),
+            sample  = SampleConfig("heun", steps=50, clip=None),
+        ),
+    ),
+    "mnist-convnext": _system(
+        "convnext_unet", "System 1: MNIST by class, 20 epochs of 468 steps.",
+        DataConfig("tfds:mnist"),                                _adam(1e-3, 128, epochs=20)),
+    "imagenet-convnext": _system(
+        "convnext_unet_224", "System 1 at 224x224: ImageNet by class; meant for many devices.",
+        DataConfig("tfds:imagenet2012", flip=True),              _adam(1e-3, 128, epochs=20, checkpoint_every=1_000)),
+    "mnist-tiny": _system(
+        "tiny_unet", "System 2: MNIST at 32x32, 50 epochs of 15 steps.",
+        DataConfig("tfds:mnist"),                                _adam(1e-3, 4096, epochs=50, log_every=5, checkpoint_every=100)),
+    "cifar10-double-conv": _system(
+        "double_conv_unet", "System 2: CIFAR-10 in [0, 1], 15 epochs of 98 steps; then ddpm finetune RUN --data.classes ship.",
+        DataConfig("tfds:cifar10", scale="unit"),                _adam(1e-3, 512, epochs=15, log_every=10, checkpoint_every=100)),
+    "fashion-annotated": _system(
+        "annotated_unet", "System 3: Fashion-MNIST, 10 epochs of 3,750 steps.",
+        DataConfig("tfds:fashion_mnist", flip=True),             _adam(1e-4, 16, epochs=10, lr_decay="cosine_by_epoch", lr_end=1e-7,
+                                                                       checkpoint_every=750, sample_every=3_750)),
+    "spiral": _system(
+        "mlp", "System 4: 25,000 points of a spiral, 40 epochs of 1,000 steps.",
+        DataConfig("spiral"),                                    _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500,
+                                                                       checkpoint_every=10_000)),
+    "disc-grid": _system(
+        "mlp", "System 4: 25,000 points of a grid of discs, 40 epochs of 1,000 steps.",
+        DataConfig("disc-grid"),                                 _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500,
+                                                                       checkpoint_every=10_000)),
+    "spiral-flow": Recipe(
+        "The spiral by flow matching, otherwise as spiral.",
+        Preset(
+            data    = DataConfig("spiral"),
+            model   = configs.MLP(),
+            process = ProcessConfig(kind="flow"),
+            train   = _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500, checkpoint_every=10_000),
+            sample  = SampleConfig("heun", steps=50, clip=None, num=1200),
+        ),
+    ),
+    "spiral-iadb": Recipe(
+        "The spiral by iterative alpha-(de)blending, otherwise as spiral.",
+        Preset(
+            data    = DataConfig("spiral"),
+            model   = configs.MLP(),
+            process = ProcessConfig(kind="blending"),
+            train   = _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500, checkpoint_every=10_000),
+            sample  = SampleConfig("euler", steps=200, clip=None, num=1200),
+        ),
+    ),
+    "mnist-strided": _system(
+        "strided_unet", "System 5: MNIST as 32x32 in three channels.",
+        DataConfig("tfds:mnist", labels=False),                  _adam(1e-4, 16, steps=10_000)),
+    "cifar10-strided": _system(
+        "strided_unet", "System 5: CIFAR-10.",
+        DataConfig("tfds:cifar10", labels=False),                _adam(1e-4, 16, steps=10_000)),
+    "mnist-strided-conditional": _system(
+        "strided_unet_conditional", "System 5: MNIST by class.",
+        DataConfig("tfds:mnist"),                                _adam(1e-4, 16, steps=25_000)),
+    "cifar10-strided-conditional": _system(
+        "strided_unet_conditional", "System 5: CIFAR-10 by class.",
+        DataConfig("tfds:cifar10"),                              _adam(1e-4, 16, steps=25_000)),
+}
+"""name -> preset and what to expect of it; `ddpm train NAME` runs it."""
+
+PRESETS: dict[str, Preset] = {name: recipe.config for name, recipe in RECIPES.items()}
+# fmt: on
+
+
+def preset(name: str) -> Preset:
+    """The named preset.
+
+    Raises:
+        UserError: no such preset (lists the names).
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}.")
+    return PRESETS[name]
