@@ -35,6 +35,13 @@ package: $(VENV)/bin/python
 	cd build/package && bin/ddpm --version
 	cd build/package && bin/python -c 'import sys, ddpm_jax; sys.exit(bool(sys.modules.keys() & {"torch", "tensorflow", "sklearn"}))'
 
+# two of the examples as notebooks with their pictures: minutes of training
+.PHONY: notebooks
+notebooks: $(VENV)/installed-notebooks
+	for name in points digits; do \
+		$(BIN)/jupytext examples/$$name.py --to ipynb --set-kernel python3 --execute --run-path . --output docs/notebooks/$$name.ipynb || exit 1; \
+	done
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -49,6 +56,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-notebooks: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[notebooks]"
 	touch $@ $(VENV)/installed
 
 clean:

@@ -66,9 +66,7 @@ settings = {"step": samplers.create("ddim", eta=0.0), "num_steps": 50, "clip": 1
 def draw(scale):
     """The ten digits, and eleven states on the way to them: (10, 8, 8, 1) and (11, 10, 8, 8, 1)."""
     guidance = {"null_label": NONE, "scale": scale}
-    return samplers.sample(
-        trained, process, jax.random.key(1), (10, *shape), labels, guidance=guidance, **settings
-    )
+    return samplers.sample(trained, process, jax.random.key(1), (10, *shape), labels, guidance=guidance, **settings)
 
 
 scales = (0.0, 1.0, 2.0, 4.0)

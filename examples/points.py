@@ -66,15 +66,13 @@ print(f"loss: {losses[0]:.3f} at the beginning, {losses[-1]:.3f} at the end")
 # %%
 trained = models.split(model)[0], state.variables(ema=True)
 ddim = samplers.create("ddim", eta=0.0)
-points, path = samplers.sample(
-    trained, process, jax.random.key(1), (2000, 2), step=ddim, num_steps=100, num_frames=101
-)
+points, path = samplers.sample(trained, process, jax.random.key(1), (2000, 2), step=ddim, num_steps=100, num_frames=101)
 points, path = source.scaling.undo(points), source.scaling.undo(path)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2), layout="constrained")
 for axes in (left, right):
     axes.scatter(*source.points[:2000].T, s=4, color="0.8", linewidths=0, label="data")
-    axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal")
+    axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
 left.scatter(*points.T, s=4, color="tab:red", linewidths=0, label="samples")
 left.legend(loc="upper right", markerscale=3)
 right.plot(*path[:, :40].transpose(2, 0, 1), color="0.4", linewidth=0.8)
