@@ -13,7 +13,7 @@ from flax import nnx
 
 from ddpm_jax import data, figures, models, presets, processes, samplers, schedules, training
 
-STEPS = 500
+STEPS = 400
 OUT = Path("runs/examples")
 
 
@@ -60,7 +60,7 @@ class ResNet(nnx.Module):
         return self.last(nnx.silu(self.norm(x)))
 
 
-model = ResNet(channels=1, num_classes=10, dim=64, depth=4, rngs=nnx.Rngs(0))
+model = ResNet(channels=1, num_classes=10, dim=32, depth=4, rngs=nnx.Rngs(0))
 process = processes.GaussianDiffusion(schedules.cosine(1000), prediction="v")
 config = presets.TrainConfig(steps=STEPS, batch_size=64, lr=2e-3, warmup_steps=20, lr_decay="cosine", ema_decay=0.99)
 state = training.create_state(model, training.make_optimizer(config))

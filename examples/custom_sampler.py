@@ -33,7 +33,14 @@ def adams_bashforth_step(x_t, hat, t, s, noise, past):
 config = replace(
     presets.preset("spiral"),
     train=presets.TrainConfig(
-        steps=STEPS, batch_size=64, lr=1e-3, lr_decay="cosine", ema_decay=0.999, sample_every=0, checkpoint_every=STEPS
+        steps=STEPS,
+        batch_size=64,
+        lr=1e-3,
+        lr_decay="cosine",
+        ema_decay=0.999,
+        log_every=1000,
+        sample_every=0,
+        checkpoint_every=STEPS,
     ),
 )
 run = training.train(config, OUT / "spiral", overwrite=True).run

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import data, figures, presets, samplers, training
 
-STEPS = 600
+STEPS = 400
 OUT = Path("runs/examples")
 
 # The pretrained network: here of a short run that is told no classes

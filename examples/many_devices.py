@@ -25,7 +25,7 @@ print(f"{jax.device_count()} devices: {jax.devices()[0].device_kind}")
 
 config = presets.TrainConfig(steps=STEPS, batch_size=64, lr=1e-3)
 process = processes.GaussianDiffusion(schedules.cosine(1000), prediction="v")
-unet = {"dim": 32, "dim_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,), "norm_groups": 8}
+unet = {"dim": 32, "dim_mults": (1,), "num_blocks": 1, "attention_resolutions": (), "norm_groups": 8}
 model = models.create("unet", rngs=nnx.Rngs(0), image_size=8, channels=1, num_classes=10, **unet)
 graphdef, _ = models.split(model, training=True)
 source = data.open_source("digits")
