@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: demo test test-slow check docs package format clean
+.PHONY: demo test test-slow check docs notebooks package format clean
 
 # the main job: train on 1,797 real digits, sample, evaluate
 demo: $(VENV)/installed
@@ -38,6 +38,12 @@ package: $(VENV)/bin/python
 	build/package/bin/pip install --quiet --no-compile dist/*.whl
 	cd build/package && bin/ddpm --version
 	cd build/package && bin/python -c 'import sys, ddpm_jax; sys.exit(bool(sys.modules.keys() & {"torch", "tensorflow", "sklearn"}))'
+
+# two of the examples as notebooks with their pictures: minutes of training
+notebooks: $(VENV)/installed-docs
+	for name in points digits; do \
+		$(BIN)/jupytext examples/$$name.py --to ipynb --set-kernel python3 --execute --run-path . --output docs/notebooks/$$name.ipynb || exit 1; \
+	done
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

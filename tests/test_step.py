@@ -166,6 +166,16 @@ def test_several_steps_in_one_call_are_the_same_steps():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, state)
 
 
+def test_a_network_outlives_the_steps_that_start_from_it():
+    config, model = TrainConfig(lr=0.1), Scale(rngs=nnx.Rngs(0))
+    graphdef, variables = models.split(model, training=True)
+    before = jax.tree.map(np.array, variables)
+    batch = {"x_0": np.ones((4, 3, 3, 1), np.float32)}
+    state = create_state(model, make_optimizer(config))
+    train_step(state, batch, jax.random.key(0), graphdef=graphdef, process=BARE, config=config)
+    jax.tree.map(np.testing.assert_array_equal, models.split(model)[1], before)
+
+
 def test_dropout_is_drawn_anew_at_every_step():
     """The loss is a times the share of pixels kept, over 1 - rate; that share changes and its mean is right."""
     config = TrainConfig(lr=1e-30)

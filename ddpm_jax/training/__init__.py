@@ -4,9 +4,10 @@ from ddpm_jax.training.finetune import finetune
 from ddpm_jax.training.loop import Outcome, train
 from ddpm_jax.training.run import Run, open_run
 from ddpm_jax.training.state import TrainState, create_state
-from ddpm_jax.training.step import learning_rate, make_optimizer, train_step, train_steps, update
+from ddpm_jax.training.step import Inputs, learning_rate, make_optimizer, train_step, train_steps, update
 
 __all__ = [
+    "Inputs",
     "Outcome",
     "Run",
     "TrainState",

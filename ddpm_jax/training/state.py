@@ -36,8 +36,8 @@ class TrainState:
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update of a network as it is."""
-    return state_of(models.split(model)[1], optimizer)
+    """The state before the first update of a network as it is, which keeps its own arrays: steps consume those of the state."""
+    return state_of(jax.tree.map(jnp.copy, models.split(model)[1]), optimizer)
 
 
 def state_of(

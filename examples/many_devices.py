@@ -1,0 +1,73 @@
+"""Many devices: the same training step on one device, data parallel, and fully sharded (fsdp).
+
+A layout says what lies where. It decides how fast a step is and how much memory it takes, not what it computes: the losses
+below are the same but for rounding. A run needs one argument for it:
+
+    training.train(config, folder, parallel=ParallelConfig("fsdp"))    # ddpm train digits --parallel fsdp --out FOLDER
+
+Where there is no accelerator, four devices are simulated on the CPU.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ddpm_jax import data, models, presets, processes, samplers, schedules, training
+from ddpm_jax.launch import ParallelConfig
+from ddpm_jax.parallel import layout_of
+
+STEPS = 20
+
+jax.config.update("jax_num_cpu_devices", 4)  # before the first call of jax; accelerators are what they are
+print(f"{jax.device_count()} devices: {jax.devices()[0].device_kind}")
+
+config = presets.TrainConfig(steps=STEPS, batch_size=64, lr=1e-3)
+process = processes.GaussianDiffusion(schedules.cosine(1000), prediction="v")
+unet = {"dim": 32, "dim_mults": (1,), "num_blocks": 1, "attention_resolutions": (), "norm_groups": 8}
+model = models.create("unet", rngs=nnx.Rngs(0), image_size=8, channels=1, num_classes=10, **unet)
+graphdef, _ = models.split(model, training=True)
+source = data.open_source("digits")
+labels = jnp.arange(20) % 10
+
+
+def in_memory(state):
+    """Megabytes of the state on the first device."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+
+
+print("                 loss at the end   state on a device (MB)   mean of the samples")
+for name, asked_for in {
+    "one device": ParallelConfig(devices=1),
+    "data": ParallelConfig("data"),
+    "fsdp": ParallelConfig(
+        "fsdp", min_shard=1024
+    ),  # small tensors are whole everywhere; here even small ones are shared out
+}.items():
+    layout = layout_of(asked_for)
+    state = layout.place(training.create_state(model, training.make_optimizer(config)))
+    megabytes = in_memory(state)
+    batches = data.batches(source, shape=(8, 8, 1), batch_size=config.batch_size)
+    for batch in itertools.islice(batches, STEPS):
+        state, metrics = training.train_step(
+            state,
+            layout.feed(batch),
+            jax.random.key(0),
+            graphdef=graphdef,
+            process=process,
+            config=config,
+            layout=layout,
+        )
+    images, _ = samplers.sample(
+        (models.split(model)[0], state.variables(ema=True)),
+        process,
+        jax.random.key(1),
+        (20, 8, 8, 1),
+        layout.deal(labels),
+        step=samplers.create("ddim", eta=0.0),
+        num_steps=10,
+        clip=1.0,
+        layout=layout,
+    )
+    print(f"{name:12} {metrics['loss']:19.6f} {megabytes:24.2f} {layout.gather(images).mean():21.6f}", flush=True)

@@ -1,0 +1,57 @@
+"""The examples run, and the notebooks hold what their examples say."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+FEW = {"points": 100, "custom_sampler": 100}
+"""Steps of an example that are fewer than it takes, 2 where it is not named."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_fits_a_page_and_says_how_long_it_takes(example):
+    assert len(example.read_text().splitlines()) < 100
+    assert f"[{example.name}]({example.name})" in (ROOT / "examples" / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(example, tmp_path):
+    steps = f"STEPS = {FEW.get(example.stem, 2)}"
+    short = tmp_path / example.name
+    short.write_text(re.sub(r"^STEPS = .*$", steps, example.read_text(), flags=re.MULTILINE))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    command = [sys.executable, str(short)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def code_of_script(path: Path) -> list[str]:
+    """The cells of a script in the percent format that hold code."""
+    cells = re.split(r"^# %%(.*)\n", path.read_text(), flags=re.MULTILINE)[1:]
+    return [text.strip() for mark, text in zip(cells[::2], cells[1::2], strict=True) if "markdown" not in mark]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_its_example_run_from_top_to_bottom(notebook):
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert ["".join(cell["source"]).strip() for cell in cells] == code_of_script(
+        ROOT / "examples" / f"{notebook.stem}.py"
+    ), "make notebooks"
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert notebook.stat().st_size < 300_000
+
+
+def test_there_are_two_notebooks():
+    assert [notebook.stem for notebook in NOTEBOOKS] == ["digits", "points"]
