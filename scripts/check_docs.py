@@ -1,8 +1,8 @@
 """Run the blocks of the documentation that are marked as runnable; exit status 1 when one fails.
 
 A mark is a comment on the line above the fence: `<!-- run -->`, or `<!-- run: s/OLD/NEW/ -->` to shorten the block first
-(several: separated by " ; "). The blocks of a page run in order in one temporary folder: `sh` by bash, which stops at the
-first command that fails, `python` as a script each.
+(another sign may stand in for the slash; several: separated by " ; "). The blocks of a page run in order in one temporary
+folder: `sh` by bash, which stops at the first command that fails, `python` as a script each.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def blocks(page: Path) -> list[Block]:
         if kind not in RUNNERS:
             raise ValueError(f"{page}:{line}: a block marked to run must be one of {', '.join(RUNNERS)}; got {kind}.")
         for change in filter(None, (match["changes"] or "").split(" ; ")):
-            parts = change.strip().split("/")
+            parts = change.strip().split(change.strip()[1:2] or "/")
             if len(parts) != 4 or parts[0] != "s" or parts[3]:
                 raise ValueError(f"{page}:{line}: a replacement must be s/OLD/NEW/; got {change!r}.")
             if parts[1] not in code:

@@ -22,8 +22,9 @@ def page(tmp_path):
 
 
 def test_a_marked_block_is_found_with_its_replacements(page):
-    (block,) = check_docs.blocks(page("<!-- run: s/100/2/ ; s/big/small/ -->", "train --steps 100 --size big"))
-    assert (block.kind, block.code, block.line) == ("sh", "train --steps 2 --size small\n", 4)
+    mark = "<!-- run: s/100/2/ ; s|a/b|c/d| -->"
+    (block,) = check_docs.blocks(page(mark, "train --steps 100 --out a/b"))
+    assert (block.kind, block.code, block.line) == ("sh", "train --steps 2 --out c/d\n", 4)
 
 
 def test_a_block_without_a_mark_is_not_run(page):
