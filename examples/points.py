@@ -42,7 +42,8 @@ figure.savefig(OUT / "points_noised.png")
 
 # %% [markdown]
 # ## Training
-# A pure, compiled function takes the state and a batch to the next state; here for a hundred batches in one call.
+# A pure, compiled function takes the state and a batch to the next state; here for a hundred batches in one call. The loss cannot
+# fall to 0: most noisy points may come from several parts of the spiral.
 
 # %%
 config = presets.TrainConfig(steps=STEPS, batch_size=64, lr=1e-3, lr_decay="cosine", ema_decay=0.999)
