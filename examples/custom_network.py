@@ -13,7 +13,7 @@ from flax import nnx
 
 from ddpm_jax import data, figures, models, presets, processes, samplers, schedules, training
 
-STEPS = 400
+STEPS = 600
 OUT = Path("runs/examples")
 
 
@@ -41,7 +41,7 @@ class ResNet(nnx.Module):
         self.dim = dim
         self.first = nnx.Conv(channels, dim, (3, 3), rngs=rngs)
         self.time = nnx.Linear(dim, dim, rngs=rngs)
-        self.classes = nnx.Embed(num_classes, dim, rngs=rngs)
+        self.classes = nnx.Embed(num_classes, dim, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
         self.blocks = nnx.List([Block(dim, rngs=rngs) for _ in range(depth)])
         self.norm = nnx.GroupNorm(dim, num_groups=8, rngs=rngs)
         self.last = nnx.Conv(dim, channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs)
@@ -60,7 +60,7 @@ class ResNet(nnx.Module):
         return self.last(nnx.silu(self.norm(x)))
 
 
-model = ResNet(channels=1, num_classes=10, dim=32, depth=4, rngs=nnx.Rngs(0))
+model = ResNet(channels=1, num_classes=10, dim=48, depth=4, rngs=nnx.Rngs(0))
 process = processes.GaussianDiffusion(schedules.cosine(1000), prediction="v")
 config = presets.TrainConfig(steps=STEPS, batch_size=64, lr=2e-3, warmup_steps=20, lr_decay="cosine", ema_decay=0.99)
 state = training.create_state(model, training.make_optimizer(config))

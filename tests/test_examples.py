@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-FEW = {"points": 100, "custom_sampler": 100}
-"""Steps of an example that are fewer than it takes, 2 where it is not named."""
+FEW = {"points": 100, "digits": 21, "custom_network": 21, "custom_sampler": 100, "finetune": 4}
+"""Steps that an example is tried with, 2 where it is not named: more than its warm-up has, and whole calls of several."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
