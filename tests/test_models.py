@@ -97,7 +97,7 @@ def test_resampling_by_hand():
 def test_downsampling_pads_at_the_bottom_and_right():
     down = layers.Downsample(1, rngs=nnx.Rngs(0))
     down.conv.kernel[...] = jnp.arange(9.0).reshape(3, 3, 1, 1)
-    out = down(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
+    out = down(jnp.ones((1, 4, 4, 1)), jnp.ones((1, 8)))[0, :, :, 0]
     right, bottom = 0 + 1 + 3 + 4 + 6 + 7, 0 + 1 + 2 + 3 + 4 + 5  # what remains of the kernel's sum, 36, at the edges
     np.testing.assert_array_equal(out, [[36, right], [bottom, 0 + 1 + 3 + 4]])
 

@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import ddpm_jax
 from ddpm_jax.benchmark.jax_side import MATMUL, JaxSide
 from ddpm_jax.benchmark.report import Report, Row
-from ddpm_jax.benchmark.timing import Contender, Facts, Timing, alternate, ratios
+from ddpm_jax.benchmark.timing import TURN, Contender, Facts, Timing, alternate, ratios
 from ddpm_jax.benchmark.worker import Worker
 from ddpm_jax.benchmark.workload import WHAT, Precision, What, Workload
 from ddpm_jax.errors import UserError, fits_memory
@@ -77,7 +77,7 @@ def _measure(
                 calls[name] = worker
             except UserError as error:
                 notes.append(f"{work.name} {what} {name}: not measured. {error}")
-        timings = alternate(calls, seconds=seconds)
+        timings = alternate(calls, seconds=seconds, turn=min(TURN, seconds))
         facts = {name: call.facts() for name, call in calls.items()}
     flops = facts["jax"].flops
     return [_row(work, what, name, calls[name], timings, facts[name], flops, peak) for name in calls], notes

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -174,7 +175,7 @@ class Checkpoints:
 
     def _failure(self, step: int, error: Exception) -> UserError:
         for path in self.folder.glob(f"{step}.*"):  # makes room, where that is what was missing
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
         self._saved = None
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
@@ -227,6 +228,15 @@ def _to_disk(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _delete(folder: Path) -> None:
+    """A folder is gone, if that can be: threads of Orbax that have not failed yet may go on writing into it for a while."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
