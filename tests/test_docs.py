@@ -1,5 +1,6 @@
 """What the pages mark as runnable runs; the marks mean what scripts/check_docs.py says."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FENCE = "```"
+FOLDERS = ("ddpm_jax", "ddpm_torch_ref", "scripts", "examples", "tests", "parity_tests")
 
 
 @pytest.fixture
@@ -53,6 +55,13 @@ def test_sh_stops_at_the_first_command_that_fails(page, tmp_path, code, status):
 
 def test_every_mark_of_the_documentation_can_be_followed():
     assert all(check_docs.blocks(page) for page in check_docs.pages())
+
+
+def test_files_that_pages_name_exist():
+    there = [f"/{path.relative_to(ROOT).as_posix()}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
+            assert any(path.endswith(f"/{name}") for path in there), f"{page}: {name}"
 
 
 @pytest.mark.slow
