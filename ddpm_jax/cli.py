@@ -17,6 +17,7 @@ import tyro
 
 import ddpm_jax
 from ddpm_jax import model_configs as configs
+from ddpm_jax.allocator import keep_memory
 from ddpm_jax.arguments import (
     BenchmarkArgs,
     ConvertArgs,
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
+    keep_memory()
     keep_programs()
     try:
         return _dispatch(arguments)
