@@ -56,3 +56,26 @@ def test_the_form_is_chosen_by_size(monkeypatch):
 def test_large_logits_do_not_overflow():
     q = jnp.full((1, 1, 4, 2), 60.0)
     np.testing.assert_allclose(attention._in_blocks(q, q, q), 60.0, rtol=1e-6)
+
+
+
+def test_fused_attention_is_the_same_function():
+    """The heads and pixels are where it expects them; cuDNN itself needs a GPU, and is asked only there."""
+    q, k, v = (jax.random.normal(key, (2, 3, n, 8)) for key, n in zip(jax.random.split(jax.random.key(0), 3), (5, 7, 7)))
+    np.testing.assert_allclose(attention._fused(q, k, v, "xla"), attention._plain(q, k, v), atol=1e-6)
+    assert not attention._cudnn_takes(5, 7, 8, jnp.dtype("bfloat16"))
+
+
+def test_a_gpu_gets_the_fused_form_where_cudnn_takes_the_head(monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "_cudnn_takes", lambda *head: asked.append(head) or head[2] == 8)
+    monkeypatch.setattr(attention, "_fused", lambda q, k, v: jnp.tanh(q))  # what the text of a program shows
+
+    def text(width, platform):
+        q = jax.ShapeDtypeStruct((1, 1, 4, width), jnp.bfloat16)
+        return jax.jit(lambda *a: attention.attend(*a)).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "tanh" in text(8, "cuda")
+    assert "tanh" not in text(8, "cpu") and "tanh" not in text(6, "cuda")
+    assert asked == [(4, 4, 8, jnp.bfloat16)] * 2 + [(4, 4, 6, jnp.bfloat16)]

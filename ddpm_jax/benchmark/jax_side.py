@@ -29,6 +29,14 @@ def forward(graphdef, variables, x_t, t, labels, *, dtype):
     return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
 
 
+@functools.partial(jit, static_argnames=("graphdef", "process", "shape", "step", "times", "clip", "dtype"))
+def walk(key, variables, labels, *, graphdef, process, shape, dtype, **settings):
+    """The program within `samplers.sample`, for what the compiler says of it."""
+    predict = models.predictor(graphdef, variables, labels, dtype=dtype)
+    noise = functools.partial(jax.random.normal, shape=shape)
+    return samplers.run(process, predict, noise(key), lambda i: noise(jax.random.fold_in(key, i)), **settings)
+
+
 class JaxSide:
     """A workload in JAX on one device."""
 
@@ -85,19 +93,21 @@ class JaxSide:
         work, config = self.work, self.work.config.sample
         times = samplers.times(config.sampler, self.process, config.steps, spacing=config.spacing)
         labels = None if not work.num_classes else jnp.arange(work.sample_size) % work.num_classes
+        step = samplers.create(config.sampler, self.process, **config.step_options)
+        graphdef, variables = models.split(self.model)
+        shape = (work.sample_size, *work.shape)
+        settings: dict[str, Any] = {"step": step, "clip": config.clip, "dtype": self.dtype}
         call = functools.partial(
-            samplers.sample,
-            models.split(self.model),
-            self.process,
-            self.key,
-            (work.sample_size, *work.shape),
-            labels,
-            step=samplers.create(config.sampler, self.process, **config.step_options),
-            times=times,
-            clip=config.clip,
-            dtype=self.dtype,
+            samplers.sample, (graphdef, variables), self.process, self.key, shape, labels, times=times, **settings
         )
-        return Call(lambda: jax.block_until_ready(call()), work.sample_size)
+        static = settings | {"graphdef": graphdef, "process": self.process, "times": tuple(times.tolist()), "shape": shape}
+        return Call(
+            lambda: jax.block_until_ready(call()),
+            work.sample_size,
+            lambda: dataclasses.replace(
+                _facts(walk, (self.key, variables, labels), static, len(times) - 1), from_cache_s=None
+            ),
+        )
 
 
 def _facts(function: Callable[..., Any], args: Any, static: dict[str, Any], times: int = 1) -> Facts:

@@ -1,6 +1,7 @@
 """The PyTorch contenders: the twin, eager and compiled by torch.compile, and the network of diffusers, made to do the same work."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -150,14 +151,14 @@ class TorchSide:
             with self.autocast():
                 return model(x_t, self.process.network_time(t), labels).float()
 
-        walk = _walk(self.twins, self.process, predict, config)
-
-        def run() -> None:
+        def run(walk: Callable[[Any], Any] = _walk(self.twins, self.process, predict, config)) -> None:
             with torch.no_grad():
                 walk(torch.randn(shape, device=self.device))
             self._wait()
 
-        return Call(run, work.sample_size)
+        few = dataclasses.replace(config, steps=min(2, config.steps or 2))  # all steps need the same memory
+        short = functools.partial(run, _walk(self.twins, self.process, predict, few))
+        return Call(run, work.sample_size, lambda: Facts(memory=self._memory(short)))
 
     def _memory(self, run: Any) -> int:
         """Most bytes that the allocator has handed out at once during a run, beyond those in use before it."""
