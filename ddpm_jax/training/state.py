@@ -1,5 +1,6 @@
 """The state of training: one immutable pytree of arrays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +38,28 @@ class TrainState:
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update of a network as it is, which keeps its own arrays: steps consume those of the state."""
-    return state_of(jax.tree.map(jnp.copy, models.split(model)[1]), optimizer)
+    return state_of(_in_one_program(_copied, models.split(model)[1]), optimizer)
 
 
 def state_of(
     variables: models.Variables, optimizer: optax.GradientTransformation, loss_history: LossHistory | None = None
 ) -> TrainState:
     """The state before the first update from given parameters and running statistics: the average starts as a copy."""
-    params = variables["params"]
-    copy = jax.tree.map(jnp.copy, params)  # a donated buffer must not stand in two places
-    start = jnp.zeros((), jnp.int32)
-    return TrainState(start, params, variables["batch_stats"], copy, optimizer.init(params), loss_history)
+
+    def begin(variables: models.Variables, loss_history: LossHistory | None) -> TrainState:
+        params = variables["params"]
+        start = jnp.zeros((), jnp.int32)
+        # a copy: a donated buffer must not stand in two places
+        opt_state = optimizer.init(params)
+        return TrainState(start, params, variables["batch_stats"], _copied(params), opt_state, loss_history)
+
+    return _in_one_program(begin, variables, loss_history)
+
+
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _in_one_program(function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), compiled as a whole: array by array, every shape would be a program of its own."""
+    return jax.jit(function)(*args)
