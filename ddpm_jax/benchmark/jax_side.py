@@ -100,7 +100,12 @@ class JaxSide:
         call = functools.partial(
             samplers.sample, (graphdef, variables), self.process, self.key, shape, labels, times=times, **settings
         )
-        static = settings | {"graphdef": graphdef, "process": self.process, "times": tuple(times.tolist()), "shape": shape}
+        static = settings | {
+            "graphdef": graphdef,
+            "process": self.process,
+            "times": tuple(times.tolist()),
+            "shape": shape,
+        }
         return Call(
             lambda: jax.block_until_ready(call()),
             work.sample_size,

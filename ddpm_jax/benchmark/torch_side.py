@@ -151,14 +151,14 @@ class TorchSide:
             with self.autocast():
                 return model(x_t, self.process.network_time(t), labels).float()
 
-        def run(walk: Callable[[Any], Any] = _walk(self.twins, self.process, predict, config)) -> None:
+        def run(walk: Callable[[Any], Any]) -> None:
             with torch.no_grad():
                 walk(torch.randn(shape, device=self.device))
             self._wait()
 
         few = dataclasses.replace(config, steps=min(2, config.steps or 2))  # all steps need the same memory
-        short = functools.partial(run, _walk(self.twins, self.process, predict, few))
-        return Call(run, work.sample_size, lambda: Facts(memory=self._memory(short)))
+        whole, short = (functools.partial(run, _walk(self.twins, self.process, predict, c)) for c in (config, few))
+        return Call(whole, work.sample_size, lambda: Facts(memory=self._memory(short)))
 
     def _memory(self, run: Any) -> int:
         """Most bytes that the allocator has handed out at once during a run, beyond those in use before it."""
