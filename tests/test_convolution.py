@@ -30,6 +30,10 @@ def sides(*pads: int) -> Padding:
 
 DENSE = {
     "3x3": ((3, 6, 5, 4), (3, 3, 4, 5), 1, sides(1)),
+    "3x3, to one channel": ((3, 6, 5, 7), (3, 3, 7, 1), 1, sides(1)),
+    "2x3, to three channels, all sides different": ((2, 7, 6, 5), (2, 3, 5, 3), 1, sides(0, 1, 2, 1)),
+    "3x3, to two channels, far beyond the image": ((2, 3, 4, 5), (3, 3, 5, 2), 1, sides(4)),
+    "3x3, to more": ((3, 6, 5, 7), (3, 3, 7, 6), 1, sides(1)),
     "1x1": ((2, 4, 5, 3), (1, 1, 3, 6), 1, sides(0)),
     "7x7, larger than the image": ((2, 5, 4, 2), (7, 7, 2, 3), 1, sides(3)),
     "4x4, stride 2": ((2, 8, 6, 3), (4, 4, 3, 2), 2, sides(1)),

@@ -1,9 +1,9 @@
 """Convolutions with gradients that are fast on CPU as well.
 
-XLA's CPU compiler is slow at four things: a depthwise convolution; a kernel larger than the image; the gradients of a
-transposed convolution; and every gradient of a convolution within `lax.scan`, whose body keeps layouts that its fast
-convolution does not take. Here all of them are made of what it is fast at, ordinary forward convolutions and sums of shifted
-images. The form is chosen when a program is lowered; other platforms get lax's own convolution and its derivative.
+XLA's CPU compiler is slow at five things: a depthwise convolution; one to very few channels; a kernel larger than the image; the
+gradients of a transposed convolution; and every gradient of a convolution within `lax.scan`, whose body keeps layouts that its
+fast convolution does not take. Here all of them are made of what it is fast at, ordinary forward convolutions, matrix products
+and sums of shifted images. The form is chosen when a program is lowered; other platforms get lax's own convolution and its derivative.
 
 Images are NHWC, kernels HWIO; a padding is ((top, bottom), (left, right)), in pixels.
 """
@@ -25,6 +25,8 @@ Strides = tuple[int, int]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_FEW = 4
+"""Channels out up to which a product for each pixel, and shifted sums, beat a convolution: three times at 3 of them."""
 
 
 def convolve(
@@ -102,6 +104,8 @@ def _roomy(x: Array, kernel: Array, padding: Padding, *, strides: Strides = (1, 
 
     An image smaller than the kernel is padded beforehand, since XLA's fast convolution does not take it: a hundred times slower.
     """
+    if strides == spread == (1, 1) and _to_few(kernel):
+        return _summed_products(x, kernel, padding)
     if x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]:
         sides = [(before, after, zeros - 1) for (before, after), zeros in zip(padding, spread, strict=True)]
         x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0))))
@@ -113,6 +117,33 @@ def _spread(g: Array, kernel: Array, strides: Strides, padding: Padding) -> Arra
     """The transpose of a dense convolution: g with strides - 1 zeros between its pixels, convolved with the flipped kernel."""
     flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))  # else a loop's body convolves strided views
     return _roomy(g, flipped, padding, spread=strides)
+
+
+def _to_few(kernel: Array) -> bool:
+    return kernel.shape[3] <= _FEW and 1 < kernel.shape[0] * kernel.shape[1] <= 9
+
+
+def _summed_products(x: Array, kernel: Array, padding: Padding) -> Array:
+    """A dense convolution to few channels: each pixel times the whole kernel, a row of few numbers for each of its places, which
+    are summed where they belong. A convolution would gather as many times x's channels first.
+    """
+    rows, columns, c_in, c_out = kernel.shape
+    products = _product("bhwc,cn->bhwn", x, kernel.transpose(2, 0, 1, 3).reshape(c_in, -1))
+    around = lax.optimization_barrier(_with_sides(products, padding))
+    height, width = around.shape[1] - rows + 1, around.shape[2] - columns + 1
+    places = [(i, j) for i in range(rows) for j in range(columns)]
+    shifted = (around[:, i : i + height, j : j + width, n * c_out : (n + 1) * c_out] for n, (i, j) in enumerate(places))
+    return sum(shifted, jnp.zeros((), around.dtype)).astype(x.dtype)
+
+
+def _product(form: str, a: Array, b: Array) -> Array:
+    """In float32 at least, for what is summed up."""
+    return jnp.einsum(form, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _with_sides(x: Array, padding: Padding) -> Array:
+    sides = [(before, after, 0) for before, after in padding]
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
 
 
 def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
@@ -130,10 +161,20 @@ def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: Strides, paddin
         gradient = lax.conv_general_dilated(x, g, (1, 1), sides, rhs_dilation=strides, dimension_numbers=_LAYOUT)
         return lax.optimization_barrier(gradient).transpose(1, 2, 0, 3)
 
+    def of_few(x: Array, g: Array) -> Array:
+        rows, columns, c_in, c_out = kernel.shape
+        height, width = x.shape[1:3]
+        (top, bottom), (left, right) = padding
+        around = _with_sides(g, ((rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right)))
+        places = [(i, j) for i in reversed(range(rows)) for j in reversed(range(columns))]
+        shifted = jnp.concatenate([around[:, i : i + height, j : j + width] for i, j in places], axis=-1)
+        gradient = _product("bhwc,bhwn->cn", x, lax.optimization_barrier(shifted))
+        return gradient.reshape(c_in, rows, columns, c_out).transpose(1, 2, 0, 3).astype(kernel.dtype)
+
     return lax.platform_dependent(
         x,
         g,
-        cpu=convolved,
+        cpu=of_few if strides == (1, 1) and _to_few(kernel) else convolved,
         default=lambda x, g: _transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel, g),
     )
 
