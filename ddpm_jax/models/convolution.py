@@ -3,7 +3,8 @@
 XLA's CPU compiler is slow at five things: a depthwise convolution; one to very few channels; a kernel larger than the image; the
 gradients of a transposed convolution; and every gradient of a convolution within `lax.scan`, whose body keeps layouts that its
 fast convolution does not take. Here all of them are made of what it is fast at, ordinary forward convolutions, matrix products
-and sums of shifted images. The form is chosen when a program is lowered; other platforms get lax's own convolution and its derivative.
+and sums of shifted images. The form is chosen when a program is lowered; other platforms get lax's own convolution and its
+derivative.
 
 Images are NHWC, kernels HWIO; a padding is ((top, bottom), (left, right)), in pixels.
 """
