@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import shlex
 import sys
 import time
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"ddpm: {error}", file=sys.stderr)
         return leave(2)
+    except BrokenPipeError:  # whoever read the output, as `head` does, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # else Python's own last flush complains
+        return leave(141)
     except KeyboardInterrupt:
         print("ddpm: interrupted.", file=sys.stderr)
         return leave(130)
@@ -92,7 +96,9 @@ def _train(name: str | None, rest: list[str]) -> int:
                 "give the preset that it was started with."
             )
         chosen = _for_the_data_as_it_is(run.config)
-    about = f"{TrainArgs.__doc__}\n\n{name}: {RECIPES[name].about}" if name else TrainArgs.__doc__
+    about = (
+        f"{TrainArgs.__doc__}\n\n{name}: {RECIPES[name].about} {RECIPES[name].expect}" if name else TrainArgs.__doc__
+    )
     args = _parse_training(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, description=about)
 
     join(args.parallel)

@@ -62,6 +62,17 @@ def test_help_does_not_wait_for_jax(arguments):
     assert done.stdout.strip()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes that end a process")
+def test_a_reader_that_has_seen_enough_is_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddpm_jax.cli", "train", "spiral", "--help"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141  # as a shell tells of SIGPIPE
+
+
 def test_help_names_everything(ddpm):
     status, out, _ = ddpm("--help")
     assert status == 0

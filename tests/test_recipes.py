@@ -283,3 +283,7 @@ def test_every_preset_says_what_it_is(capsys):
     shown = capsys.readouterr().out
     for name, recipe in presets.RECIPES.items():
         assert name in shown and recipe.about in shown
+    with pytest.raises(SystemExit):
+        cli.main(["train", "spiral", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert presets.RECIPES["spiral"].expect in shown

@@ -1,6 +1,6 @@
 """The table of named presets: how the authors trained each network, and recipes of our own, with what to expect of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ddpm_jax import model_configs as configs
@@ -31,15 +31,16 @@ class Recipe:
     """A named preset, and what to expect of it."""
 
     about: str
-    """The data and the author's setting; then what was measured: see docs/results.md."""
+    """The data and the setting."""
+    expect: str
+    """How long it takes and what comes of it, as measured: see docs/results.md."""
     config: Preset
     """What `ddpm train` starts from."""
 
 
-def _system(network: str, about: str, data: DataConfig, train: TrainConfig, num: int | None = None, **options: Any) -> Recipe:
+def _system(network: str, about: str, expect: str, data: DataConfig, train: TrainConfig) -> Recipe:
     process, sample = SYSTEMS[network]
-    sample = sample if num is None else replace(sample, num=num)
-    return Recipe(about, Preset(data, configs.create(network, options), process, train, sample))
+    return Recipe(about, expect, Preset(data, configs.create(network, {}), process, train, sample))
 
 
 def _adam(lr: float, batch_size: int, **options: Any) -> TrainConfig:
@@ -52,7 +53,8 @@ def _adam(lr: float, batch_size: int, **options: Any) -> TrainConfig:
 
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
-        "1,797 handwritten 8x8 digits by class: a minute on two CPU cores; 97 % of the samples are recognised.",
+        "1,797 handwritten 8x8 digits by class.",
+        "A minute on two CPU cores. 97 % of the samples are recognised.",
         Preset(
             data    = DataConfig("digits"),
             model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
@@ -65,6 +67,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-flow": Recipe(
         "The digits by flow matching: a straight path, its velocity learned, Heun's method.",
+        "Trains as long as digits.",
         Preset(
             data    = DataConfig("digits"),
             model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
@@ -76,7 +79,8 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "images": Recipe(
-        "Your own pictures: ddpm train images --data.source PATH; 32x32 in colour, a GPU's evening.",
+        "Your own pictures: ddpm train images --data.source PATH; 32x32 in colour.",
+        "Work for a GPU.",
         Preset(
             data    = DataConfig("", flip=True),
             model   = configs.UNet(dim=64),
@@ -86,7 +90,8 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "cifar10-ddpm": Recipe(
-        "CIFAR-10 as in Ho et al. 2020: a day on one large GPU.",
+        "CIFAR-10 as in Ho et al. 2020, 800,000 steps.",
+        "Work for a large GPU, not run here to its end. 3 images a second on a CPU core. FID 3.17 in the paper.",
         Preset(
             data    = DataConfig("tfds:cifar10", flip=True, labels=False),
             model   = configs.UNet(dropout=0.1),
@@ -97,7 +102,8 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "cifar10-flow": Recipe(
-        "CIFAR-10 by flow matching, with the network of Ho et al. 2020: a day on one large GPU.",
+        "CIFAR-10 by flow matching, with the network of Ho et al. 2020.",
+        "Work for a large GPU, not run here.",
         Preset(
             data    = DataConfig("tfds:cifar10", flip=True, labels=False),
             model   = configs.UNet(dropout=0.1),
@@ -109,30 +115,38 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mnist-convnext": _system(
         "convnext_unet", "System 1: MNIST by class, 20 epochs of 468 steps.",
+        "2 hours on two CPU cores. A third of it: 96 % recognised, by DDIM with eta 1 and clip 1 in 35 steps.",
         DataConfig("tfds:mnist"),                                _adam(1e-3, 128, epochs=20)),
     "imagenet-convnext": _system(
         "convnext_unet_224", "System 1 at 224x224: ImageNet by class; meant for many devices.",
+        "Work for many devices: 1.3 TFLOP an image.",
         DataConfig("tfds:imagenet2012", flip=True),              _adam(1e-3, 128, epochs=20, checkpoint_every=1_000)),
     "mnist-tiny": _system(
         "tiny_unet", "System 2: MNIST at 32x32, 50 epochs of 15 steps.",
+        "2 hours on two CPU cores, with --train.accumulate 64. Loss 0.07 after 118 steps.",
         DataConfig("tfds:mnist"),                                _adam(1e-3, 4096, epochs=50, log_every=5, checkpoint_every=100)),
     "cifar10-double-conv": _system(
         "double_conv_unet", "System 2: CIFAR-10 in [0, 1], 15 epochs of 98 steps; then ddpm finetune RUN --data.classes ship.",
+        "4 hours on two CPU cores. Loss 0.046 after 136 steps.",
         DataConfig("tfds:cifar10", scale="unit"),                _adam(1e-3, 512, epochs=15, log_every=10, checkpoint_every=100)),
     "fashion-annotated": _system(
         "annotated_unet", "System 3: Fashion-MNIST, 10 epochs of 3,750 steps.",
+        "2 hours on two CPU cores. Loss, on digits: 0.07 after 1,000 steps, 0.04 after 4,700.",
         DataConfig("tfds:fashion_mnist", flip=True),             _adam(1e-4, 16, epochs=10, lr_decay="cosine_by_epoch", lr_end=1e-7,
                                                                        checkpoint_every=750, sample_every=3_750)),
     "spiral": _system(
         "mlp", "System 4: 25,000 points of a spiral, 40 epochs of 1,000 steps.",
+        "A minute. As far from held-out points as 1.3 times other real points.",
         DataConfig("spiral"),                                    _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500,
                                                                        checkpoint_every=10_000)),
     "disc-grid": _system(
         "mlp", "System 4: 25,000 points of a grid of discs, 40 epochs of 1,000 steps.",
+        "A minute. As far from held-out points as 1.2 times other real points.",
         DataConfig("disc-grid"),                                 _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500,
                                                                        checkpoint_every=10_000)),
     "spiral-flow": Recipe(
         "The spiral by flow matching, otherwise as spiral.",
+        "Trains as long as spiral.",
         Preset(
             data    = DataConfig("spiral"),
             model   = configs.MLP(),
@@ -143,6 +157,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "spiral-iadb": Recipe(
         "The spiral by iterative alpha-(de)blending, otherwise as spiral.",
+        "Trains as long as spiral.",
         Preset(
             data    = DataConfig("spiral"),
             model   = configs.MLP(),
@@ -153,15 +168,19 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mnist-strided": _system(
         "strided_unet", "System 5: MNIST as 32x32 in three channels.",
+        "15 minutes on two CPU cores. Loss 0.05.",
         DataConfig("tfds:mnist", labels=False),                  _adam(1e-4, 16, steps=10_000)),
     "cifar10-strided": _system(
         "strided_unet", "System 5: CIFAR-10.",
+        "15 minutes on two CPU cores. Loss 0.075.",
         DataConfig("tfds:cifar10", labels=False),                _adam(1e-4, 16, steps=10_000)),
     "mnist-strided-conditional": _system(
         "strided_unet_conditional", "System 5: MNIST by class.",
+        "40 minutes on two CPU cores. Loss 0.05 after 8,000 steps.",
         DataConfig("tfds:mnist"),                                _adam(1e-4, 16, steps=25_000)),
     "cifar10-strided-conditional": _system(
         "strided_unet_conditional", "System 5: CIFAR-10 by class.",
+        "40 minutes on two CPU cores. Loss 0.066 after 16,000 steps.",
         DataConfig("tfds:cifar10"),                              _adam(1e-4, 16, steps=25_000)),
 }
 """name -> preset and what to expect of it; `ddpm train NAME` runs it."""
