@@ -18,7 +18,6 @@ import tyro
 
 import ddpm_jax
 from ddpm_jax import model_configs as configs
-from ddpm_jax.allocator import keep_memory
 from ddpm_jax.arguments import (
     BenchmarkArgs,
     ConvertArgs,
@@ -34,6 +33,7 @@ from ddpm_jax.arguments import (
 )
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, keep_programs
+from ddpm_jax.huge_pages import restart_with_huge_pages
 from ddpm_jax.launch import join, leave, several
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
@@ -41,9 +41,10 @@ from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, pr
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted, 143 terminated after saving."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and arguments and not {"-h", "--help", "--version"}.intersection(arguments):
+        restart_with_huge_pages()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
-    keep_memory()
     keep_programs()
     try:
         return _dispatch(arguments)

@@ -8,7 +8,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-INTERNAL = {"archives", "arguments", "bound", "cli", "compilation", "edits", "files", "launch", "pictures", "typed"}
+INTERNAL = {
+    "archives",
+    "arguments",
+    "bound",
+    "cli",
+    "compilation",
+    "edits",
+    "files",
+    "huge_pages",
+    "launch",
+    "pictures",
+    "typed",
+}
 """Modules of ddpm_jax that serve the others and the command line; all others, and all packages, are public."""
 TARGETS = re.findall(r"^::: (\S+)$", "".join(p.read_text() for p in (DOCS / "reference").glob("*.md")), flags=re.M)
 

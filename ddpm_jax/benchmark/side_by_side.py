@@ -177,7 +177,7 @@ def _environment(precision: Precision, device: jax.Device, peak: float, *, torch
         "machine": f"{platform.machine()}, {_cores()} cores",
         "precision": precision,
         "matrix product": f"{peak / 1e9:.0f} GFLOP/s",
-        "freed memory": "kept by the process" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "as the C library has it",
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "none"),
         "ddpm_jax": ddpm_jax.__version__,
         "jax": jax.__version__,
         "python": platform.python_version(),

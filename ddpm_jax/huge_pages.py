@@ -1,0 +1,34 @@
+"""Memory in huge pages: what a training step asks for and gives back in each call is then mapped in a few hundred pieces."""
+
+import os
+import sys
+from pathlib import Path
+
+TUNABLE = "glibc.malloc.hugetlb=1"
+"""glibc's allocator asks the system for huge pages; it reads this from $GLIBC_TUNABLES when a process starts."""
+_SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def restart_with_huge_pages() -> None:
+    """Start this command anew with huge pages, where that is up to the process: Linux with glibc, huge pages on demand.
+
+    Does not return then; the process keeps its number, its environment and its arguments. A user's own GLIBC_TUNABLES or MALLOC_*
+    are left alone.
+    """
+    own = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
+    if not own and _has_glibc() and _on_demand():
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
+
+
+def _has_glibc() -> bool:
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system, or one with another C library
+        return False
+
+
+def _on_demand() -> bool:
+    try:
+        return "[madvise]" in _SYSTEM.read_text()
+    except OSError:
+        return False

@@ -1,0 +1,69 @@
+"""The command starts itself anew with huge pages: counted in page faults, which do not jitter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddpm_jax import huge_pages
+
+pytestmark = pytest.mark.skipif(
+    not (huge_pages._has_glibc() and huge_pages._on_demand()), reason="needs glibc, and huge pages on demand"
+)
+SCRIPT = """
+import os, resource, sys
+from ddpm_jax.huge_pages import restart_with_huge_pages
+before = os.getpid()
+if sys.argv[1] == "restart":
+    restart_with_huge_pages()
+import numpy as np
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+begun = faults()
+for _ in range(5):
+    np.ones(2**23).sum()
+print(os.getpid(), faults() - begun, *sys.argv[1:])
+"""
+OWN = [{"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}, {"MALLOC_ARENA_MAX": "4"}]
+
+
+@pytest.fixture
+def script(tmp_path):
+    """script(*arguments, **environment) -> (whether it is the process that was started, page faults, its arguments)."""
+    file = tmp_path / "a script.py"
+    # numpy asks for huge pages by itself unless told otherwise
+    file.write_text(SCRIPT.replace("import numpy", "os.environ['NUMPY_MADVISE_HUGEPAGE'] = '0'\nimport numpy"))
+
+    def run(*arguments, **environment):
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+        process = subprocess.Popen(
+            [sys.executable, str(file), *arguments],
+            env=inherited | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        pid, faults, *rest = process.communicate()[0].split()
+        assert process.returncode == 0
+        return int(pid) == process.pid, int(faults), rest
+
+    return run
+
+
+def test_a_restart_costs_few_pages(script):
+    """64 MiB five times: 16,384 pages each as they come."""
+    same, before, _ = script("plain")
+    assert same and before > 50_000
+    same, after, arguments = script("restart", "1", "two")
+    assert same and arguments == ["restart", "1", "two"]
+    assert after < 5_000
+
+
+@pytest.mark.parametrize("own", OWN, ids=lambda own: next(iter(own)))
+def test_a_users_own_settings_are_left_alone(script, own):
+    assert script("restart", **own)[1] > 50_000
+
+
+def test_processes_that_are_started_do_the_same(script):
+    assert script("plain", GLIBC_TUNABLES=huge_pages.TUNABLE)[1] < 5_000
