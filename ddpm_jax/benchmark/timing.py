@@ -10,7 +10,7 @@ import numpy as np
 
 REST = 0.05
 """Seconds between contenders: until the threads of the one before have stopped waiting for more work."""
-TURN = 0.25
+TURN = 1.0
 """Seconds that a turn lasts at least, call after call, as in training: threads that slept take a while to reach their cores."""
 
 
@@ -36,7 +36,7 @@ class Contender(Protocol):
         ...
 
     def seconds(self, turn: float = 0.0) -> float:
-        """Do it until `turn` seconds have passed, at least once; the median time of a call, without the first if there are more."""
+        """Do it once; or, with a turn, until it is over and at least twice: then the median time of a call but for the first."""
         ...
 
     def facts(self) -> Facts:
@@ -58,11 +58,11 @@ class Call:
     def seconds(self, turn: float = 0.0) -> float:
         """See `Contender`."""
         marks = [time.perf_counter()]
-        while len(marks) == 1 or marks[-1] - marks[0] < turn:
+        least = 2 if turn else 1
+        while len(marks) <= least or marks[-1] - marks[0] < turn:
             self.run()
             marks.append(time.perf_counter())
-        calls = np.diff(marks)
-        return float(np.median(calls[1:] if len(calls) > 1 else calls))
+        return float(np.median(np.diff(marks)[least - 1 :]))
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def alternate(
     What JAX, torch.compile and cuDNN prepare happens in a first call, and now and then in a second.
     """
     first = {name: _seconds(call) for name, call in calls.items()}
-    round_s = sum(max(_seconds(call), turn) for call in calls.values())
+    round_s = sum(max(2 * _seconds(call), turn) for call in calls.values())
     rounds = int(np.clip(seconds / round_s, least, most))
     later: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
