@@ -160,6 +160,18 @@ def test_split_and_apply_are_the_model():
     np.testing.assert_allclose(filled(X, T), call((filled, again), X, T), rtol=0, atol=1e-4)
 
 
+def test_a_structure_finds_its_hash_once(monkeypatch):
+    """jit asks for it in each call."""
+    graphdef, variables = models.split(fresh())
+    for _ in range(2):
+        found = hash(graphdef)
+        monkeypatch.setattr(nnx.GraphDef, "__hash__", lambda _: pytest.fail("found again"))
+    monkeypatch.undo()
+    assert found == hash(models.split(fresh())[0])
+    assert found != hash(models.split(fresh(), training=True)[0])
+    assert graphdef == models.split(models.merge(graphdef, variables))[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
