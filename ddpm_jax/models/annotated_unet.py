@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
+from ddpm_jax.models.attention import heads
 from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
 from ddpm_jax.models.layers import Attention, Image, Resized, timestep_embedding
 from ddpm_jax.models.torch_style import conv, conv_transpose, group_norm, linear
@@ -31,9 +32,7 @@ class LinearAttention(nnx.Module):
     def __call__(self, x: Image) -> Image:
         """(B, H, W, C) in and out."""
         height, width = x.shape[1:3]
-        q, k, v = rearrange(
-            self.qkv(self.norm(x)), "b h w (three heads d) -> three b heads d (h w)", three=3, heads=HEADS
-        )
+        q, k, v = heads(self.qkv(self.norm(x)), HEADS, "d (h w)")
         q = jax.nn.softmax(q, axis=-2) * HEAD_DIM**-0.5
         k = jax.nn.softmax(k, axis=-1)
         context = jnp.einsum("bndp,bnep->bnde", k, v / (height * width))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -17,6 +18,14 @@ _HUGE = 2**26
 """Weights in a head above which they are never held together: those of an image of 224x224 would take 10 GB."""
 _PART = 2**22
 """Weights of each head computed at a time then, at most."""
+
+
+def heads(qkv: Float[Array, "b h w c"], num: int, axes: str) -> tuple[Array, ...]:
+    """Queries, keys and values of a map that holds them one after the other, each (B, num, *axes); axes: "(h w) d" or "d (h w)".
+
+    The gradient of a split is one concatenation; that of taking them out of one rearranged array, a sum of three padded ones.
+    """
+    return tuple(rearrange(part, f"b h w (n d) -> b n {axes}", n=num) for part in jnp.split(qkv, 3, axis=-1))
 
 
 def attend(

@@ -10,7 +10,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ddpm_jax.models.attention import attend
+from ddpm_jax.models.attention import attend, heads
 from ddpm_jax.models.convolution import Image, Resized, convolve
 from ddpm_jax.models.normalization import GroupNorm
 
@@ -175,10 +175,7 @@ class Attention(nnx.Module):
         """(B, H, W, C) in and out."""
         height = x.shape[1]
         normalised = x if self.norm is None else self.norm(x)
-        q, k, v = rearrange(
-            self.qkv(normalised), "b h w (three heads d) -> three b heads (h w) d", three=3, heads=self.num_heads
-        )
-        out = attend(q, k, v)
+        out = attend(*heads(self.qkv(normalised), self.num_heads, "(h w) d"))
         return scaled(x + self.proj(rearrange(out, "b heads (h w) d -> b h w (heads d)", h=height)), self.scale)
 
 

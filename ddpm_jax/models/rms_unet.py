@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.annotated_unet import TimeMLP
-from ddpm_jax.models.attention import attend
+from ddpm_jax.models.attention import attend, heads
 from ddpm_jax.models.convnext import Vector
 from ddpm_jax.models.layers import Image, Resized, double_nearest
 from ddpm_jax.models.torch_style import conv, gelu, linear
@@ -75,9 +75,7 @@ class MemoryAttention(nnx.Module):
         """(B, H, W, C) in and out."""
         batch, height = x.shape[:2]
         axes = "(h w) d" if self.full else "d (h w)"
-        q, k, v = rearrange(
-            self.qkv(self.norm(x)), f"b h w (three heads d) -> three b heads {axes}", three=3, heads=self.heads
-        )
+        q, k, v = heads(self.qkv(self.norm(x)), self.heads, axes)
         memory = repeat(self.memory[...].astype(k.dtype), "two heads m n -> two b heads m n", b=batch)
         k, v = (jnp.concatenate(both, axis=-2 if self.full else -1) for both in zip(memory, (k, v), strict=True))
         out = attend(q, k, v) if self.full else _attend_linearly(q, k, v)
