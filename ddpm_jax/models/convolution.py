@@ -1,10 +1,10 @@
 """Convolutions with gradients that are fast on CPU as well.
 
-XLA's CPU compiler is slow at five things: a depthwise convolution; one to very few channels; a kernel larger than the image; the
-gradients of a transposed convolution; and every gradient of a convolution within `lax.scan`, whose body keeps layouts that its
-fast convolution does not take. Here all of them are made of what it is fast at, ordinary forward convolutions, matrix products
-and sums of shifted images. The form is chosen when a program is lowered; other platforms get lax's own convolution and its
-derivative.
+XLA's CPU compiler is slow at six things: a depthwise convolution; one to few channels; a kernel larger than the image; a
+transposed convolution and its gradients; turning a kernel around that has more channels than the image has pixels; and every
+gradient of a convolution within `lax.scan`, whose body keeps layouts that its fast convolution does not take. Here all of them
+are made of what it is fast at, ordinary forward convolutions, matrix products and sums of shifted images. The form is chosen
+when a program is lowered; other platforms get lax's own convolution and its derivative.
 
 Images are NHWC, kernels HWIO; a padding is ((top, bottom), (left, right)), in pixels.
 """
@@ -27,7 +27,9 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _FEW = 4
-"""Channels out up to which a product for each pixel, and shifted sums, beat a convolution: three times at 3 of them."""
+"""Channels out up to which products for each pixel beat a convolution in every respect: three times at 3 of them."""
+_NARROW = 20
+"""Channels out up to which products for each pixel, summed where they belong, are faster by themselves: 1.4 to 2 times."""
 
 
 def convolve(
@@ -42,6 +44,8 @@ def convolve(
     """What `nnx.Conv` takes as `conv_general_dilated`, without dilation: dense, depthwise at stride 1, or else lax's own."""
     (top, bottom), (left, right) = padding
     step, sides = (strides[0], strides[1]), ((top, bottom), (left, right))
+    if kernel.shape[:2] == step == (1, 1) and feature_group_count == 1 and sides == ((0, 0), (0, 0)):
+        return jnp.einsum("bhwc,cn->bhwn", x, kernel[0, 0])
     if feature_group_count == 1:
         return dense(x, kernel, step, sides)
     if kernel.shape[2:] == (1, x.shape[-1]) and step == (1, 1):
@@ -67,16 +71,21 @@ def dense(
     x: Float[Array, "b h w c_in"], kernel: Float[Array, "kh kw c_in c_out"], strides: Strides, padding: Padding
 ) -> Float[Array, "b h_out w_out c_out"]:
     """Every output channel sees every input channel."""
+    return _dense(x, kernel, strides, padding, _NARROW)
+
+
+def _dense(x: Array, kernel: Array, strides: Strides, padding: Padding, narrow: int) -> Array:
+    form = _summed_products if strides == (1, 1) and _to_few(kernel, narrow) else _convolved
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _roomy(x, kernel, padding, strides=strides),
+        cpu=lambda x, kernel: form(x, kernel, strides, padding),
         default=lambda x, kernel: _plain(x, kernel, strides, padding),
     )
 
 
 def _dense_forward(x: Array, kernel: Array, strides: Strides, padding: Padding) -> tuple[Array, Any]:
-    return dense(x, kernel, strides, padding), (x, kernel)
+    return _dense(x, kernel, strides, padding, _FEW), (x, kernel)
 
 
 def _dense_backward(strides: Strides, padding: Padding, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -100,41 +109,98 @@ def _dense_backward(strides: Strides, padding: Padding, kept: tuple[Array, Array
 dense.defvjp(_dense_forward, _dense_backward)
 
 
-def _roomy(x: Array, kernel: Array, padding: Padding, *, strides: Strides = (1, 1), spread: Strides = (1, 1)) -> Array:
-    """A dense convolution of x, with spread - 1 zeros between its pixels.
-
-    An image smaller than the kernel is padded beforehand, since XLA's fast convolution does not take it: a hundred times slower.
+def _convolved(x: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    """By lax, but for an image smaller than the kernel: XLA's fast convolution does not take it, and others read the kernel for
+    each example.
     """
-    if strides == spread == (1, 1) and _to_few(kernel):
-        return _summed_products(x, kernel, padding)
-    if x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]:
-        sides = [(before, after, zeros - 1) for (before, after), zeros in zip(padding, spread, strict=True)]
-        x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0))))
-        padding, spread = ((0, 0), (0, 0)), (1, 1)
-    return lax.conv_general_dilated(x, kernel, strides, padding, lhs_dilation=spread, dimension_numbers=_LAYOUT)
+    if _small(x, kernel):
+        patches = _patches(x, kernel.shape, strides, padding)
+        return _product("bhwc,cn->bhwn", patches, kernel.reshape(-1, kernel.shape[3])).astype(x.dtype)
+    return _plain(x, kernel, strides, padding)
+
+
+def _summed_products(x: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
+    offsets = [[before - i for i in range(size)] for (before, _), size in zip(padding, kernel.shape, strict=False)]
+    sizes = [n + sum(sides) - size + 1 for n, sides, size in zip(x.shape[1:], padding, kernel.shape, strict=False)]
+    products = _product("bhwc,ijcn->bhwijn", x, kernel)
+
+    def summed(_: Array, __: Array) -> Array:
+        return _summed(products, strides, offsets, sizes)
+
+    # a loop of one turn that the compiler cannot see through, else the sum is computed again for whatever it is used in
+    once = lax.optimization_barrier(jnp.int32(1))
+    zeros = jnp.zeros((len(x), *sizes, kernel.shape[3]), products.dtype)
+    return lax.fori_loop(0, once, summed, zeros).astype(x.dtype)
 
 
 def _spread(g: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
     """The transpose of a dense convolution: g with strides - 1 zeros between its pixels, convolved with the flipped kernel."""
+    if strides != (1, 1) or _to_few(kernel.swapaxes(2, 3), _NARROW) or _deep(g, kernel) or _small(g, kernel):
+        offsets = [
+            [before - i for i in reversed(range(size))]
+            for (before, _), size in zip(padding, kernel.shape, strict=False)
+        ]
+        sizes = [
+            (n - 1) * stride + 1 + sum(sides) - size + 1
+            for n, stride, sides, size in zip(g.shape[1:], strides, padding, kernel.shape, strict=False)
+        ]
+        return _summed(_product("bhwc,ijnc->bhwijn", g, kernel), strides, offsets, sizes).astype(g.dtype)
     flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))  # else a loop's body convolves strided views
-    return _roomy(g, flipped, padding, spread=strides)
+    return _plain(g, flipped, (1, 1), padding)
 
 
-def _to_few(kernel: Array) -> bool:
-    return kernel.shape[3] <= _FEW and 1 < kernel.shape[0] * kernel.shape[1] <= 9
+def _to_few(kernel: Array, channels: int) -> bool:
+    return kernel.shape[3] <= channels and kernel.shape[0] * kernel.shape[1] <= 9
 
 
-def _summed_products(x: Array, kernel: Array, padding: Padding) -> Array:
-    """A dense convolution to few channels: each pixel times the whole kernel, a row of few numbers for each of its places, which
-    are summed where they belong. A convolution would gather as many times x's channels first.
+def _small(image: Array, kernel: Array) -> bool:
+    return image.shape[1] < kernel.shape[0] or image.shape[2] < kernel.shape[1]
+
+
+def _deep(image: Array, kernel: Array) -> bool:
+    """Whether the kernel has more channels than the images pixels, so that turning it around costs more than the products."""
+    return 2 * math.prod(image.shape[:3]) <= kernel.shape[3]
+
+
+def _patches(x: Array, kernel: Sequence[int], strides: Strides, padding: Padding) -> Array:
+    """(b, h_out, w_out, i j c): what lies under a kernel of this shape at each of its places."""
+    around = _with_sides(x, padding)
+    high, wide = ((n - size) // stride + 1 for n, size, stride in zip(around.shape[1:3], kernel, strides, strict=False))
+    under = [
+        around[:, i : i + (high - 1) * strides[0] + 1 : strides[0], j : j + (wide - 1) * strides[1] + 1 : strides[1]]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    return lax.optimization_barrier(jnp.concatenate(under, axis=-1))
+
+
+def _summed(products: Array, strides: Strides, offsets: Sequence[Sequence[int]], sizes: Sequence[int]) -> Array:
+    """The sum of products (b, h, w, i, j, n), each at the pixel (strides[0] h + offsets[0][i], strides[1] w + offsets[1][j]) of an
+    image (b, *sizes, n). A convolution would gather the pixels around each instead, with all their channels.
+
+    Pixels with the same remainders by the strides get the same (i, j), and are summed together.
     """
-    rows, columns, c_in, c_out = kernel.shape
-    products = _product("bhwc,cn->bhwn", x, kernel.transpose(2, 0, 1, 3).reshape(c_in, -1))
-    around = lax.optimization_barrier(_with_sides(products, padding))
-    height, width = around.shape[1] - rows + 1, around.shape[2] - columns + 1
-    places = [(i, j) for i in range(rows) for j in range(columns)]
-    shifted = (around[:, i : i + height, j : j + width, n * c_out : (n + 1) * c_out] for n, (i, j) in enumerate(places))
-    return sum(shifted, jnp.zeros((), around.dtype)).astype(x.dtype)
+    b, h, w, _, _, n = products.shape
+    products = lax.optimization_barrier(products)  # else they are computed again for each place
+    high, wide = (-(-size // stride) for size, stride in zip(sizes, strides, strict=True))
+
+    def shifts(axis: int, remainder: int) -> list[tuple[int, int]]:
+        apart = ((k, divmod(offset - remainder, strides[axis])) for k, offset in enumerate(offsets[axis]))
+        return [(k, shift) for k, (shift, rest) in apart if rest == 0]
+
+    def sum_of(row: int, column: int) -> Array:
+        total = jnp.zeros((b, high, wide, n), products.dtype)
+        for i, down in shifts(0, row):
+            for j, right in shifts(1, column):
+                sides = ((0, 0, 0), (down, high - h - down, 0), (right, wide - w - right, 0), (0, 0, 0))
+                total = total + lax.pad(products[:, :, :, i, j], jnp.zeros((), products.dtype), sides)
+        return total
+
+    if strides == (1, 1):
+        return sum_of(0, 0)
+    rows = [jnp.stack([sum_of(i, j) for j in range(strides[1])], axis=3) for i in range(strides[0])]
+    whole = jnp.stack(rows, axis=2).reshape(b, high * strides[0], wide * strides[1], n)
+    return whole[:, : sizes[0], : sizes[1]]
 
 
 def _product(form: str, a: Array, b: Array) -> Array:
@@ -164,18 +230,20 @@ def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: Strides, paddin
 
     def of_few(x: Array, g: Array) -> Array:
         rows, columns, c_in, c_out = kernel.shape
-        height, width = x.shape[1:3]
         (top, bottom), (left, right) = padding
-        around = _with_sides(g, ((rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right)))
-        places = [(i, j) for i in reversed(range(rows)) for j in reversed(range(columns))]
-        shifted = jnp.concatenate([around[:, i : i + height, j : j + width] for i, j in places], axis=-1)
-        gradient = _product("bhwc,bhwn->cn", x, lax.optimization_barrier(shifted))
-        return gradient.reshape(c_in, rows, columns, c_out).transpose(1, 2, 0, 3).astype(kernel.dtype)
+        back = ((rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right))
+        gradient = _product("bhwc,bhwn->cn", x, _patches(g, kernel.shape, strides, back))
+        return gradient.reshape(c_in, rows, columns, c_out)[:, ::-1, ::-1].transpose(1, 2, 0, 3).astype(kernel.dtype)
 
+    def of_patches(x: Array, g: Array) -> Array:
+        gradient = _product("bhwc,bhwn->cn", _patches(x, kernel.shape, strides, padding), g)
+        return gradient.reshape(kernel.shape).astype(kernel.dtype)
+
+    few = strides == (1, 1) and _to_few(kernel, _FEW)
     return lax.platform_dependent(
         x,
         g,
-        cpu=of_few if strides == (1, 1) and _to_few(kernel) else convolved,
+        cpu=of_few if few else of_patches if _small(x, kernel) else convolved,
         default=lambda x, g: _transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel, g),
     )
 
