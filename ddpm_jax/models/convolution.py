@@ -75,7 +75,7 @@ def dense(
 
 
 def _dense(x: Array, kernel: Array, strides: Strides, padding: Padding, narrow: int) -> Array:
-    form = _summed_products if strides == (1, 1) and _to_few(kernel, narrow) else _convolved
+    form = _summed_products if strides == (1, 1) and _compact(kernel) and kernel.shape[3] <= narrow else _convolved
     return lax.platform_dependent(
         x,
         kernel,
@@ -135,7 +135,8 @@ def _summed_products(x: Array, kernel: Array, strides: Strides, padding: Padding
 
 def _spread(g: Array, kernel: Array, strides: Strides, padding: Padding) -> Array:
     """The transpose of a dense convolution: g with strides - 1 zeros between its pixels, convolved with the flipped kernel."""
-    if strides != (1, 1) or _to_few(kernel.swapaxes(2, 3), _NARROW) or _deep(g, kernel) or _small(g, kernel):
+    narrow = _compact(kernel) and kernel.shape[2] <= _NARROW
+    if strides != (1, 1) or narrow or _deep(g, kernel) or _small(g, kernel):
         offsets = [
             [before - i for i in reversed(range(size))]
             for (before, _), size in zip(padding, kernel.shape, strict=False)
@@ -149,8 +150,9 @@ def _spread(g: Array, kernel: Array, strides: Strides, padding: Padding) -> Arra
     return _plain(g, flipped, (1, 1), padding)
 
 
-def _to_few(kernel: Array, channels: int) -> bool:
-    return kernel.shape[3] <= channels and kernel.shape[0] * kernel.shape[1] <= 9
+def _compact(kernel: Array) -> bool:
+    """Whether it has so few places that all products for a pixel are fewer than what a convolution would gather."""
+    return kernel.shape[0] * kernel.shape[1] <= 9
 
 
 def _small(image: Array, kernel: Array) -> bool:
@@ -158,7 +160,7 @@ def _small(image: Array, kernel: Array) -> bool:
 
 
 def _deep(image: Array, kernel: Array) -> bool:
-    """Whether the kernel has more channels than the images pixels, so that turning it around costs more than the products."""
+    """Whether the kernel has twice as many channels as the images have pixels: turning it around costs more than the products."""
     return 2 * math.prod(image.shape[:3]) <= kernel.shape[3]
 
 
@@ -239,7 +241,7 @@ def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: Strides, paddin
         gradient = _product("bhwc,bhwn->cn", _patches(x, kernel.shape, strides, padding), g)
         return gradient.reshape(kernel.shape).astype(kernel.dtype)
 
-    few = strides == (1, 1) and _to_few(kernel, _FEW)
+    few = strides == (1, 1) and _compact(kernel) and kernel.shape[3] <= _FEW
     return lax.platform_dependent(
         x,
         g,
