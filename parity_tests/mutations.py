@@ -163,9 +163,9 @@ def lower_frequencies(t, dim, dtype, **_):
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(dtype)
 
 
-def queries_for_keys(array, pattern, **sizes):
-    result = REARRANGE(array, pattern, **sizes)
-    return result[jnp.array([1, 0, 2])] if "three=" in pattern or "three" in sizes else result
+def queries_for_keys(qkv, num, axes):
+    q, k, v = HEADS(qkv, num, axes)
+    return k, q, v
 
 
 def noise_of_the_next(self, x_0, noise, t):
@@ -197,7 +197,7 @@ def flipped(x, kernel, strides, padding):
 
 
 TRANSPOSED = torch_style.transposed
-EMBEDDING, REARRANGE, TABLE = layers.timestep_embedding, layers.rearrange, tiny_unet.timestep_table
+EMBEDDING, HEADS, TABLE = layers.timestep_embedding, layers.heads, tiny_unet.timestep_table
 ADD_NOISE, CLIP, STRIDED_TIMES = (
     twins.processes.GaussianDiffusion.add_noise,
     twins.training._clip_gradients,
@@ -244,7 +244,7 @@ MUTATIONS = [
     Mutation("Attention: scale 1 / width", "unet", "layers", "middle.attention.proj", NETWORK,
              setting(attention, "math", SimpleNamespace(sqrt=float))),
     Mutation("Attention: queries for keys", "unet", "layers", "middle.attention.proj", NETWORK,
-             setting(layers, "rearrange", queries_for_keys)),
+             setting(layers, "heads", queries_for_keys)),
     Mutation("Downsample: padded at the top", "unet", "layers", "down.0.downsample.conv", NETWORK,
              edit=assign("down.0.downsample.__class__", PaddedAtTheTop)),
     Mutation("Upsample: bilinear", "unet", "layers", "up.0.upsample.conv", NETWORK,

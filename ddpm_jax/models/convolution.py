@@ -44,6 +44,8 @@ def convolve(
     """What `nnx.Conv` takes as `conv_general_dilated`, without dilation: dense, depthwise at stride 1, or else lax's own."""
     (top, bottom), (left, right) = padding
     step, sides = (strides[0], strides[1]), ((top, bottom), (left, right))
+    if kernel.shape[:2] == step == (1, 1) and feature_group_count == 1 and sides == ((0, 0), (0, 0)):
+        return jnp.einsum("bhwc,cn->bhwn", x, kernel[0, 0])
     if feature_group_count == 1:
         return dense(x, kernel, step, sides)
     if kernel.shape[2:] == (1, x.shape[-1]) and step == (1, 1):
@@ -240,11 +242,10 @@ def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: Strides, paddin
         return gradient.reshape(kernel.shape).astype(kernel.dtype)
 
     few = strides == (1, 1) and _compact(kernel) and kernel.shape[3] <= _FEW
-    pointwise = kernel.shape[:2] == (1, 1)
     return lax.platform_dependent(
         x,
         g,
-        cpu=of_few if few else of_patches if pointwise or _small(x, kernel) else convolved,
+        cpu=of_few if few else of_patches if _small(x, kernel) else convolved,
         default=lambda x, g: _transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel, g),
     )
 
