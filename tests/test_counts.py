@@ -60,7 +60,7 @@ def test_memory_of_a_step():
     found = train_step.lower(*args, **static).compile().memory_analysis()
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(args[0]))
     assert found.alias_size_in_bytes == pytest.approx(state, rel=0.01)  # the state is donated
-    assert found.temp_size_in_bytes < 6e6
+    assert found.temp_size_in_bytes < 5.5e6
 
 
 def test_memory_of_a_walk_does_not_grow_with_its_steps():
