@@ -81,6 +81,16 @@ def test_to_images_undoes_the_scaling():
     assert data.to_images([0.0]).dtype == np.uint8
 
 
+def test_stretched_images_span_what_can_be_shown():
+    """Each by itself, over all its channels, whatever its brightness; one of a single value has nothing to show."""
+    ramp = np.linspace(-7, 9, 8, dtype=np.float32).reshape(1, 2, 2, 2)
+    shown = data.stretched(np.concatenate([ramp, 3 * ramp + 40, np.full_like(ramp, 0.5)])[None])
+    assert shown.dtype == np.uint8 and shown.shape == (1, 3, 2, 2, 2)
+    np.testing.assert_array_equal(shown[0, 0].ravel(), np.rint(np.linspace(0, 255, 8)))
+    np.testing.assert_array_equal(shown[0, 1], shown[0, 0])
+    assert not shown[0, 2].any()
+
+
 def test_epoch_steps_rounds_up():
     """30 images: 5 batches of 7 show all of them, 4 do not."""
     assert [data.epoch_steps(numbered(30), size) for size in (1, 7, 15, 30)] == [30, 5, 2, 1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ddpm_jax import models
+from ddpm_jax import models, presets
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import layers
@@ -109,6 +109,17 @@ def test_each_example_is_treated_by_itself(learn_variance):
     assert out.shape == (2, 8, 8, 2 if learn_variance else 1)
     np.testing.assert_allclose(out[1:], call(network, X[1:], T[1:]), rtol=0, atol=1e-4 * float(jnp.abs(out).max()))
     assert float(jnp.abs(out - call(network, X, T + 1)).max()) > 1e-3
+
+
+def test_tiny_unet_does_not_see_brightness():
+    """Its first LayerNorm, over the whole map, takes it away; its samples are stretched for that."""
+    model = nnx.jit(lambda: models.create("tiny_unet", rngs=nnx.Rngs(0), image_size=8, dim=2, time_dim=6))()
+    answer = nnx.jit(lambda model, x_t: model(x_t, jnp.array([0, 900])))
+    x_t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    expected = answer(model, x_t)
+    np.testing.assert_allclose(answer(model, x_t + 5), expected, atol=1e-4 * float(jnp.abs(expected).max()))
+    assert float(jnp.abs(answer(model, x_t * jnp.linspace(1, 5, 8)[:, None]) - expected).max()) > 0.01
+    assert presets.SYSTEMS["tiny_unet"][1].stretch
 
 
 def test_labels_are_heard():

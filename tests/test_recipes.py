@@ -102,6 +102,23 @@ def test_the_unit_interval_comes_back_as_pixels(tiny, tmp_path, capsys):
     np.testing.assert_array_equal(run.to_data(np.array([-0.1, 0, 0.5, 1, 2])), [0, 0, 128, 255, 255])
 
 
+def test_stretched_samples(finished_run, points_run, tmp_path, capsys):
+    """The same images, each with a black and a white of its own. Points have no brightness."""
+    drawn = {}
+    for option in ("--stretch", "--no-stretch"):
+        out = tmp_path / option
+        command = ["sample", str(finished_run), "--num", "20", "--steps", "5", option, "--out", str(out)]
+        assert cli.main(command) == 0
+        with np.load(out / "samples.npz") as found:
+            drawn[option] = found["images"].reshape(20, -1).astype(float)
+    stretched, plain = drawn["--stretch"], drawn["--no-stretch"]
+    assert set(zip(stretched.min(1), stretched.max(1), strict=True)) == {(0, 255)}
+    assert set(zip(plain.min(1), plain.max(1), strict=True)) != {(0, 255)}
+    assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(stretched, plain, strict=True)) > 0.999
+    shown = refusal(capsys, "sample", points_run, "--stretch", "--out", tmp_path / "points")
+    assert "sample.stretch is for images" in shown
+
+
 def test_a_run_on_two_classes(tiny, tmp_path):
     """They keep their numbers, and are what is drawn unless other ones are asked for."""
     options = ["--data.classes", "3", "7", "--train.steps", "2", "--out", str(tmp_path / "run")]

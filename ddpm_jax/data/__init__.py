@@ -3,7 +3,7 @@
 from ddpm_jax.data.labels import check_labels, labels_of
 from ddpm_jax.data.pipeline import batches, epoch_steps, scaling_of, to_images
 from ddpm_jax.data.points import PointSource
-from ddpm_jax.data.scaling import Scaling
+from ddpm_jax.data.scaling import Scaling, stretched
 from ddpm_jax.data.source import ArraySource, Source
 from ddpm_jax.data.sources import open_source
 
@@ -18,5 +18,6 @@ __all__ = [
     "labels_of",
     "open_source",
     "scaling_of",
+    "stretched",
     "to_images",
 ]

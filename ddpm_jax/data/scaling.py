@@ -28,5 +28,18 @@ class Scaling:
         return np.clip(np.rint(self.undo(x_0)), 0, 255).astype(np.uint8)
 
 
+def stretched(x_0: Any) -> np.ndarray:
+    """Images (..., H, W, C) of any values -> uint8: of each, the least value is black and the greatest white; one of a single value
+    is black.
+
+    What a plot of a single grey image shows, and all there is to show where a network does not see how bright an image is.
+    """
+    values = np.asarray(x_0, np.float32)
+    axes = (-3, -2, -1)
+    least = values.min(axes, keepdims=True)
+    span = values.max(axes, keepdims=True) - least
+    return np.rint((values - least) * (255 / np.where(span > 0, span, 1))).astype(np.uint8)
+
+
 IMAGE_SCALINGS = {"signed": Scaling(127.5, 127.5), "unit": Scaling(0.0, 255.0)}
 """Pixels 0..255 to [-1, 1], or to [0, 1]."""

@@ -224,6 +224,8 @@ class SampleConfig:
     """Latest time at which to guide, as a share of the noisiest, in [0, 1]."""
     guidance_rescale: float = 0.0
     """Share of a guided output brought back to its unguided deviation, in [0, 1]."""
+    stretch: bool = False
+    """Of images: draw each from black to white, its least value to its greatest, for a network that does not see brightness."""
     num: int = 36
     """How many samples."""
 

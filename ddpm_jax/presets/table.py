@@ -12,7 +12,7 @@ SYSTEMS: dict[str, tuple[ProcessConfig, SampleConfig]] = {
     "unet":                     (ProcessConfig("linear", 1000),              SampleConfig("ancestral")),
     "convnext_unet":            (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, 0.1, clip=None, num=81)),
     "convnext_unet_224":        (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, 0.1, clip=None, num=16)),
-    "tiny_unet":                (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
+    "tiny_unet":                (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None, stretch=True)),
     "double_conv_unet":         (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
     "annotated_unet":           (ProcessConfig("linear", 200, loss="huber"), SampleConfig("ancestral", variance="posterior",
                                                                                           clip=None)),

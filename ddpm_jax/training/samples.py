@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ddpm_jax import figures, launch, models, samplers
-from ddpm_jax.data import PointSource
+from ddpm_jax.data import PointSource, stretched
 from ddpm_jax.errors import UserError, fits_memory
 from ddpm_jax.files import write_atomically
 from ddpm_jax.parallel import ALONE, Layout
@@ -80,6 +80,9 @@ def draw_batches(
     Raises:
         UserError: sampler and options that do not fit each other or the schedule; with the first batch.
     """
+    if config.stretch and not run.holds_images:
+        raise UserError(f"sample.stretch is for images; {run.folder} is a run of points.")
+    to_data = stretched if config.stretch else run.to_data
     call, num_steps, num_frames = _sampler(run, config, num_frames)
     size = min(num, batch_size)
     # of what is drawn to fill up the devices nothing is kept; one system cannot be filled up
@@ -101,9 +104,9 @@ def draw_batches(
             )
             jax.block_until_ready(x_0)
         num_steps = taken[0] if taken else num_steps
-        values = run.to_data(layout.gather(x_0))[: min(size, num - start)]
+        values = to_data(layout.gather(x_0))[: min(size, num - start)]
         shown = min(size, ANIMATED) if run.holds_images else size
-        frames = run.to_data(layout.gather(walk)[:, :shown]) if start == 0 else np.zeros((0, 0))
+        frames = to_data(layout.gather(walk)[:, :shown]) if start == 0 else np.zeros((0, 0))
         yield Batch(values, frames, num_steps, time.perf_counter() - begun)
 
 
