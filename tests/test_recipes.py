@@ -117,6 +117,8 @@ def test_stretched_samples(finished_run, points_run, tmp_path, capsys):
     assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(stretched, plain, strict=True)) > 0.999
     shown = refusal(capsys, "sample", points_run, "--stretch", "--out", tmp_path / "points")
     assert "sample.stretch is for images" in shown
+    shown = refusal(capsys, "train", "spiral", "--sample.stretch", "--out", tmp_path / "never")
+    assert "sample.stretch is for images" in shown and not (tmp_path / "never").exists()
 
 
 def test_a_run_on_two_classes(tiny, tmp_path):

@@ -288,6 +288,8 @@ class Preset:
                 f"sample.clip bounds what lies in [-clip, clip], and data.scale = unit gives [0, 1]: sample.clip must be None; "
                 f"got {self.sample.clip:g}."
             )
+        if self.sample.stretch and len(configs.shape(self.model)) != 3:
+            raise UserError(f"sample.stretch is for images; {configs.name_of(self.model)} makes points.")
         if (
             self.process.kind == "diffusion"
             and self.sample.steps is not None
