@@ -1,8 +1,12 @@
 """Every source of ddpm_jax.data, whole and damaged: digits, IDX, folders, npz, TensorFlow Datasets, and their specs."""
 
+import errno
+import os
 import pickle
+import re
 import sys
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -115,8 +119,14 @@ def test_folder_with_classes(tmp_path):
     write_image(tmp_path / ".hidden" / "1.png", grey(99))
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "cat" / "README").write_text("no image")
+    (tmp_path / "Thumbs.db").write_text("no image")
     for spec in (f"folder:{tmp_path}", str(tmp_path)):
-        source = data.open_source(spec)
+        with pytest.warns(
+            UserWarning, match=re.escape(f"{tmp_path}: not used: 1 .txt, 1 without extension, 1 empty folder (empty).")
+        ) as caught:
+            source = data.open_source(spec)
+        assert len(caught) == 1
         assert source.class_names == ("cat", "dog") and data.labels_of(source).tolist() == [0, 0, 1]
         assert [source[i]["image"][0, 0, 0] for i in range(3)] == [10, 20, 30]
         assert pickle.loads(pickle.dumps(source))[2]["label"] == 1
@@ -125,13 +135,65 @@ def test_folder_with_classes(tmp_path):
         data.check_labels(source, 1)
 
 
+def test_links_are_followed(tmp_path):
+    """To folders, also where all classes are links, and to files; one that leads back to where it lies is named."""
+    for i, name in enumerate(("cat", "dog")):
+        write_image(tmp_path / "d" / name / "1.png", grey(10 * i))
+    write_image(tmp_path / "e" / "bird" / "deep" / "1.png", grey(50))
+    (tmp_path / "d" / "bird").symlink_to("../e/bird")
+    source = data.open_source(str(tmp_path / "d"))
+    assert source.class_names == ("bird", "cat", "dog")
+    assert [int(source[i]["image"][0, 0, 0]) for i in range(3)] == [50, 0, 10]
+    (tmp_path / "all").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "all" / name).symlink_to(tmp_path / "d" / name)
+    (tmp_path / "all" / "dog" / "2.png").symlink_to(tmp_path / "e" / "bird" / "deep" / "1.png")
+    assert data.labels_of(data.open_source(str(tmp_path / "all"))).tolist() == [0, 1, 1]
+
+    loop = tmp_path / "e" / "bird" / "deep" / "up"
+    loop.symlink_to("../..")
+    with pytest.raises(UserError, match=re.escape(f"{loop}: a link to {tmp_path / 'e'}, in which it lies")):
+        data.open_source(str(tmp_path / "e"))
+    # by way of another link
+    with pytest.raises(UserError, match=r"up: a link to .*, in which it lies|bird: a link to .*, in which it lies"):
+        data.open_source(str(tmp_path / "d"))
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    write_image(tmp_path / "cat" / "1.png", grey(0))
+    (tmp_path / "dog").mkdir()
+    original = os.scandir
+
+    def forbidden(path):
+        if str(path).startswith(str(tmp_path / "dog")):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(UserError, match=r"dog: cannot be listed: Permission denied"):
+        data.open_source(str(tmp_path))
+
+
+def test_what_an_archive_holds_beside_images(tmp_path):
+    """Counted too; of a name that is there twice, the last one is the image."""
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        warnings.simplefilter("ignore")  # that a name is there twice
+        for name, value in (("cat/1.png", 10), ("dog/1.png", 20), ("cat/1.png", 30)):
+            file.write(write_image(tmp_path / "one.png", grey(value)), name)
+        for name in ("cat/labels.csv", "more.zip", "__MACOSX/cat/._1.png"):
+            file.writestr(name, b"no image")
+    with pytest.warns(UserWarning, match=r"not used: 1 \.csv, 1 \.zip\.") as caught:
+        source = data.open_source(str(tmp_path / "a.zip"))
+    assert len(caught) == 1 and len(source) == 2 and source[0]["image"][0, 0, 0] == 30
+
+
 def test_flat_folder_and_its_errors(tmp_path):
     """Every extension; then what cannot be one set."""
-    for i, extension in enumerate(("png", "jpg", "JPEG", "bmp", "webp", "gif", "tif", "tiff")):
+    for i, extension in enumerate(("png", "jpg", "JPEG", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pnm")):
         write_image(tmp_path / "flat" / f"{i}.{extension}", grey(20 * i))
     source = data.open_source(f"folder:{tmp_path / 'flat'}")
-    assert source.class_names == () and {int(source[i]["label"]) for i in range(8)} == {0}
-    for i in range(8):
+    assert source.class_names == () and {int(source[i]["label"]) for i in range(10)} == {0}
+    for i in range(10):
         assert source[i]["image"].shape == (6, 6, 3) and abs(int(source[i]["image"][3, 3, 0]) - 20 * i) <= 1
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none: no images"):
@@ -139,7 +201,7 @@ def test_flat_folder_and_its_errors(tmp_path):
     with pytest.raises(UserError, match="missing: no such folder"):
         data.open_source(f"folder:{tmp_path / 'missing'}")
     write_image(tmp_path / "flat" / "class" / "x.png", grey(1))
-    with pytest.raises(UserError, match=r"both images \(0.png, 8 in all\) and folders"):
+    with pytest.raises(UserError, match=r"both images \(0.png, 10 in all\) and folders"):
         data.open_source(f"folder:{tmp_path / 'flat'}")
 
 

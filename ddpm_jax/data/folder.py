@@ -6,7 +6,8 @@ import os
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from ddpm_jax.archives import BROKEN, check_unpacked
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.errors import UserError
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+BOOKKEEPING = frozenset({"Thumbs.db", "desktop.ini"})
+"""Files that an operating system leaves in folders of images: like hidden ones, they are not counted among those not used."""
 
 
 class FolderSource:
@@ -150,19 +155,39 @@ def open_folder(path: Path, on_bad_image: str = "stop") -> FolderSource:
     """List the images of a folder; none is opened.
 
     Every direct subfolder that holds images (at any depth) is a class, in the order of the sorted names; a
-    folder with no such subfolder is one set without classes. Hidden files and folders are ignored.
+    folder with no such subfolder is one set without classes. Links to folders and files are followed. Hidden files and
+    folders are ignored; whatever else is not used is counted in one warning.
 
     Raises:
-        UserError: the folder is missing, holds no images, or holds images beside class folders.
+        UserError: the folder is missing or cannot be listed, holds no images, holds images beside class folders, or links to
+            itself.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; folder:PATH needs images, or one subfolder of images for each class.")
-    names: list[str] = []
-    for parent, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(parent, path)
-        names += [name if below == "." else f"{below}/{name}" for name in files]
+    names = list(_names_below(path, "", (os.path.realpath(path),)))
     return _source(f"folder:{path}", path, names, on_bad_image, read_file)
+
+
+def _names_below(root: Path, below: str, above: tuple[str, ...]) -> Iterator[str]:
+    """The files below a folder of root, links followed, and its empty folders with a slash at their end.
+
+    above: the real paths of this folder and of those it lies in.
+    """
+    try:
+        with os.scandir(root / below) as entries:
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{root / below}: cannot be listed: {error.strerror or error}.") from error
+    for name, is_folder in found:
+        if not is_folder:
+            yield below + name
+            continue
+        real = os.path.realpath(root / below / name)
+        if real in above:
+            raise UserError(f"{root / below / name}: a link to {real}, in which it lies: remove it, or it never ends.")
+        yield from _names_below(root, f"{below}{name}/", (*above, real))
+    if below and not found:
+        yield below
 
 
 def open_zip(path: Path, on_bad_image: str = "stop") -> FolderSource:
@@ -174,7 +199,12 @@ def open_zip(path: Path, on_bad_image: str = "stop") -> FolderSource:
     if not path.is_file():
         raise UserError(f"{path}: no such file; zip:PATH needs an archive of images.")
     archive = ZipReader(path)
-    names = [name for name in archive.names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    # of a name that is there twice the last one counts, as for who unpacks it
+    names = [
+        name
+        for name in dict.fromkeys(archive.names)
+        if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    ]
     wrapped = {name.split("/")[0] for name in names if _is_image(name)}
     around = f"{wrapped.pop()}/" if len(wrapped) == 1 else ""
     if around and all(name.count("/") > 1 for name in names if _is_image(name)):
@@ -199,10 +229,26 @@ def _source(name: str, root: Path, names: list[str], on_bad_image: str, read: Ca
     if not images:
         wanted = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
         raise UserError(f"{root}: no images there; the extensions looked for are {wanted}.")
+    if unused := _unused(names):
+        warnings.warn(f"{root}: not used: {unused}.", stacklevel=4)
     groups = [classes[known] for known in sorted(classes)] or [flat]  # without classes every label is 0
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
     files = [f"{root}/{image}" for group in groups for image in group]
     return FolderSource(name, files, labels, tuple(sorted(classes)), on_bad_image, read)
+
+
+def _unused(names: list[str]) -> str:
+    """What is no image, as "3 .txt, 1 empty folder (cats)"."""
+    others = [name for name in names if not _is_image(name) and name.rpartition("/")[2] not in BOOKKEEPING]
+    folders = [name[:-1] for name in others if name.endswith("/")]
+    kinds = Counter(
+        os.path.splitext(name)[1].lower() or "without extension" for name in others if not name.endswith("/")
+    )
+    parts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
+    if folders:
+        shown = ", ".join(folders[:3]) + (", …" if len(folders) > 3 else "")
+        parts.append(f"{len(folders)} empty folder{'s' * (len(folders) > 1)} ({shown})")
+    return ", ".join(parts)
 
 
 def _is_image(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Images in one NumPy archive: `images` and, where they exist, `labels` and `class_names`."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ def open_npz(path: Path) -> ArraySource:
 
     The images are the first of `IMAGE_KEYS`, (N, H, W) or (N, H, W, C) with C = 1 or 3: uint8, or floats in
     [0, 1]. The labels are the first of `LABEL_KEYS`, integers (N,) from 0; `class_names` (K,) names them, or
-    they are named "0", "1", ...
+    they are named "0", "1", ... Arrays of other names are named in a warning.
 
     Raises:
         UserError: the file is missing or damaged, or what it holds is something else.
@@ -33,6 +34,8 @@ def open_npz(path: Path) -> ArraySource:
         )
     images = _as_uint8(arrays[image_key], f"{path}: {image_key}")
     label_key = next((key for key in LABEL_KEYS if key in arrays), None)
+    if unused := [key for key in arrays if key not in (image_key, label_key, "class_names")]:
+        warnings.warn(f"{path}: not used: {', '.join(unused)}.", stacklevel=3)
     if label_key is None:
         if "class_names" in arrays:
             raise UserError(f"{path}: class_names without labels; add one of the keys {', '.join(LABEL_KEYS)}.")
