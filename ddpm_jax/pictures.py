@@ -92,7 +92,7 @@ class Pictures:
         """Rows of data, data with noise at rising times, that noise, and the noise that the network sees in it."""
         self._images_only("noising")
         run, process = self.run, self.run.process
-        batch = self.run.first_batch(min(NOISED, process.checked(None)), self.seed)
+        batch = self.run.first_batch(min(NOISED, process.sampling_steps(None)), self.seed)
         num = len(batch["x_0"])
         graphdef, variables, step = run.load()
         x_0 = jnp.asarray(batch["x_0"])

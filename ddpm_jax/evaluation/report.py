@@ -116,7 +116,7 @@ def save(run: Run, name: str, text: str) -> Path:
 
 def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
     """What every figure of samples depends on."""
-    steps = run.process.checked(config.steps)
+    steps = run.process.sampling_steps(config.steps)
     sampler = "adaptive" if config.sampler == "adaptive" else f"{config.sampler}, {steps} steps"
     facts = {"step": step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": seed}
     return facts | {"data": run.config.data.source}
