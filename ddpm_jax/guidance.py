@@ -24,7 +24,8 @@ def classifier_free(
 
     scale: 1 is the conditional network as it is, 0 the unconditional one. interval: of network times t, both ends included, within
     which to guide; elsewhere the output is the conditional one (Kynkäänniemi et al. 2024). rescale: share, in [0, 1], of the guided
-    output that is brought back to the conditional one's standard deviation over each example (Lin et al. 2024, eq. 15-16).
+    output that is brought back to the conditional one's standard deviation over each example (Lin et al. 2024, eq. 15-16); an
+    output of a single value has none, and stays as it is.
     channels: how many of the output's channels are guided, None for all; what follows says the variance and stays the conditional
     one's.
     """
@@ -36,14 +37,21 @@ def classifier_free(
         c, u = conditional[..., :channels], unconditional[..., :channels]
         output = u + scale * (c - u)
         if rescale:
-            axes = tuple(range(1, c.ndim))
-            same = output * (c.std(axes, keepdims=True) / output.std(axes, keepdims=True))
-            output = rescale * same + (1 - rescale) * output
+            output = rescale * _with_deviation(output, c) + (1 - rescale) * output
         inside = ((interval[0] <= t) & (t <= interval[1])).reshape((-1,) + (1,) * (x_t.ndim - 1))
         output = jnp.where(inside, output, c)
         return output if channels is None else jnp.concatenate([output, conditional[..., channels:]], axis=-1)
 
     return guided
+
+
+def _with_deviation(x: Float[Array, "b *shape"], like: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:
+    """x times what gives each example the standard deviation of `like`; examples of a single value as they are."""
+    axes = tuple(range(1, x.ndim))
+    std = x.std(axes, keepdims=True)
+    # a single value may have a deviation too, of its rounded mean; and a tiny spread none, where its squares underflow
+    spread = (x.max(axes, keepdims=True) > x.min(axes, keepdims=True)) & (std > 0)
+    return x * jnp.where(spread, like.std(axes, keepdims=True) / jnp.where(spread, std, 1), 1)
 
 
 def classifier_guided(
