@@ -1,7 +1,6 @@
 """Editing with a trained network: fill in parts of an image, vary an image, walk from one image to another."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ddpm_jax import models, samplers
+from ddpm_jax import models, noise, samplers
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import Estimate, Level, Process
@@ -37,12 +36,15 @@ def inpaint(
 
     Raises:
         UserError: a mask of another shape, resample or jump below 1, num_steps out of range.
+        NotFiniteError: what is drawn holds NaN or infinity.
     """
     x_0 = jnp.asarray(x_0)
     hidden = fitting_mask(mask, x_0.shape)
     times = repaint_times(process.times(num_steps), resample, jump)
     graphdef, variables = models.parts(model)
-    return _inpainted(process, graphdef, variables, key, x_0, hidden, labels, times=tuple(times.tolist()), clip=clip)
+    walk = _inpainted(process, graphdef, variables, key, x_0, hidden, labels, times=tuple(times.tolist()), clip=clip)
+    samplers.check_finite(walk.broke, times, clip=clip)
+    return walk.x_0
 
 
 def fitting_mask(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "..."]:
@@ -102,8 +104,8 @@ def repaint_step(known: Float[Array, "b *shape"], hidden: Bool[Array, "..."]) ->
 @functools.partial(jit, static_argnames=("process", "graphdef", "times", "clip"))
 def _inpainted(process, graphdef, variables, key, x_0, hidden, labels, *, times, clip):
     predict, step = models.predictor(graphdef, variables, labels), repaint_step(x_0, hidden)
-    x_T, noise = _draws(key, x_0.shape)
-    return samplers.run(process, predict, x_T, noise, step=step, times=times, clip=clip)[0]
+    x_T, of_step = noise.of_walk(key, jnp.arange(len(x_0)), x_0.shape[1:])
+    return samplers.run(process, predict, x_T, of_step, step=step, times=times, clip=clip)
 
 
 def vary(
@@ -125,6 +127,7 @@ def vary(
 
     Raises:
         UserError: a strength outside (0, 1], or num_steps out of range.
+        NotFiniteError: what is drawn holds NaN or infinity.
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength must lie in (0, 1]; got {strength:g}.")
@@ -132,21 +135,17 @@ def vary(
     times = whole[-1 - max(1, round(strength * (len(whole) - 1))) :]
     graphdef, variables = models.parts(model)
     options: dict[str, Any] = {"step": step, "times": tuple(times.tolist()), "clip": clip}
-    return _varied(process, graphdef, variables, key, jnp.asarray(x_0), labels, **options)
+    walk = _varied(process, graphdef, variables, key, jnp.asarray(x_0), labels, **options)
+    samplers.check_finite(walk.broke, times, clip=clip)
+    return walk.x_0
 
 
 @functools.partial(jit, static_argnames=("process", "graphdef", "step", "times", "clip"))
 def _varied(process, graphdef, variables, key, x_0, labels, *, step, times, clip):
-    start, noise = _draws(key, x_0.shape)
+    start, of_step = noise.of_walk(key, jnp.arange(len(x_0)), x_0.shape[1:])
     x_t = process.add_noise(x_0, start, jnp.full(x_0.shape[:1], times[0]))
     predict = models.predictor(graphdef, variables, labels)
-    return samplers.run(process, predict, x_t, noise, step=step, times=times, clip=clip)[0]
-
-
-def _draws(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """The noise that a walk starts with, and that of each step by its index."""
-    start, steps = jax.random.split(key)
-    return jax.random.normal(start, shape), lambda index: jax.random.normal(jax.random.fold_in(steps, index), shape)
+    return samplers.run(process, predict, x_t, of_step, step=step, times=times, clip=clip)
 
 
 def interpolate(
@@ -166,6 +165,7 @@ def interpolate(
 
     Raises:
         UserError: num below 2, examples of two shapes, or num_steps out of range.
+        NotFiniteError: what is drawn holds NaN or infinity.
     """
     if num < 2:
         raise UserError(f"num must be at least 2, for the ends; got {num}.")
@@ -173,21 +173,26 @@ def interpolate(
         raise UserError(f"both examples must have one shape; got {x_0.shape} and {other.shape}.")
     both = None if label is None else jnp.full((2,), label, jnp.int32)
     x_T = samplers.invert(model, process, jnp.stack([x_0, other]), both, num_steps=num_steps)
-    noise = slerp(x_T[0], x_T[1], jnp.linspace(0, 1, num))
+    between = slerp(x_T[0], x_T[1], jnp.linspace(0, 1, num))
     graphdef, variables = models.parts(model)
     labels = None if label is None else jnp.full((num,), label, jnp.int32)
-    return _sampled(process, graphdef, variables, noise, labels, times=tuple(process.times(num_steps).tolist()))
+    times = process.times(num_steps)
+    walk = _sampled(process, graphdef, variables, between, labels, times=tuple(times.tolist()))
+    samplers.check_finite(walk.broke, times, clip=1.0)
+    return walk.x_0
 
 
 @functools.partial(jit, static_argnames=("process", "graphdef", "times"))
 def _sampled(process, graphdef, variables, x_T, labels, *, times):
     predict = models.predictor(graphdef, variables, labels)
-    return samplers.run(process, predict, x_T, lambda _: jnp.zeros_like(x_T), step=samplers.ddim_step, times=times)[0]
+    return samplers.run(process, predict, x_T, lambda _: jnp.zeros_like(x_T), step=samplers.ddim_step, times=times)
 
 
 def slerp(a: Float[Array, "*shape"], b: Float[Array, "*shape"], share: Float[Array, "n"]) -> Float[Array, "n *shape"]:
-    """Points on the great circle from a to b, which keeps the length of Gaussian noise; the line where they are parallel."""
-    cosine = (a * b).sum() / jnp.sqrt((a**2).sum() * (b**2).sum())
+    """Points on the great circle from a to b, which keeps the length of Gaussian noise; the line where they are parallel, or one of
+    them is zero."""
+    lengths = jnp.sqrt((a**2).sum() * (b**2).sum())
+    cosine = jnp.where(lengths > 0, (a * b).sum() / jnp.where(lengths > 0, lengths, 1), 1)
     angle = jnp.arccos(jnp.clip(cosine, -1, 1))
     share = share.reshape((-1,) + (1,) * a.ndim)
     small = jnp.sin(angle) < 1e-6

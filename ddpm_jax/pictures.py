@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, figures, models, samplers, schedules
+from ddpm_jax import data, figures, models, noise, samplers, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable
 from ddpm_jax.training import samples as drawing
@@ -96,9 +96,9 @@ class Pictures:
         num = len(batch["x_0"])
         graphdef, variables, step = run.load()
         x_0 = jnp.asarray(batch["x_0"])
-        noise = jax.random.normal(jax.random.key(self.seed), x_0.shape)
+        drawn = noise.normal(jax.random.key(self.seed), jnp.arange(num), x_0.shape[1:])
         t = jnp.asarray(process.times(num)[:num][::-1])
-        x_t = process.add_noise(x_0, noise, t)
+        x_t = process.add_noise(x_0, drawn, t)
         labels = jnp.asarray(batch["label"]) if run.class_names else None
         nothing = jnp.zeros_like(x_t) if run.inputs.self_conditioned else None
 
@@ -107,7 +107,7 @@ class Pictures:
 
         predicted = samplers.denoise(process, predict, x_t, t, guess=nothing).eps
         # noise is shown as an image of mean 127.5, two standard deviations to either end
-        shown = [run.to_data(x) for x in (x_0, x_t)] + [data.to_images(eps / 2) for eps in (noise, predicted)]
+        shown = [run.to_data(x) for x in (x_0, x_t)] + [data.to_images(eps / 2) for eps in (drawn, predicted)]
         titles = [f"t = {float(time):g}" for time in t] + [""] * (3 * num)
         return figures.save_grid(
             self.folder / "noising.png",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ddpm_jax import models, samplers
+from ddpm_jax import models, noise, samplers
 from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import What, Workload
 from ddpm_jax.compilation import jit
@@ -33,8 +33,8 @@ def forward(graphdef, variables, x_t, t, labels, *, dtype):
 def walk(key, variables, labels, *, graphdef, process, shape, dtype, **settings):
     """The program within `samplers.sample`, for what the compiler says of it."""
     predict = models.predictor(graphdef, variables, labels, dtype=dtype)
-    noise = functools.partial(jax.random.normal, shape=shape)
-    return samplers.run(process, predict, noise(key), lambda i: noise(jax.random.fold_in(key, i)), **settings)
+    x_T, of_step = noise.of_walk(key, jnp.arange(shape[0]), shape[1:])
+    return samplers.run(process, predict, x_T, of_step, **settings)
 
 
 class JaxSide:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax import bound, models, samplers
+from ddpm_jax import bound, models, noise, samplers
 from ddpm_jax.compilation import jit
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.evaluation.report import load_images, open_data, save
 from ddpm_jax.files import check_writable
 from ddpm_jax.parallel import ALONE, Layout
@@ -66,14 +66,14 @@ def variational_bound(
 
 
 @functools.partial(jit, static_argnames=("process", "graphdef", "settings"))
-def _compiled(process, graphdef, variables, x_0, labels, key, *, settings):
+def _compiled(process, graphdef, variables, x_0, labels, numbers, key, *, settings):
     def predict(x_t, t):
         return models.apply(graphdef, variables, x_t, t, labels)[0]
 
-    def noise(i):
-        return jax.random.normal(jax.random.fold_in(key, i), x_0.shape)
+    def drawn(i):
+        return noise.normal(jax.random.fold_in(key, i), numbers, x_0.shape[1:])
 
-    found = variational_bound(process, predict, x_0, noise, **dict(settings))
+    found = variational_bound(process, predict, x_0, drawn, **dict(settings))
     return found.prior, found.terms
 
 
@@ -120,11 +120,13 @@ def evaluate_likelihood(
     """The bound on config.num images; also written to likelihood.json in the run folder.
 
     The variance is config.variance, or the learned one; config.clip bounds the estimates of x_0. held_out: spec of a source that
-    the run was not trained on; None: the run's own data. layout: the devices that share each batch.
+    the run was not trained on; None: the run's own data. layout: the devices that share each batch. An image's noise goes by its
+    number: neither they nor batch_size change more than rounding does.
 
     Raises:
         UserError: points, pixels that are not scaled to [-1, 1], flow matching, a chain that does not end at clean data, fewer
             images than asked for, no checkpoint, a folder that cannot be written to.
+        NotFiniteError: a term of the bound is NaN or infinity.
     """
     process = run.process
     if not run.holds_images or run.config.data.scale != "signed":
@@ -142,16 +144,18 @@ def evaluate_likelihood(
     settings = (("variance", variance), ("clip", config.clip), ("self_conditioned", run.inputs.self_conditioned))
     size = min(batch_size, len(x_0))
     priors, terms = [], []
+    key = jax.random.key(seed)
     for start in range(0, len(x_0), size):
         # filled up, so that one program serves all batches and all devices
         part = np.arange(start, start + layout.rounded_up(size)) % len(x_0)
-        key = jax.random.fold_in(jax.random.key(seed), start // size)
-        batch = layout.deal((jnp.asarray(x_0[part]), None if labels is None else jnp.asarray(labels[part])))
+        of_images = x_0[part], None if labels is None else labels[part], part.astype(np.int32)
+        batch = layout.deal(jax.tree.map(jnp.asarray, of_images))
         prior, term = map(layout.gather, _compiled(process, graphdef, variables, *batch, key, settings=settings))
         count = min(size, len(x_0) - start)
         priors.append(prior.astype(np.float64)[:count])
         terms.append(term.astype(np.float64)[:, :count])
     of_prior, of_terms = np.concatenate(priors), np.concatenate(terms, axis=1)
+    _check_finite(of_terms, process)
     total = of_prior + of_terms.sum(axis=0)
     facts = {
         "step": step,
@@ -169,6 +173,16 @@ def evaluate_likelihood(
         tuple(float(value) for value in of_terms.mean(axis=1)),
     )
     return found, save(run, "likelihood.json", found.json())
+
+
+def _check_finite(terms: np.ndarray, process: GaussianDiffusion) -> None:
+    bad = ~np.isfinite(terms)
+    if bad.any():
+        of_images, times = np.count_nonzero(bad.any(axis=0)), process.schedule.first + np.flatnonzero(bad.any(axis=1))
+        raise NotFiniteError(
+            f"the bound of {of_images} of {terms.shape[1]} images is NaN or infinite: {len(times)} of {len(terms)} terms, "
+            f"the first at t = {times[0]}. Try clip = 1, another variance or other weights: these may be damaged."
+        )
 
 
 def _images(run: Run, num: int, seed: int, held_out: str | None) -> tuple[np.ndarray, np.ndarray | None, str]:

@@ -11,7 +11,7 @@ from ddpm_jax.processes import GaussianDiffusion, LinearPath, Process
 from ddpm_jax.samplers.adaptive import sample_adaptively, solve
 from ddpm_jax.samplers.grids import GRIDS, two_stage, with_middles
 from ddpm_jax.samplers.grids import strided as strided_times
-from ddpm_jax.samplers.loop import climb, denoise, frame_steps, invert, run, sample
+from ddpm_jax.samplers.loop import Walk, check_finite, climb, denoise, frame_steps, invert, run, sample
 from ddpm_jax.samplers.steps import (
     Past,
     Seen,
@@ -34,7 +34,9 @@ __all__ = [
     "Past",
     "Seen",
     "Step",
+    "Walk",
     "ancestral_step",
+    "check_finite",
     "climb",
     "create",
     "ddim_step",

@@ -2,16 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from ddpm_jax import models, parallel
+from ddpm_jax import models, noise, parallel
 from ddpm_jax.compilation import jit
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.guidance import classifier_free
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.processes import Estimate, GaussianDiffusion, Level, Predict, Process
@@ -48,6 +48,17 @@ def denoise(
     return Estimate(x_0, process.eps_given_x_0(x_t, x_0, t), hat.variance_logit)
 
 
+class Walk(NamedTuple):
+    """What a walk from noise leaves."""
+
+    x_0: Float[Array, "b *shape"]
+    """The samples."""
+    frames: Float[Array, "k b *shape"]
+    """States evenly spaced over the walk, the starting noise first and the samples last."""
+    broke: Int[Array, "b"]
+    """After how many steps a sample first held NaN or infinity; -1: never."""
+
+
 def run(
     process: Process,
     predict: Predict,
@@ -61,12 +72,12 @@ def run(
     num_frames: int = 0,
     frames_before_noise: bool = False,
     self_conditioned: bool = False,
-) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"]]:
+) -> Walk:
     """Walk x_T along the grid `times` (as made by `samplers.times`) as one lax.scan; traceable, so jit it or use `sample`.
 
-    noise(i) gives the noise of the i-th step, of the shape of x_T; the last step takes none. Returns the samples and
-    num_frames states evenly spaced over the walk, the starting noise first and the samples last; with frames_before_noise, each
-    as it was before its step's noise was added. self_conditioned: the network sees its last estimate of x_0 beside x_t.
+    noise(i) gives the noise of the i-th step, of the shape of x_T; the last step takes none. num_frames: how many states are kept;
+    with frames_before_noise, each as it was before its step's noise was added. self_conditioned: the network sees its last estimate
+    of x_0 beside x_t.
     """
     num_steps = len(times) - 1
     frames = jnp.zeros((num_frames, *x_T.shape), x_T.dtype)
@@ -80,7 +91,7 @@ def run(
     seen = (nowhere,) * max(looks, int(self_conditioned))
 
     def body(carry, xs):
-        x_t, frames, seen = carry
+        x_t, frames, seen, broke = carry
         index, t, s, slot = xs
         batch_t = jnp.full(x_T.shape[:1], t)
         guess = seen[0].hat.x_0 if self_conditioned else None
@@ -93,13 +104,19 @@ def run(
             shown = step(x_t, hat, *levels, jnp.zeros_like(z), *past).astype(x_t.dtype) if frames_before_noise else x_s
             frames = frames.at[slot].set(shown, mode="drop")
         seen = (Seen(x_t, Estimate(hat.x_0, hat.eps), levels[0]), *seen)[: len(seen)]
-        return (x_s, frames, seen), None
+        broke = jnp.where((broke < 0) & ~_finite(x_s), index + 1, broke)
+        return (x_s, frames, seen, broke), None
 
     whole = np.issubdtype(np.asarray(times).dtype, np.integer)
     t_and_s = (jnp.asarray(a, jnp.int32 if whole else x_T.dtype) for a in (times[:-1], times[1:]))
     xs = (jnp.arange(num_steps), *t_and_s, jnp.asarray(slots, jnp.int32))
-    (x_0, frames, _), _ = jax.lax.scan(body, (x_T, frames, seen), xs)
-    return x_0, frames
+    broke = jnp.where(_finite(x_T), -1, 0)
+    (x_0, frames, _, broke), _ = jax.lax.scan(body, (x_T, frames, seen, broke), xs)
+    return Walk(x_0, frames, broke)
+
+
+def _finite(x: Float[Array, "b *shape"]) -> Bool[Array, "b"]:
+    return jnp.isfinite(x).all(tuple(range(1, x.ndim)))
 
 
 def frame_steps(num_steps: int, num_frames: int) -> np.ndarray:
@@ -107,26 +124,47 @@ def frame_steps(num_steps: int, num_frames: int) -> np.ndarray:
     return np.round(np.linspace(0, num_steps, num_frames)).astype(int)
 
 
-def _from_noise(key, variables, labels, *, process, graphdef, shape, dtype, guidance, settings, layout):
-    def noise(key):
-        return layout.share(jax.random.normal(key, shape))
+def check_finite(broke: Any, times: np.ndarray, **settings: Any) -> None:
+    """Refuse samples of which any is not finite; broke: that of their `Walk` down the grid `times`.
 
-    predict = models.predictor(graphdef, layout.whole(variables), labels, dtype=dtype)
-    start, steps = jax.random.split(key)
-    return run(
-        process,
-        predict if guidance is None else classifier_free(predict, labels, **dict(guidance)),
-        noise(start),
-        lambda index: noise(jax.random.fold_in(steps, index)),
-        **dict(settings),
+    settings: those of the walk that may be to blame: clip, guidance, dtype.
+
+    Raises:
+        NotFiniteError: says how many of them, from which step on, and what to try.
+    """
+    broke = np.asarray(broke)
+    bad, taken = broke[broke >= 0], len(times) - 1
+    if not len(bad):
+        return
+    first = int(bad.min())
+    if first == 0:
+        since, tries = "what the walk starts from", ["data that is finite"]
+    else:
+        since = f"step {first} of {taken} (t = {times[first - 1]:g})"
+        tries = ["a lower guidance"] if settings.get("guidance") else []
+        tries += ["clip = 1, where data lies in [-1, 1]"] if settings.get("clip") is None else []
+        tries += ["float32"] if jnp.dtype(settings.get("dtype") or "float32").itemsize < 4 else []
+        tries += ["more steps or another sampler"] if first > 1 else ["other weights: these may be damaged"]
+    raise NotFiniteError(
+        f"{len(bad)} of {len(broke)} samples hold NaN or infinity, the first since {since}. Try {', or '.join(tries)}."
     )
+
+
+def _from_noise(key, first, variables, labels, *, process, graphdef, shape, dtype, guidance, settings, layout):
+    numbers = layout.share(first + jnp.arange(shape[0]))
+    x_T, of_step = noise.of_walk(key, numbers, shape[1:])
+    predict = models.predictor(graphdef, layout.whole(variables), labels, dtype=dtype)
+    if guidance is not None:
+        predict = classifier_free(predict, labels, **dict(guidance))
+    spread = layout.spread
+    return tuple(run(process, predict, spread(x_T), lambda index: spread(of_step(index)), **dict(settings)))
 
 
 _compiled = parallel.compiled(
     _from_noise,
     ("process", "graphdef", "shape", "dtype", "guidance", "settings"),
-    in_batch=(False, False, True),
-    out_axes=(0, 1),
+    in_batch=(False, False, False, True),
+    out_axes=(0, 1, 0),
 )
 
 
@@ -137,6 +175,8 @@ def sample(
     shape: tuple[int, ...],
     labels: Int[Array, "b"] | None = None,
     *,
+    first: int = 0,
+    kept: int | None = None,
     step: Step = ddim_step,
     num_steps: int | None = None,
     times: np.ndarray | None = None,
@@ -151,25 +191,26 @@ def sample(
 ) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"]]:
     """Draw samples from a trained network: one compiled program per (step, shape, grid), whatever the number of steps.
 
+    Sample n of a key is given the same noise, bit for bit, in whatever batch and on however many devices it is drawn, and so comes
+    out the same up to the rounding of that batch's program. first: the number of the first sample, for batches after the first.
+    kept: how many samples, from the first on, have to be finite, where others only fill up a batch; None: all.
+
     model: an NNX module, or what `models.split` made of it. shape: (B, H, W, C) of the samples. labels: (B,) classes of a
     conditional network. num_steps: evenly spaced ones, None for the whole chain; or times: a grid of one's own, descending, the
     clean end last. clip: bound on x_0 during sampling, 1.0 for images in [-1, 1]. threshold: see `denoise`. guidance: the options
     of `guidance.classifier_free`, for a network trained with dropped labels. self_conditioned: see `run`. dtype: the network's
-    compute dtype, None for that of its parameters. layout: the devices to spread the batch over, among which the variables lie; it
-    does not change what is drawn. Returns the samples and num_frames frames (K, B, H, W, C), as `run` does.
+    compute dtype, None for that of its parameters. layout: the devices to spread the batch over, among which the variables lie.
+    Returns the samples and num_frames frames (K, B, H, W, C), as `run` does.
 
     Raises:
         UserError: num_steps outside 1..T, num_frames outside 2..steps + 1, labels that do not fit the shape, guidance without
             labels, a batch that the devices do not divide.
+        NotFiniteError: samples hold NaN or infinity.
     """
     grid = process.times(num_steps) if times is None else times
     if num_frames and not 2 <= num_frames <= len(grid):
         raise UserError(f"num_frames must be 0 or lie in 2..{len(grid)} (steps + 1); got {num_frames}.")
-    if labels is not None and labels.shape != shape[:1]:
-        raise UserError(f"labels must have shape {shape[:1]}, one for each sample; got {labels.shape}.")
-    if shape[0] % layout.size:
-        fitting = layout.rounded_up(shape[0])
-        raise UserError(f"{layout.size} devices must divide a batch of samples; got {shape[0]}; {fitting} would fit.")
+    check_shape(shape, labels, layout)
     if guidance is not None and labels is None:
         raise UserError("guidance needs labels to guide to; got labels = None.")
     graphdef, variables = models.parts(model)
@@ -184,7 +225,24 @@ def sample(
     )
     options = None if guidance is None else tuple(sorted(guidance.items()))
     static = {"process": process, "graphdef": graphdef, "shape": shape, "dtype": dtype}
-    return _compiled(key, variables, labels, layout=layout, guidance=options, settings=settings, **static)
+    x_0, frames, broke = _compiled(
+        key, np.int32(first), variables, labels, layout=layout, guidance=options, settings=settings, **static
+    )
+    check_finite(layout.gather(broke)[:kept], grid, clip=clip, guidance=guidance, dtype=dtype)
+    return x_0, frames
+
+
+def check_shape(shape: tuple[int, ...], labels: Any, layout: Layout) -> None:
+    """Refuse labels and devices that do not fit a batch of samples of a shape.
+
+    Raises:
+        UserError: there is not one label for each sample, or the devices do not divide them.
+    """
+    if labels is not None and labels.shape != shape[:1]:
+        raise UserError(f"labels must have shape {shape[:1]}, one for each sample; got {labels.shape}.")
+    if shape[0] % layout.size:
+        fitting = layout.rounded_up(shape[0])
+        raise UserError(f"{layout.size} devices must divide a batch of samples; got {shape[0]}; {fitting} would fit.")
 
 
 def invert(
@@ -199,11 +257,17 @@ def invert(
     """The noise x_T that deterministic DDIM takes to the given data, by its steps upwards (Song et al. 2021, section 5.4).
 
     The network is asked at the time that is left, so that what comes back is the data up to the steps' size. x_0: data as the
-    network sees it, (B, H, W, C) in [-1, 1] or (B, 2). Raises UserError unless 1 <= num_steps <= T.
+    network sees it, (B, H, W, C) in [-1, 1] or (B, 2).
+
+    Raises:
+        UserError: num_steps outside 1..T.
+        NotFiniteError: what comes out holds NaN or infinity.
     """
     graphdef, variables = models.parts(model)
-    times = tuple(process.times(num_steps)[::-1].tolist())
-    return _inverted(process, graphdef, variables, x_0, labels, times=times, dtype=dtype)
+    times = process.times(num_steps)[::-1]
+    walk = _inverted(process, graphdef, variables, x_0, labels, times=tuple(times.tolist()), dtype=dtype)
+    check_finite(walk.broke, times, clip=1.0, dtype=dtype)
+    return walk.x_0
 
 
 @functools.partial(jit, static_argnames=("process", "graphdef", "times", "dtype"))
@@ -213,8 +277,8 @@ def _inverted(process, graphdef, variables, x_0, labels, *, times, dtype):
 
 def climb(
     process: Process, predict: Predict, x_0: Float[Array, "b *shape"], times: np.ndarray | tuple[int | float, ...]
-) -> Float[Array, "b *shape"]:
-    """Walk data up an ascending grid, the clean end first, by deterministic DDIM steps; traceable.
+) -> Walk:
+    """Walk data up an ascending grid, the clean end first, by deterministic DDIM steps; traceable. The noise is the walk's x_0.
 
     No network is trained at the clean end of a chain: there the noise is what it sees at the first timestep.
     """
@@ -226,4 +290,6 @@ def climb(
     # a chain may end a little short of clean data
     hat = Estimate((x_0 - here.sigma * eps) / here.alpha, eps)
     x_t = ddim_step(x_0, hat, here, there, eps).astype(x_0.dtype)
-    return run(process, predict, x_t, lambda index: jnp.zeros_like(x_0), step=ddim_step, times=times[1:])[0]
+    walk = run(process, predict, x_t, lambda index: jnp.zeros_like(x_0), step=ddim_step, times=times[1:])
+    since = jnp.where(walk.broke < 0, -1, walk.broke + 1)
+    return walk._replace(broke=jnp.where(_finite(x_0), since, 0))

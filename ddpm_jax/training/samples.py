@@ -24,8 +24,8 @@ FRAMES = 24
 """Pictures in an animation, fewer where there are fewer steps."""
 SHOWN = 100
 """Samples in a grid at most; the npz holds all."""
-ANIMATED = 40
-"""Images in an animation at most."""
+ANIMATED, ANIMATED_POINTS = 40, 500
+"""Images, and points, in an animation at most."""
 REAL_POINTS = 2_000
 """Points of the data beneath a scatter of samples, at most."""
 
@@ -54,7 +54,7 @@ class Batch(NamedTuple):
     values: np.ndarray
     """As in `Samples`."""
     frames: np.ndarray
-    """Of the first batch as in `Samples`; of later ones none."""
+    """(K, M, ...): the walk of its samples, as far as they are among those that are animated."""
     num_steps: int
     """Denoising steps that it took."""
     seconds: float
@@ -75,39 +75,42 @@ def draw_batches(
 ) -> Iterator[Batch]:
     """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
 
-    layout: the devices that share each batch, among which the variables lie; it does not change what is drawn.
+    layout: the devices that share each batch, among which the variables lie. What sample n of a seed is depends neither on them nor
+    on batch_size and num, up to rounding.
 
     Raises:
         UserError: sampler and options that do not fit each other or the schedule; with the first batch.
+        NotFiniteError: samples of a batch hold NaN or infinity.
     """
     if config.stretch and not run.holds_images:
         raise UserError(f"sample.stretch is for images; {run.folder} is a run of points.")
     to_data = stretched if config.stretch else run.to_data
     call, num_steps, num_frames = _sampler(run, config, num_frames)
     size = min(num, batch_size)
-    # of what is drawn to fill up the devices nothing is kept; one system cannot be filled up
-    whole = size if config.sampler == "adaptive" else layout.rounded_up(size)
+    whole = layout.rounded_up(size)  # of what is drawn to fill up the devices nothing is kept
+    animated = min(num, ANIMATED if run.holds_images else ANIMATED_POINTS)
     key = jax.random.key(seed)
     for start in range(0, num, size):
-        begun = time.perf_counter()
+        begun, count = time.perf_counter(), min(size, num - start)
         batch_labels = None if labels is None else np.resize(labels[start : start + size], whole)
         with fits_memory(
-            f"{size} samples at a time do not fit into memory; try --batch-size {max(1, size // 2)}, which draws as many."
+            f"{size} samples at a time do not fit into memory; try --batch-size {max(1, size // 2)}, which draws the same."
         ):
             x_0, walk, *taken = call(
                 (graphdef, variables),
                 run.process,
-                jax.random.fold_in(key, start // size),
+                key,
                 (whole, *run.shape),
                 None if batch_labels is None else layout.deal(jax.numpy.asarray(batch_labels)),
+                first=start,
+                kept=count,
                 layout=layout,
             )
             jax.block_until_ready(x_0)
         num_steps = taken[0] if taken else num_steps
-        values = to_data(layout.gather(x_0))[: min(size, num - start)]
-        shown = min(size, ANIMATED) if run.holds_images else size
-        frames = to_data(layout.gather(walk)[:, :shown]) if start == 0 else np.zeros((0, 0))
-        yield Batch(values, frames, num_steps, time.perf_counter() - begun)
+        shown = max(0, min(count, animated - start))
+        frames = to_data(layout.gather(walk)[:, :shown]) if shown else np.zeros((num_frames, 0, *run.shape))
+        yield Batch(to_data(layout.gather(x_0))[:count], frames, num_steps, time.perf_counter() - begun)
 
 
 def draw(
@@ -126,25 +129,27 @@ def draw(
 
     Raises:
         UserError: sampler and options that do not fit each other or the schedule.
+        NotFiniteError: samples hold NaN or infinity.
     """
     kept = SHOWN if sink is not None and run.holds_images else num
-    values: list[np.ndarray] = []
-    frames, seconds, drawn, num_steps = np.zeros((0, 0)), [], 0, 0
+    values, frames, seconds = list[np.ndarray](), list[np.ndarray](), list[float]()
+    drawn = num_steps = 0
     for batch in draw_batches(run, graphdef, variables, labels, num, **options):
         if sink is not None:
             sink(batch.values)
         if drawn < kept:
             values.append(batch.values[: kept - drawn])
-        if not drawn:
-            frames = batch.frames
-        num_steps = batch.num_steps
+        if batch.frames.shape[1]:
+            frames.append(batch.frames)
+        num_steps = max(num_steps, batch.num_steps)
         drawn += len(batch.values)
         seconds.append(batch.seconds)
+    walk = np.concatenate(frames, axis=1)
     return Samples(
         values=np.concatenate(values),
         labels=labels if labels is None else labels[:kept],
-        frames=frames,
-        frame_steps=samplers.frame_steps(num_steps, len(frames)),
+        frames=walk,
+        frame_steps=samplers.frame_steps(num_steps, len(walk)),
         first_call_s=seconds[0],
         later_call_s=float(np.mean(seconds[1:])) if len(seconds) > 1 else None,
     )
