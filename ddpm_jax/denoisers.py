@@ -25,6 +25,7 @@ __all__ = [
     "guided",
     "of",
     "of_network",
+    "remedies",
     "self_conditioned",
     "thresholded",
 ]
@@ -55,7 +56,9 @@ class Denoiser(abc.ABC):
         channels = x_t.shape[-1] * (2 if getattr(self.process, "learned_variance", False) else 1)
         expected = (*x_t.shape[:-1], channels)
         if output.shape != expected:
-            raise UserError(f"a network's output must have the shape {expected} for x_t {x_t.shape}; got {output.shape}.")
+            raise UserError(
+                f"a network's output must have the shape {expected} for x_t {x_t.shape}; got {output.shape}."
+            )
         return self.process.estimate(x_t, output, t)
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
@@ -291,11 +294,7 @@ class Guided(Wrapper):
         channels = x_t.shape[-1]
         c, u = conditional[..., :channels], unconditional[..., :channels]
         output = u + self.scale * (c - u)
-        axes = tuple(range(1, c.ndim))
-        spread = output.std(axes, keepdims=True)
-        # an output of one value everywhere has no deviation to bring back
-        ratio = jnp.where(spread > 0, c.std(axes, keepdims=True) / jnp.where(spread > 0, spread, 1), 1)
-        output = self.rescale * (output * ratio) + (1 - self.rescale) * output
+        output = self.rescale * _with_deviation(output, c) + (1 - self.rescale) * output
         first, last = self.interval
         inside = ((first <= t) & (t <= last)).reshape((-1,) + (1,) * (x_t.ndim - 1))
         # what follows says the variance, which stays the conditional one's
@@ -303,8 +302,10 @@ class Guided(Wrapper):
 
     def _both(self, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """With labels and without, in one batch; the two of an example are neighbours, so that they lie on one device."""
-        labels = jnp.broadcast_to(self.inner.labels, t.shape)
-        pairs = jnp.stack([labels, jnp.full_like(labels, self.inner.null_label)], axis=1).reshape(-1)
+        labels, null_label = self.inner.labels, self.inner.null_label
+        assert labels is not None and null_label is not None  # `guided` refuses what has none
+        own = jnp.broadcast_to(labels, t.shape)
+        pairs = jnp.stack([own, jnp.full_like(own, null_label)], axis=1).reshape(-1)
         both = self.inner._paired(pairs).output(jnp.repeat(x_t, 2, axis=0), jnp.repeat(t, 2))
         both = both.reshape(-1, 2, *both.shape[1:])
         return both[:, 0], both[:, 1]
@@ -321,7 +322,9 @@ class Guided(Wrapper):
 
     def _paired(self, labels: Int[Array, "2b"]) -> Self:
         if self.other is not None:
-            raise UserError("guidance by another denoiser cannot itself be guided away from a missing label: give `other`.")
+            raise UserError(
+                "guidance by another denoiser cannot itself be guided away from a missing label: give `other`."
+            )
         return super()._paired(labels)
 
 
@@ -367,6 +370,15 @@ def guided(
         (first, last),
         _number("rescale", rescale, lambda x: 0 <= x <= 1, "lie in [0, 1]"),
     )
+
+
+def _with_deviation(x: Float[Array, "b *shape"], like: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:
+    """x times what gives each example the standard deviation of `like`; examples of a single value as they are."""
+    axes = tuple(range(1, x.ndim))
+    std = x.std(axes, keepdims=True)
+    # a single value may have a deviation too, of its rounded mean; and a tiny spread none, where its squares underflow
+    spread = (x.max(axes, keepdims=True) > x.min(axes, keepdims=True)) & (std > 0)
+    return x * jnp.where(spread, like.std(axes, keepdims=True) / jnp.where(spread, std, 1), 1)
 
 
 @jax.tree_util.register_dataclass
@@ -507,6 +519,20 @@ def self_conditioned(denoise: Denoiser) -> Denoiser:
     A walk gives it the outermost estimate of its last evaluation.
     """
     return SelfConditioned(as_denoiser(denoise), None)
+
+
+def remedies(denoise: Denoiser) -> list[str]:
+    """What to try where what is drawn with it is not finite."""
+    tries, bounded = [], False
+    while isinstance(denoise, Wrapper):
+        tries += ["a lower guidance"] if isinstance(denoise, Guided | ClassifierGuided) else []
+        bounded |= isinstance(denoise, Clipped | Thresholded)
+        denoise = denoise.inner
+    tries += [] if bounded else ["clip = 1, where data lies in [-1, 1]"]
+    network = denoise.function if isinstance(denoise, Predicted) else None
+    if isinstance(network, Network) and network.dtype is not None and network.dtype.itemsize < 4:
+        tries.append("float32")
+    return tries
 
 
 # The door

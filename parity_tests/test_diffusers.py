@@ -103,7 +103,7 @@ def test_ddim(prediction, eta, clip):
         output = network(x_t, int(t), torch.sin)
         options = {"eta": eta, "variance_noise": noise, "use_clipped_model_output": True}
         x_t = scheduler.step(output, int(t), x_t, **options).prev_sample
-    ours, _ = samplers.run(
+    ours, *_ = samplers.run(
         process,
         lambda x, t: network(x, t.astype(float).reshape(-1, 1, 1, 1), jnp.sin),
         jnp.asarray(normal("float64", *SHAPE)),

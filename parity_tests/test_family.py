@@ -101,7 +101,7 @@ def test_whole_walks(dtype, solver, path, clip):
     grid = samplers.times(solver, process, NUM_STEPS, spacing="even")
     step = samplers.create(solver, process)
     options = {"step": step, "times": grid, "clip": clip, "num_frames": len(grid)}
-    _, frames = jax.jit(lambda x_T, noises: samplers.run(process, predict, x_T, lambda i: noises[i], **options))(
+    _, frames, _ = jax.jit(lambda x_T, noises: samplers.run(process, predict, x_T, lambda i: noises[i], **options))(
         x_T, noises
     )
     fresh = (list(map(to_nchw, noises)),) if solver in ("dpmpp_2m_sde", "euler_ancestral") else ()
@@ -123,7 +123,7 @@ def test_heun_with_churn(dtype):
     grid = samplers.times("heun", process, NUM_STEPS, churn=3.0)
     assert (grid[2::2] > grid[1:-1:2]).any()
     step = samplers.create("heun", process)
-    ours, _ = samplers.run(process, predict, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], step=step, times=grid)
+    ours, *_ = samplers.run(process, predict, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], step=step, times=grid)
     # noise i of the twin comes before its step i, ours with the second evaluation of the step before
     before = [to_nchw(noises[max(2 * i - 1, 0)]) for i in range(NUM_STEPS)]
     theirs, _ = twin_solvers.heun(twin, twin_predict, to_nchw(x_T), times.tolist(), churn=3.0, noises=before)
@@ -135,7 +135,7 @@ def test_inversion(dtype, path):
     process, twin = PATHS[path]()
     predict, twin_predict = networks(dtype)
     x_0, times = normal(dtype, *SHAPE, seed=3), process.times(NUM_STEPS)
-    ours = samplers.climb(process, predict, jnp.asarray(x_0), times[::-1])
+    ours = samplers.climb(process, predict, jnp.asarray(x_0), times[::-1]).x_0
     theirs, _ = twin_solvers.ddim_inversion(twin, twin_predict, to_nchw(x_0), times.tolist())
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), f"inversion {path}")
 
@@ -210,7 +210,7 @@ def test_ancestral_sampling_with_a_learned_variance(dtype):
     x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, NUM_STEPS, *SHAPE, seed=2)
     step = samplers.create("ancestral", process, variance="learned")
     options = {"step": step, "times": process.times(NUM_STEPS), "clip": 1.0}
-    ours, _ = samplers.run(process, predict, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], **options)
+    ours, *_ = samplers.run(process, predict, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], **options)
 
     def twin_step(*arguments, **keywords):
         return twin_samplers.ancestral_step(*arguments, variance="learned", **keywords)
@@ -246,6 +246,27 @@ def test_guidance(dtype):
         out = ours(jnp.asarray(x_t), jax_t)
         # torch's standard deviation is the unbiased one, whose factor cancels in the quotient
         assert_close("step", np.asarray(out), to_nhwc(theirs(to_nchw(x_t), twin_t)), f"rescale {rescale}")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_guidance_of_an_output_of_one_value(dtype, value):
+    """Where there is no deviation to bring back, both leave the output alone, of one example and not of the other."""
+    x_t, t, labels = normal(dtype, *SHAPE, seed=7), [30, 800], [0, 1]
+    jax_t, twin_t = indices(t)
+    jax_labels, twin_labels = indices(labels)
+    options = {"null_label": 2, "scale": 3.0, "rescale": 0.7}
+
+    def flat(x, t, labels):  # the first example of either half
+        return jnp.where((jnp.arange(len(x)) % 2 == 0).reshape(-1, 1, 1, 1), jnp.asarray(value, x.dtype), x)
+
+    def twin_flat(x, t, labels):
+        return torch.cat([torch.full_like(x[:1], value), x[1:]])
+
+    ours = guidance.classifier_free(flat, jax_labels, **options)(jnp.asarray(x_t), jax_t)
+    theirs = to_nhwc(twin_guidance.classifier_free(twin_flat, twin_labels, **options)(to_nchw(x_t), twin_t))
+    assert np.isfinite(theirs).all()
+    assert_close("step", np.asarray(ours), theirs, f"value {value}")
+    np.testing.assert_allclose(np.asarray(ours)[0], value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])

@@ -80,7 +80,7 @@ def walk(schedule, predict, noises, step, times, **options):
     process = processes.GaussianDiffusion(schedule)
 
     def run(noises):
-        return samplers.run(process, predict, noises[0], lambda i: noises[1 + i], step=step, times=times, **options)
+        return samplers.run(process, predict, noises[0], lambda i: noises[1 + i], step=step, times=times, **options)[:2]
 
     return compiled(run)(noises)
 

@@ -105,7 +105,7 @@ def test_a_walk_of_50_steps_through_a_network(pair, dtype, step, schedule, predi
             num_frames=num_steps + 1,
         )
 
-    samples, frames = walk(variables, jnp.asarray(x_T), jnp.asarray(noises))
+    samples, frames, _ = walk(variables, jnp.asarray(x_T), jnp.asarray(noises))
     tsamples, states = twin_samplers.sample(
         twin_process,
         lambda x_t, t: twin(x_t, t, tlabels),
@@ -129,7 +129,7 @@ def test_the_last_step_takes_no_noise(dtype):
     process, twin = make("linear", 4)
     x_T, noises = normal(dtype, 1, 2, 2, 3), normal(dtype, 4, 1, 2, 2, 3, seed=1)
     noises[-1] = np.nan
-    ours, _ = samplers.run(
+    ours, *_ = samplers.run(
         process,
         lambda x_t, t: x_t / 2,
         jnp.asarray(x_T),

@@ -16,6 +16,7 @@ os.environ["JAX_ENABLE_X64"] = str(int(sys.argv[1] == "float64"))
 
 import jax
 import jax.numpy as jnp
+import numbered_walks
 import numpy as np
 from flax import nnx
 
@@ -144,6 +145,20 @@ def sampled(mode):
     return {"samples": difference(found[0][0], found[1][0]), "frames": difference(found[0][1], found[1][1])}
 
 
+def of_every_sampler(mode):
+    """Eight samples on eight devices, against five and three of them on one; the noise of their walk to the last bit."""
+    layout, found = layout_of(mode, 8), {}
+    for name in numbered_walks.WALKS:
+        parts = [numbered_walks.drawn(name, count, first) for first, count in ((0, 5), (5, 3))]
+        together = numbered_walks.drawn(name, 8, layout=layout)
+        assert len(together[0].sharding.device_set) == 8
+        found[name] = difference(jnp.concatenate([part[0] for part in parts]), together[0])
+        found[f"{name}, frames"] = difference(jnp.concatenate([part[1] for part in parts], axis=1), together[1])
+    noise = np.asarray(numbered_walks.noises(8, layout=layout))
+    alone = np.concatenate([numbered_walks.noises(count, first) for first, count in ((0, 5), (5, 3))], axis=1)
+    return found | {"noise is the same": noise.tobytes() == alone.tobytes()}
+
+
 COMPARISONS = {
     "data": lambda: trained("data", 8),
     "fsdp": lambda: trained("fsdp", 8),
@@ -163,6 +178,8 @@ COMPARISONS = {
     "samples": lambda: sampled("data"),
     "samples, pmap": lambda: sampled("pmap"),
     "samples, fsdp": lambda: sampled("fsdp"),
+    "every sampler": lambda: of_every_sampler("data"),
+    "every sampler, pmap": lambda: of_every_sampler("pmap"),
 }
 
 if __name__ == "__main__":

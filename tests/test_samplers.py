@@ -147,13 +147,13 @@ def test_frames():
     x_T = jnp.ones((1, 2))
     walk = functools.partial(samplers.run, PROCESS, lambda x_t, t: x_t, x_T, lambda i: x_T, step=halve)
     for num_frames in range(2, 22):
-        samples, frames = walk(times=PROCESS.times(), num_frames=num_frames)
+        samples, frames, _ = walk(times=PROCESS.times(), num_frames=num_frames)
         halvings = -np.log2(np.asarray(frames)[:, 0, 0])
         assert frames.shape == (num_frames, 1, 2)
         assert (halvings[0], halvings[-1]) == (0, 20)
         assert np.ptp(np.diff(halvings)) <= 1
         np.testing.assert_array_equal(frames[-1], samples)
-    _, frames = walk(times=PROCESS.times())
+    _, frames, _ = walk(times=PROCESS.times())
     assert frames.shape == (0, 1, 2)
 
 
@@ -161,7 +161,7 @@ def test_noise_is_taken_at_every_step_but_the_last():
     def add(x_t, hat, t, s, noise):
         return x_t + noise
 
-    samples, _ = samplers.run(
+    samples, *_ = samplers.run(
         PROCESS,
         lambda x_t, t: x_t,
         jnp.zeros((1, 1)),
@@ -215,7 +215,9 @@ def test_samples_are_within_the_clip_and_frames_start_from_noise():
     assert samples.shape == SHAPE
     assert float(jnp.abs(samples).max()) <= 0.5 + 1e-6 < float(jnp.abs(free).max())
     assert frames.shape == (3, *SHAPE)
-    np.testing.assert_array_equal(frames[0], jax.random.normal(jax.random.split(key)[0], SHAPE))
+    start = jax.random.split(key)[0]
+    for number, image in enumerate(frames[0]):
+        np.testing.assert_array_equal(image, jax.random.normal(jax.random.fold_in(start, number), SHAPE[1:]))
     np.testing.assert_array_equal(frames[-1], samples)
 
 

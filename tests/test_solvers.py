@@ -127,15 +127,28 @@ def test_an_adaptive_solver_keeps_its_tolerance(process):
     x_T = np.random.default_rng(0).standard_normal((50, 3))
     errors, counts = [], []
     for tolerance in (1e-3, 1e-5, 1e-7):
-        x_0, frames, steps = samplers.solve(
+        (x_0, frames, broke), steps = samplers.solve(
             process, gaussian(process), jnp.asarray(x_T), tolerance=tolerance, num_frames=3
         )
         errors.append(np.abs(np.asarray(x_0) - exact_flow(process, x_T)).max())
-        counts.append(int(steps))
-        assert frames.shape == (3, 50, 3)
+        counts.append(int(steps.max()))
+        assert frames.shape == (3, 50, 3) and (broke == -1).all()
         np.testing.assert_allclose(frames[0], x_T)
     assert counts == sorted(counts) and counts[0] < counts[2] < 200
     assert (np.array(errors) < 20 * np.array([1e-3, 1e-5, 1e-7])).all(), errors
+
+
+@pytest.mark.parametrize("process", [FLOW, BLEND])
+def test_a_clipped_adaptive_walk_ends(process):
+    """Its velocity has no value at t = 0. A bound that nothing reaches changes nothing; of a clipped network's samples none lies
+    beyond it."""
+    x_T = np.random.default_rng(0).standard_normal((50, 3))
+    walk, steps = samplers.solve(process, gaussian(process), jnp.asarray(x_T), tolerance=1e-5, clip=100.0, num_frames=3)
+    np.testing.assert_allclose(walk.x_0, exact_flow(process, x_T), rtol=0, atol=2e-4)
+    np.testing.assert_array_equal(walk.frames[-1], walk.x_0)
+    assert (walk.broke == -1).all() and steps.max() < 200
+    x_0 = samplers.solve(process, gaussian(process), jnp.asarray(x_T), clip=1.0)[0].x_0
+    assert np.abs(x_0).max() == 1 and np.isfinite(x_0).all()
 
 
 def test_what_an_adaptive_solver_needs(monkeypatch):
@@ -201,7 +214,7 @@ def test_inversion_comes_back():
     errors = []
     for num_steps in (100, 200, 400):
         times = process.times(num_steps)
-        x_T = samplers.climb(process, gaussian(process), jnp.asarray(x_0), times[::-1])
+        x_T = samplers.climb(process, gaussian(process), jnp.asarray(x_0), times[::-1]).x_0
         back = walk(process, gaussian(process), x_T, "ddim", num_steps)
         errors.append(np.abs(back - x_0).max())
     assert errors[2] < 0.7 * errors[1] < 0.49 * errors[0] and errors[2] < 0.05

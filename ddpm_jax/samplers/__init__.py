@@ -5,10 +5,9 @@ from ddpm_jax.samplers.ancestral import Ancestral, ancestral_step
 from ddpm_jax.samplers.base import SAMPLERS, Sampler, Stepped, Walked, frame_steps, levels
 from ddpm_jax.samplers.ddim import DDIM, Euler, ddim_inversion, ddim_step
 from ddpm_jax.samplers.dpm_solver import DPMSolver, Past, dpmpp_2m_sde_step, dpmpp_2m_step, dpmpp_3m_step
-from ddpm_jax.samplers.draws import as_keys, noises, sample_keys
 from ddpm_jax.samplers.grids import GRIDS, rows, times
 from ddpm_jax.samplers.heun import Heun, Midpoint, heun_step, midpoint_step
-from ddpm_jax.samplers.loop import as_sampler, lower, sample, sample_with_frames, walk
+from ddpm_jax.samplers.loop import as_sampler, check_finite, draw, lower, sample, sample_with_frames, walk
 from ddpm_jax.samplers.strided import Strided, strided_step, strided_times
 from ddpm_jax.samplers.unipc import UniPC, unipc_step
 
@@ -29,22 +28,21 @@ __all__ = [
     "UniPC",
     "Walked",
     "ancestral_step",
-    "as_keys",
     "as_sampler",
+    "check_finite",
     "ddim_inversion",
     "ddim_step",
     "dpmpp_2m_sde_step",
     "dpmpp_2m_step",
     "dpmpp_3m_step",
+    "draw",
     "frame_steps",
     "heun_step",
     "levels",
     "lower",
     "midpoint_step",
-    "noises",
     "rows",
     "sample",
-    "sample_keys",
     "sample_with_frames",
     "solve",
     "strided_step",

@@ -13,9 +13,15 @@ from jaxtyping import Array, Float
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import LinearPath, Process
-from ddpm_jax.samplers.base import Sampler, Stepped, Walked
+from ddpm_jax.samplers.base import Sampler, Stepped, Walked, finite
 
 MAX_STEPS = 4096
+LEAST_STEP = 1e-7
+"""A step that would have to be shorter ends in an error: where the velocity is not finite, every step is too long."""
+LAST_STEP = 1e-3
+"""Where samples are finished by Euler's step at the latest."""
+_SAMPLE = "sample"
+"""The axis of the samples, each a system of its own, while they are solved together."""
 
 
 def solve(
@@ -24,39 +30,55 @@ def solve(
     tolerance: float = 1e-4,
     *,
     start: Any = 1.0,
-    stop: Any = 0.0,
     num_frames: int = 0,
 ) -> Walked:
-    """Integrate dx/dt = eps - x_0 by Tsit5 (Tsitouras 2011), relative and absolute error per step below tolerance; traceable.
+    """Integrate dx/dt = eps - x_0 from `start` to 0 by Tsit5 (Tsitouras 2011), relative and absolute error per step below tolerance;
+    traceable.
 
-    The batch is one system: its root mean square error decides on the steps. Keeps num_frames states at even times, and counts the
-    accepted and refused steps, of six evaluations each.
+    Each sample is a system of its own, with its own steps, so that none depends on what is solved beside it; the denoiser sees all
+    of them at once, as long as any is on its way. A denoiser need not know what it believes at t = 0, as one that clips does not: the
+    last step, as long as the tolerance, is Euler's. Keeps num_frames states at even times, and counts the accepted and refused
+    steps, of six evaluations each. A sample that could not be solved is not finite.
     """
     import diffrax
 
-    def velocity(t: Any, x: jax.Array, _: Any) -> jax.Array:
-        hat = denoise(x, t)
-        return hat.eps - hat.x_0
+    end = min(tolerance, LAST_STEP)
 
-    share = jnp.asarray(np.linspace(1.0, 0.0, max(num_frames, 2)), x_T.dtype)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
-        diffrax.Tsit5(),
-        t0=start,
-        t1=stop,
-        dt0=None,
-        y0=x_T,
-        saveat=diffrax.SaveAt(ts=stop + (start - stop) * share),
-        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-        max_steps=MAX_STEPS,
-    )
-    assert solution.ys is not None
-    return Walked(solution.ys[-1], solution.ys[: num_frames or 0], solution.stats["num_steps"])
+    def velocity(t: Any, x: jax.Array, _: Any) -> jax.Array:
+        # the denoiser, its labels among it, is of the whole batch
+        every_t, every_x = jax.lax.all_gather((jnp.asarray(t, x.dtype), x), _SAMPLE)
+        hat = denoise(every_x, every_t)
+        return (hat.eps - hat.x_0)[jax.lax.axis_index(_SAMPLE)]
+
+    def one(x: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+        share = jnp.asarray(np.linspace(1.0, 0.0, max(num_frames, 2)), x_T.dtype)
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(velocity),
+            diffrax.Tsit5(),
+            t0=start,
+            t1=end,
+            dt0=None,
+            y0=x,
+            saveat=diffrax.SaveAt(ts=share * start + (1 - share) * end),
+            stepsize_controller=diffrax.PIDController(
+                rtol=tolerance, atol=tolerance, dtmin=LEAST_STEP, force_dtmin=False
+            ),
+            max_steps=MAX_STEPS,
+            throw=False,
+        )
+        assert solution.ys is not None
+        return solution.ys, solution.result == diffrax.RESULTS.successful, solution.stats
+
+    states, solved, stats = jax.vmap(one, axis_name=_SAMPLE)(x_T)
+    x_0 = denoise(states[:, -1], end).x_0
+    broke = jnp.where(solved & finite(x_0), -1, stats["num_accepted_steps"] + 1)
+    frames = jnp.moveaxis(states.at[:, -1].set(x_0), 1, 0)[: num_frames or 0]
+    return Walked(x_0, frames, stats["num_steps"], broke)
 
 
 @dataclass(frozen=True)
 class Adaptive(Sampler, name="adaptive"):
-    """An ODE solver that chooses its steps: `solve`. Of a grid it takes the ends alone; a self-conditioned network sees zeros.
+    """An ODE solver that chooses its steps: `solve`. Of a grid it takes the beginning alone; a self-conditioned network sees zeros.
 
     Raises:
         UserError: a tolerance that is not positive.
@@ -72,10 +94,12 @@ class Adaptive(Sampler, name="adaptive"):
     def misfit(self, process: Process) -> str:
         """It needs times between times."""
         fits = isinstance(process, LinearPath)
-        return "" if fits else "sampler = adaptive needs continuous time: it fits process.kind = flow or blending alone."
+        return (
+            "" if fits else "sampler = adaptive needs continuous time: it fits process.kind = flow or blending alone."
+        )
 
     def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> np.ndarray:
-        """Any grid: its ends are where the solver begins and ends.
+        """Any grid that ends at the clean end: the solver begins where it does.
 
         Raises:
             UserError: as `Sampler.grid`, or diffrax is missing.
@@ -86,9 +110,8 @@ class Adaptive(Sampler, name="adaptive"):
         return found
 
     def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
-        """x_t -> x_s in as many steps of the solver as it takes."""
-        x_s = solve(denoise, x_t, self.tolerance, start=times[0], stop=times[1]).x_0
-        return Stepped(x_s, denoise(x_s, times[1]), memory)
+        """It chooses its own steps, in `walk`."""
+        raise NotImplementedError
 
     def walk(
         self,
@@ -98,6 +121,12 @@ class Adaptive(Sampler, name="adaptive"):
         grid: Any,
         num_frames: int = 0,
     ) -> Walked:
-        """The whole way at once, whatever lies between the ends of the grid."""
-        start, stop = (jnp.asarray(time, x_T.dtype) for time in (grid[0, 0], grid[-1, -1]))
-        return solve(denoise, x_T, self.tolerance, start=start, stop=stop, num_frames=num_frames)
+        """The whole way from the first time of the grid."""
+        return solve(denoise, x_T, self.tolerance, start=jnp.asarray(grid[0, 0], x_T.dtype), num_frames=num_frames)
+
+    def failure(self, bad: str, first: int, grid: np.ndarray, remedies: list[str]) -> str:
+        """What to say of samples that were not solved."""
+        return (
+            f"{bad} samples could not be solved to the tolerance {self.tolerance:g}, the first from step {first} on: they hold NaN "
+            f"or infinity, or need more than {MAX_STEPS} steps. Try a larger tolerance, or sampler = heun."
+        )

@@ -60,7 +60,11 @@ class Ancestral(Sampler, name="ancestral"):
             return ""
         if not isinstance(process, GaussianDiffusion):
             return "variance = learned belongs to a diffusion that learns it; flow matching does not."
-        return "" if process.learned_variance else "variance = learned needs a network trained with process.learned_variance."
+        return (
+            ""
+            if process.learned_variance
+            else "variance = learned needs a network trained with process.learned_variance."
+        )
 
     def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
         """x_t -> x_s."""

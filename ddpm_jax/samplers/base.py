@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
@@ -38,8 +38,10 @@ class Walked(NamedTuple):
     """The samples."""
     frames: Float[Array, "k b *shape"]
     """States evenly spaced over the walk, the starting noise first and the samples last."""
-    num_steps: Any
-    """How many steps were taken."""
+    num_steps: Int[Array, "b"]
+    """How many steps each sample took."""
+    broke: Int[Array, "b"]
+    """After how many steps a sample first held NaN or infinity; -1: never."""
 
 
 class Sampler(abc.ABC):
@@ -107,7 +109,7 @@ class Sampler(abc.ABC):
         guess = jnp.zeros_like(x_T) if denoise.self_conditioned else None
 
         def body(carry: Any, xs: Any) -> tuple[Any, None]:
-            x_t, frames, memory, guess = carry
+            x_t, frames, memory, guess, broke = carry
             index, times, slot = xs
             z = jnp.where(index < num_steps - 1, noise(index), 0)
             x_s, hat, memory, shown = self.step(denoise.given(guess), x_t, times, z, memory)
@@ -116,11 +118,27 @@ class Sampler(abc.ABC):
                 kept = x_s if shown is None else shown.astype(x_T.dtype)
                 frames = frames.at[slot].set(kept, mode="drop")
             guess = None if guess is None else hat.x_0.astype(x_T.dtype)
-            return (x_s, frames, memory, guess), None
+            broke = jnp.where((broke < 0) & ~finite(x_s), index + 1, broke)
+            return (x_s, frames, memory, guess, broke), None
 
-        start = (x_T, frames, self.init(x_T), guess)
-        (x_0, frames, _, _), _ = jax.lax.scan(body, start, (jnp.arange(num_steps), grid, jnp.asarray(slots)))
-        return Walked(x_0, frames, num_steps)
+        start = (x_T, frames, self.init(x_T), guess, jnp.where(finite(x_T), -1, 0))
+        (x_0, frames, _, _, broke), _ = jax.lax.scan(body, start, (jnp.arange(num_steps), grid, jnp.asarray(slots)))
+        return Walked(x_0, frames, jnp.full_like(broke, num_steps), broke)
+
+    def failure(self, bad: str, first: int, grid: np.ndarray, remedies: list[str]) -> str:
+        """What to say of samples that are not finite since the first step that is named."""
+        if first == 0:
+            since, remedies = "what the walk starts from", ["data that is finite"]
+        else:
+            since = f"step {first} of {len(grid)} (t = {grid[first - 1, 0]:g})"
+            last = "more steps or another sampler" if first > 1 else "other weights: these may be damaged"
+            remedies = [*remedies, last]
+        return f"{bad} samples hold NaN or infinity, the first since {since}. Try {', or '.join(remedies)}."
+
+
+def finite(x: Float[Array, "b *shape"]) -> Bool[Array, "b"]:
+    """Whether each example is finite throughout."""
+    return jnp.isfinite(x).all(tuple(range(1, x.ndim)))
 
 
 def frame_steps(num_steps: int, num_frames: int) -> np.ndarray:

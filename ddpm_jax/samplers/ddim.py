@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import Estimate, GaussianDiffusion, Level
-from ddpm_jax.samplers.base import Sampler, Stepped, levels
+from ddpm_jax.samplers.base import Sampler, Stepped, Walked, finite, levels
 from ddpm_jax.samplers.grids import rows
 
 
@@ -67,10 +67,8 @@ def check_share(name: str, value: float) -> None:
         raise UserError(f"{name} must lie in [0, 1]; got {value:g}.")
 
 
-def ddim_inversion(
-    denoise: Denoiser, x_0: Float[Array, "b *shape"], times: np.ndarray
-) -> Float[Array, "b *shape"]:
-    """The noise x_T that deterministic DDIM takes to x_0, by its steps upwards (Song et al. 2021, section 5.4); traceable.
+def ddim_inversion(denoise: Denoiser, x_0: Float[Array, "b *shape"], times: np.ndarray) -> Walked:
+    """The noise x_T that deterministic DDIM takes to x_0, which is this walk's x_0, by its steps upwards (Song et al. 2021, section 5.4); traceable.
 
     times: ascending, the clean end first. The denoiser is asked at the time that is left. No network is trained at the clean end
     of a chain: there the noise is what it sees at the first timestep.
@@ -83,4 +81,6 @@ def ddim_inversion(
     # a chain may end a little short of clean data
     hat = Estimate((x_0 - here.sigma * eps) / here.alpha, eps)
     x_t = ddim_step(x_0, hat, here, there, eps).astype(x_0.dtype)
-    return DDIM().walk(denoise, x_t, lambda _: jnp.zeros_like(x_0), rows(times[1:])).x_0
+    walked = DDIM().walk(denoise, x_t, lambda _: jnp.zeros_like(x_0), rows(times[1:]))
+    since = jnp.where(walked.broke < 0, -1, walked.broke + 1)
+    return walked._replace(num_steps=walked.num_steps + 1, broke=jnp.where(finite(x_0), since, 0))

@@ -42,9 +42,7 @@ def heun_step(
     return scale_s * (x_t / scale_t + (time_s - time_t) * (slope_t + slope_s) / 2)
 
 
-def midpoint_step(
-    x_t: Float[Array, "b *shape"], hat: Estimate, t: Level, s: Level
-) -> Float[Array, "b *shape"]:
+def midpoint_step(x_t: Float[Array, "b *shape"], hat: Estimate, t: Level, s: Level) -> Float[Array, "b *shape"]:
     """x_t -> x_s on a linear path with the slope that is found in the middle, second order."""
     return x_t + (s.sigma - t.sigma) * (hat.eps - hat.x_0)
 
@@ -147,7 +145,5 @@ class Midpoint(Sampler, name="midpoint"):
         """x_t -> x_s."""
         t, s = times
         here, middle, there = levels(denoise.process, (t, (t + s) / 2, s), x_t)
-        _, hat = evaluated_twice(
-            denoise, x_t, (t, (t + s) / 2), lambda hat: midpoint_step(x_t, hat, here, middle)
-        )
+        _, hat = evaluated_twice(denoise, x_t, (t, (t + s) / 2), lambda hat: midpoint_step(x_t, hat, here, middle))
         return Stepped(midpoint_step(x_t, hat, here, there), hat)

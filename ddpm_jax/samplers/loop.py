@@ -6,31 +6,58 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ddpm_jax import noise
 from ddpm_jax.compilation import jit
-from ddpm_jax.denoisers import Denoiser, as_denoiser
-from ddpm_jax.errors import UserError
+from ddpm_jax.denoisers import Denoiser, as_denoiser, remedies
+from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.samplers.base import SAMPLERS, Sampler, Walked
-from ddpm_jax.samplers.draws import as_keys, noises
 
 
 def walk(
     denoise: Denoiser,
     sampler: Any,
     x_T: Float[Array, "b *shape"],
-    noise: Callable[[jax.Array], Any],
+    drawn: Callable[[jax.Array], Any],
     grid: Any,
     num_frames: int = 0,
 ) -> Walked:
     """Walk x_T down a grid, with noise that is given; traceable, so jit it or use `sample`.
 
-    sampler: a sampler, or the name of one. noise(i): that of the i-th step, of the shape of x_T; the last step takes none. grid: as
+    sampler: a sampler, or the name of one. drawn(i): noise of the i-th step, of the shape of x_T; the last step takes none. grid: as
     made by the sampler's `grid`. num_frames: states to keep, evenly spaced over the walk, the starting noise first and the samples
     last; 0 or 2..steps + 1.
     """
-    return as_sampler(sampler).walk(as_denoiser(denoise), x_T, noise, grid, num_frames)
+    return as_sampler(sampler).walk(as_denoiser(denoise), x_T, drawn, grid, num_frames)
+
+
+def draw(
+    denoise: Denoiser,
+    sampler: Any,
+    key: Any,
+    shape: Any,
+    num_steps: int | None = None,
+    spacing: Any = None,
+    num_frames: int = 0,
+    kept: int | None = None,
+) -> Walked:
+    """Samples with all that is known of their walk: what `sample` and `sample_with_frames` give a part of.
+
+    num_frames: as in `sample_with_frames`, or 0. kept: how many samples, from the first on, have to be finite, where others only
+    fill up a batch; None: all.
+
+    Raises:
+        UserError, NotFiniteError: as `sample_with_frames`.
+    """
+    arguments = _arguments(denoise, sampler, key, shape, num_steps, spacing, num_frames)
+    denoise, keys, grid, sampler, _ = arguments
+    kept = len(keys) if kept is None else kept
+    walked, bad, first = _compiled(*arguments, num_frames=num_frames, kept=kept)
+    check_finite(int(bad), kept, int(first), denoise=denoise, sampler=sampler, grid=grid)
+    return walked
 
 
 def sample(
@@ -44,14 +71,18 @@ def sample(
 ) -> Float[Array, "b *shape"]:
     """Draw samples: one compiled program per sampler, shape and number of steps.
 
-    sampler: a sampler, or the name of one. key: a key, a seed, or a key for each sample (`sample_keys`); where keys lie decides
+    Sample n of a key is given the same noise, bit for bit, in whatever batch and on however many devices it is drawn, and so comes
+    out the same up to the rounding of that batch's program.
+
+    sampler: a sampler, or the name of one. key: a key, a seed, or a key for each sample (`noise.sample_keys`); where keys lie decides
     where the batch is computed. shape: (B, H, W, C) of the samples. num_steps: None for the whole chain. spacing: one of GRIDS, or
     times of one's own, descending, the clean end last; None: the sampler's own.
 
     Raises:
         UserError: no denoiser, a sampler that does not fit its process, num_steps out of range, labels that do not fit the shape.
+        NotFiniteError: samples hold NaN or infinity.
     """
-    return _compiled(*_arguments(denoise, sampler, key, shape, num_steps, spacing)).x_0
+    return draw(denoise, sampler, key, shape, num_steps, spacing).x_0
 
 
 def sample_with_frames(
@@ -63,14 +94,15 @@ def sample_with_frames(
     *,
     spacing: Any = None,
     num_frames: int = 24,
-) -> Walked:
-    """`sample`, and num_frames states (K, B, H, W, C) evenly spaced over the walk: (x_0, frames, number of steps taken).
+) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"]]:
+    """`sample`, and num_frames states (K, B, H, W, C) evenly spaced over the walk, the starting noise first and the samples last.
 
     Raises:
         UserError: as `sample`; num_frames outside 2..steps + 1.
+        NotFiniteError: samples hold NaN or infinity.
     """
-    arguments = _arguments(denoise, sampler, key, shape, num_steps, spacing, num_frames)
-    return _compiled(*arguments, num_frames=num_frames)
+    walked = draw(denoise, sampler, key, shape, num_steps, spacing, num_frames)
+    return walked.x_0, walked.frames
 
 
 def lower(
@@ -88,13 +120,26 @@ def lower(
 
     denoise, key: arrays, or jax.ShapeDtypeStruct in their place, with the shardings of those devices.
     """
-    traced = _compiled.trace(*_arguments(denoise, sampler, key, shape, num_steps, spacing))  # type: ignore[attr-defined]
+    arguments = _arguments(denoise, sampler, key, shape, num_steps, spacing)
+    traced = _compiled.trace(*arguments, num_frames=0, kept=len(arguments[1]))  # type: ignore[attr-defined]
     return traced.lower(lowering_platforms=platforms)
 
 
 @functools.partial(jit, static_argnames=("sampler", "shape", "num_frames"))
-def _compiled(denoise, keys, grid, sampler, shape, num_frames=0):
-    return sampler.walk(denoise, *noises(keys, shape), grid, num_frames)
+def _compiled(denoise, keys, grid, sampler, shape, *, num_frames, kept):
+    walked = sampler.walk(denoise, *noise.of_walk(keys, shape), grid, num_frames)
+    bad = (walked.broke >= 0) & (jnp.arange(len(keys)) < kept)
+    return walked, bad.sum(), jnp.where(bad, walked.broke, np.iinfo(np.int32).max).min()
+
+
+def check_finite(bad: int, total: int, first: int, *, denoise: Denoiser, sampler: Sampler, grid: np.ndarray) -> None:
+    """Refuse samples of which any is not finite; first: the earliest step after which one was not.
+
+    Raises:
+        NotFiniteError: says how many of them, from which step on, and what to try.
+    """
+    if bad:
+        raise NotFiniteError(sampler.failure(f"{bad} of {total}", first, grid, remedies(denoise)))
 
 
 def _arguments(
@@ -112,7 +157,7 @@ def _arguments(
     grid = sampler.grid(denoise.process, num_steps, spacing)
     if num_frames and not 2 <= num_frames <= len(grid) + 1:
         raise UserError(f"num_frames must be 0 or lie in 2..{len(grid) + 1} (steps + 1); got {num_frames}.")
-    return denoise, as_keys(key, num), grid, sampler, tuple(rest)
+    return denoise, noise.as_keys(key, num), grid, sampler, tuple(rest)
 
 
 def as_sampler(found: Any) -> Sampler:
