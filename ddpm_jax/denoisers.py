@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,15 +89,15 @@ class Denoiser(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def with_labels(self, labels: Any) -> Self:
+    def with_labels(self, labels: Any) -> "Denoiser":
         """The same for other labels: whole numbers, one for each example or one for all, or None."""
 
     @abc.abstractmethod
-    def given(self, guess: Float[Array, "b *shape"] | None) -> Self:
+    def given(self, guess: Float[Array, "b *shape"] | None) -> "Denoiser":
         """The same with an earlier estimate of x_0, for what is conditioned on its own; the same where nothing is."""
 
     @abc.abstractmethod
-    def _paired(self, labels: Int[Array, "2b"]) -> Self:
+    def _paired(self, labels: Int[Array, "n"]) -> "Denoiser":
         """The same for a batch in which each example stands twice, with these labels."""
 
     def _times(self, t: Any, x_t: jax.Array) -> jax.Array:
@@ -170,15 +170,15 @@ class Predicted(Denoiser):
         """The class that stands for none."""
         return self.none
 
-    def with_labels(self, labels: Any) -> Self:
+    def with_labels(self, labels: Any) -> Denoiser:
         """The same function, told other classes."""
         return dataclasses.replace(self, classes=_as_labels(labels))
 
-    def given(self, guess: Float[Array, "b *shape"] | None) -> Self:
+    def given(self, guess: Float[Array, "b *shape"] | None) -> Denoiser:
         """The same: it looks at x_t alone."""
         return self
 
-    def _paired(self, labels: Int[Array, "2b"]) -> Self:
+    def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         return dataclasses.replace(self, classes=labels)
 
 
@@ -256,18 +256,18 @@ class Wrapper(Denoiser):
         """What the denoiser within was given."""
         return self.inner.guess
 
-    def with_labels(self, labels: Any) -> Self:
+    def with_labels(self, labels: Any) -> Denoiser:
         """The same around the denoiser with other labels."""
         return self._around(self.inner.with_labels(labels))
 
-    def given(self, guess: Float[Array, "b *shape"] | None) -> Self:
+    def given(self, guess: Float[Array, "b *shape"] | None) -> Denoiser:
         """The same around the denoiser with an earlier estimate of x_0."""
         return self._around(self.inner.given(guess))
 
-    def _paired(self, labels: Int[Array, "2b"]) -> Self:
+    def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         return self._around(self.inner._paired(labels))
 
-    def _around(self, inner: Denoiser) -> Self:
+    def _around(self, inner: Denoiser) -> Denoiser:
         return dataclasses.replace(self, inner=inner)  # type: ignore[type-var]
 
 
@@ -310,17 +310,17 @@ class Guided(Wrapper):
         both = both.reshape(-1, 2, *both.shape[1:])
         return both[:, 0], both[:, 1]
 
-    def with_labels(self, labels: Any) -> Self:
+    def with_labels(self, labels: Any) -> Denoiser:
         """The same for other labels; an other denoiser that has none is still told none."""
         other = self.other if self.other is None or self.other.labels is None else self.other.with_labels(labels)
         return dataclasses.replace(self, inner=self.inner.with_labels(labels), other=other)
 
-    def given(self, guess: Float[Array, "b *shape"] | None) -> Self:
+    def given(self, guess: Float[Array, "b *shape"] | None) -> Denoiser:
         """The same with an earlier estimate of x_0 for both."""
         other = None if self.other is None else self.other.given(guess)
         return dataclasses.replace(self, inner=self.inner.given(guess), other=other)
 
-    def _paired(self, labels: Int[Array, "2b"]) -> Self:
+    def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         if self.other is not None:
             raise UserError(
                 "guidance by another denoiser cannot itself be guided away from a missing label: give `other`."
@@ -400,7 +400,7 @@ class ClassifierGuided(Wrapper):
         x_0, eps = hat.x_0 + self.scale * sigma**2 / alpha * gradient, hat.eps - self.scale * sigma * gradient
         return Estimate(x_0, eps, hat.variance_logit)
 
-    def _paired(self, labels: Int[Array, "2b"]) -> Self:
+    def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         raise UserError("a classifier must guide what is guided by labels already: classifier_guided(guided(…), …).")
 
 
@@ -504,11 +504,11 @@ class SelfConditioned(Wrapper):
         """What it was given."""
         return self.earlier
 
-    def given(self, guess: Float[Array, "b *shape"] | None) -> Self:
+    def given(self, guess: Float[Array, "b *shape"] | None) -> Denoiser:
         """The same with this estimate of x_0."""
         return dataclasses.replace(self, earlier=guess)
 
-    def _paired(self, labels: Int[Array, "2b"]) -> Self:
+    def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         earlier = None if self.earlier is None else jnp.repeat(self.earlier, 2, axis=0)
         return dataclasses.replace(self, inner=self.inner._paired(labels), earlier=earlier)
 
