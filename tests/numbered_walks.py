@@ -1,11 +1,13 @@
 """Every sampler on a network that costs nothing: what tests/test_numbers.py and tests/parallel_comparisons.py draw."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import processes, samplers, schedules
+from ddpm_jax import denoisers, noise, processes, samplers, schedules
 from ddpm_jax.parallel import ALONE
 
 SHAPE, CLASSES = (4, 4, 1), 3
@@ -28,44 +30,46 @@ class Small(nnx.Module):
 
 
 WALKS = {
-    "ancestral": (CHAIN, "ancestral", {}),
-    "ancestral, learned variance": (LEARNED, "ancestral", {"variance": "learned"}),
-    "ddim": (CHAIN, "ddim", {"eta": 0.5}),
-    "strided": (CHAIN, "strided", {"eta": 1.0}),
-    "dpmpp_2m": (CHAIN, "dpmpp_2m", {}),
-    "dpmpp_2m_sde": (CHAIN, "dpmpp_2m_sde", {}),
-    "dpmpp_3m": (CHAIN, "dpmpp_3m", {}),
-    "unipc": (CHAIN, "unipc", {}),
-    "euler": (CHAIN, "euler", {}),
-    "euler_ancestral": (CHAIN, "euler_ancestral", {}),
-    "heun": (CHAIN, "heun", {"churn": 3.0}),
-    "midpoint": (FLOW, "midpoint", {}),
-    "flow, ancestral": (FLOW, "ancestral", {}),
-    "adaptive": (FLOW, "adaptive", {}),
+    "ancestral": (CHAIN, samplers.Ancestral()),
+    "ancestral, learned variance": (LEARNED, samplers.Ancestral("learned")),
+    "ddim": (CHAIN, samplers.DDIM(eta=0.5)),
+    "strided": (CHAIN, samplers.Strided(eta=1.0)),
+    "dpmpp_2m": (CHAIN, samplers.DPMSolver()),
+    "dpmpp_2m_sde": (CHAIN, samplers.DPMSolver(sde=True)),
+    "dpmpp_3m": (CHAIN, samplers.DPMSolver(order=3)),
+    "unipc": (CHAIN, samplers.UniPC()),
+    "euler": (CHAIN, samplers.Euler()),
+    "euler_ancestral": (CHAIN, samplers.Euler(eta=1.0)),
+    "heun": (CHAIN, samplers.Heun(churn=3.0)),
+    "midpoint": (FLOW, samplers.Midpoint()),
+    "flow, ancestral": (FLOW, samplers.Ancestral()),
+    "adaptive": (FLOW, samplers.Adaptive()),
 }
 
 
 def drawn(name, count, first=0, layout=ALONE, key=0):
     """(samples, frames) of `count` samples from number `first` on, their classes in turn."""
-    process, sampler, options = WALKS[name]
-    of_class = layout.deal(jnp.asarray((first + np.arange(count)) % CLASSES, jnp.int32))
-    model = Small(process is LEARNED)
-    common = {"first": first, "clip": 1.0, "num_frames": 3, "layout": layout}
-    arguments = model, process, jax.random.key(key), (count, *SHAPE), of_class
-    if sampler == "adaptive":
-        return samplers.sample_adaptively(*arguments, **common)[:2]
-    churn = options.get("churn", 0.0)
-    step = samplers.create(sampler, process, **{k: v for k, v in options.items() if k != "churn"})
-    return samplers.sample(*arguments, step=step, times=samplers.times(sampler, process, 6, churn=churn), **common)
+    process, sampler = WALKS[name]
+    of_class = layout.deal((first + np.arange(count, dtype=np.int32)) % CLASSES)
+    model = denoisers.of_network(Small(process is LEARNED), process, labels=of_class)
+    denoise, keys = denoisers.clipped(model), keys_on(layout, key, count, first)
+    return samplers.sample_with_frames(denoise, sampler, keys, (count, *SHAPE), 6, num_frames=3)
 
 
-def only_noise(x_t, hat, t, s, noise):
+def keys_on(layout, key, count, first=0):
+    """Keys of samples, which say where they are drawn."""
+    return layout.deal(np.asarray(jax.random.key_data(noise.sample_keys(key, count, first))))
+
+
+@dataclass(frozen=True)
+class OnlyNoise(samplers.Sampler):
     """A step that leaves nothing but its noise."""
-    return noise
+
+    def step(self, denoise, x_t, times, noise, memory):
+        return samplers.Stepped(noise, denoise(x_t, times[0]))
 
 
 def noises(count, first=0, layout=ALONE):
     """The noise that a walk of six steps starts with, and that of its steps: (7, count, *SHAPE), the last of them zero."""
-    of_class = layout.deal(jnp.zeros(count, jnp.int32))
-    arguments = Small(), CHAIN, jax.random.key(0), (count, *SHAPE), of_class
-    return samplers.sample(*arguments, step=only_noise, num_steps=6, num_frames=7, first=first, layout=layout)[1]
+    denoise, keys = denoisers.of(CHAIN, lambda x, t: x), keys_on(layout, 0, count, first)
+    return samplers.sample_with_frames(denoise, OnlyNoise(), keys, (count, *SHAPE), 6, num_frames=7)[1]

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ddpm_jax.guidance import classifier_free
 from flax import nnx
 from run_checks import assert_same_bits, refusal, state_in
 
 from ddpm_jax import cli, data, editing, figures, processes, samplers, schedules
 from ddpm_jax.data import Scaling
 from ddpm_jax.errors import NotFiniteError
-from ddpm_jax.guidance import classifier_free
 from ddpm_jax.training import Run, TrainState, metrics
 
 CHAIN = processes.GaussianDiffusion(schedules.linear(20))

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from numbered_walks import SHAPE, WALKS, Small, drawn, noises
 
-from ddpm_jax import cli, editing, models, noise, processes, samplers, schedules
+from ddpm_jax import cli, denoisers, editing, noise, processes, samplers, schedules
 from ddpm_jax.training import open_run, samples
 
 CLOSE = {"rtol": 0, "atol": 2e-4}
@@ -26,11 +26,11 @@ def test_noise_goes_by_the_number(dtype, shape):
     """In batches of any size, from any number on, compiled or not."""
     with jax.enable_x64(dtype == "float64"):
         key = jax.random.key(7)
-        whole = np.asarray(noise.normal(key, jnp.arange(64), shape))
+        whole = np.asarray(noise.normal(noise.sample_keys(key, 64), shape))
         assert whole.dtype == dtype and len(np.unique(whole)) > 0.99 * whole.size
-        draw = jax.jit(noise.normal, static_argnums=2)
+        draw = jax.jit(noise.normal, static_argnums=1)
         for first, count in [(0, 64), (0, 1), (63, 1), (3, 17), (10, 4), (31, 33)]:
-            found = np.asarray(draw(key, first + jnp.arange(count), shape))
+            found = np.asarray(draw(noise.sample_keys(key, count, first), shape))
             assert found.tobytes() == whole[first : first + count].tobytes()
         alone = jax.random.normal(jax.random.fold_in(key, 5), shape)
         np.testing.assert_array_equal(whole[5], alone)
@@ -38,7 +38,7 @@ def test_noise_goes_by_the_number(dtype, shape):
 
 def test_it_is_normal():
     """Over samples, and over the pixels of each: mean 0, variance 1, no correlation of neighbours."""
-    start, of_step = noise.of_walk(jax.random.key(0), jnp.arange(20_000), (6,))
+    start, of_step = noise.of_walk(noise.sample_keys(0, 20_000), (6,))
     drawn = np.concatenate([np.asarray(start), *(np.asarray(of_step(i)) for i in range(3))], axis=1)
     assert np.abs(drawn.mean(0)).max() < 5 / np.sqrt(20_000)
     np.testing.assert_allclose(np.corrcoef(drawn.T), np.eye(24), atol=5 / np.sqrt(20_000))
@@ -56,7 +56,7 @@ def test_a_walk_is_given_the_noise_of_its_number():
 
 
 def test_there_is_a_walk_of_every_sampler():
-    assert {sampler for _, sampler, _ in WALKS.values()} == {*samplers.STEPS, "adaptive"}
+    assert {sampler.name for _, sampler in WALKS.values()} == set(samplers.SAMPLERS)
 
 
 @pytest.mark.parametrize("name", WALKS)
@@ -76,10 +76,12 @@ def test_guided_and_self_conditioned_samples_do_not_depend_on_the_batch():
 
     def draw(count, first):
         labels = (first + jnp.arange(count)) % 2
-        options = {"guidance": {"null_label": 2, "scale": 3.0, "rescale": 0.7}, "self_conditioned": True}
-        limits = {"clip": 1.0, "threshold": 0.9, "num_steps": 5, "step": samplers.create("ancestral")}
-        arguments = Conditioned(), processes.GaussianDiffusion(schedules.linear(20)), jax.random.key(0)
-        return np.asarray(samplers.sample(*arguments, (count, *SHAPE), labels, first=first, **options, **limits)[0])
+        process = processes.GaussianDiffusion(schedules.linear(20))
+        network = denoisers.of_network(Conditioned(), process, labels=labels, null_label=2)
+        guided = denoisers.guided(denoisers.self_conditioned(network), 3.0, rescale=0.7)
+        denoise = denoisers.thresholded(guided, 0.9)
+        keys = noise.sample_keys(0, count, first)
+        return np.asarray(samplers.sample(denoise, "ancestral", keys, (count, *SHAPE), 5))
 
     np.testing.assert_allclose(np.concatenate([draw(3, 0), draw(5, 3)]), draw(8, 0), **CLOSE)
 
@@ -89,33 +91,32 @@ def test_each_sample_of_the_adaptive_solver_takes_its_own_steps():
     process = processes.FlowMatching()
     stiffness = jnp.array([1.0, 40.0, 1.0])
 
-    def predict(of):
-        return lambda x_t, t: -of[:, None] * jnp.sin(3 * x_t)
+    def denoise(of):
+        return denoisers.of(process, lambda x_t, t: -of[:, None] * jnp.sin(3 * x_t))
 
     x_T = jax.random.normal(jax.random.key(0), (3, 2))
-    walk, steps = samplers.solve(process, predict(stiffness), x_T)
-    assert steps[1] > 2 * max(steps[0], steps[2])
+    walk = samplers.solve(denoise(stiffness), x_T)
+    assert walk.num_steps[1] > 2 * max(walk.num_steps[0], walk.num_steps[2])
     for i in range(3):
-        alone, taken = samplers.solve(process, predict(stiffness[i : i + 1]), x_T[i : i + 1])
+        alone = samplers.solve(denoise(stiffness[i : i + 1]), x_T[i : i + 1])
         np.testing.assert_allclose(alone.x_0[0], walk.x_0[i], **CLOSE)
-        assert taken[0] == steps[i]
+        assert alone.num_steps[0] == walk.num_steps[i]
 
 
 def test_edits_do_not_depend_on_what_is_edited_beside():
-    model, process, key = models.parts(Small()), processes.GaussianDiffusion(schedules.linear(20)), jax.random.key(3)
-    x_0 = np.random.default_rng(0).normal(size=(5, *SHAPE)).astype(np.float32)
-    labels = jnp.arange(5) % 3
+    network = denoisers.of_network(Small(), processes.GaussianDiffusion(schedules.linear(20)))
+    x_0 = np.random.default_rng(0).uniform(-1, 1, size=(5, *SHAPE)).astype(np.float32)
+    labels = np.arange(5) % 3
     hidden = np.zeros(SHAPE[:2], bool)
     hidden[:2] = True
 
     def inpaint(count):
-        return editing.inpaint(
-            model, process, key, x_0[:count], hidden, labels[:count], num_steps=6, resample=2, jump=2
-        )
+        denoise = network.with_labels(labels[:count])
+        return editing.inpaint(denoise, 3, x_0[:count], hidden, num_steps=6, resample=2, jump=2)
 
     def vary(count):
-        options = {"strength": 0.5, "num_steps": 6, "step": samplers.create("ancestral"), "clip": 1.0}
-        return editing.vary(model, process, key, x_0[:count], labels[:count], **options)
+        denoise = denoisers.clipped(network.with_labels(labels[:count]))
+        return editing.vary(denoise, 3, x_0[:count], strength=0.5, num_steps=6, sampler="ancestral")
 
     for edit in (inpaint, vary):
         np.testing.assert_allclose(edit(2), edit(5)[:2], **CLOSE)
@@ -128,12 +129,11 @@ def test_edits_do_not_depend_on_what_is_edited_beside():
 def test_a_runs_samples_depend_neither_on_their_count_nor_on_the_batch(finished_run, sampler):
     """Nor do the frames: as many samples are animated, whatever the batch."""
     run = open_run(finished_run)
-    graphdef, variables, _ = run.load()
     config = replace(run.config.sample, sampler=sampler, steps=4)
 
     def draw(num, batch_size):
-        options = {"config": config, "seed": 7, "batch_size": batch_size, "num_frames": 3}
-        return samples.draw(run, graphdef, variables, run.labels(num), num, **options)
+        drawing = samples.Drawing(run, config, seed=7, batch_size=batch_size)
+        return drawing.draw(run.labels(num), num, num_frames=3)
 
     whole = draw(11, 500)
     for num, batch_size in [(11, 4), (11, 1), (5, 500), (5, 3)]:
@@ -148,10 +148,9 @@ def test_a_runs_samples_depend_neither_on_their_count_nor_on_the_batch(finished_
 def test_no_more_than_a_page_is_animated(finished_run, monkeypatch):
     monkeypatch.setattr(samples, "ANIMATED", 6)
     run = open_run(finished_run)
-    graphdef, variables, _ = run.load()
     for batch_size in (4, 6, 20):
-        options = {"config": run.config.sample, "batch_size": batch_size, "num_frames": 3}
-        drawn = samples.draw(run, graphdef, variables, run.labels(9), 9, **options)
+        drawing = samples.Drawing(run, run.config.sample, batch_size=batch_size)
+        drawn = drawing.draw(run.labels(9), 9, num_frames=3)
         assert drawn.frames.shape[:2] == (3, 6)
 
 

@@ -55,7 +55,7 @@ def draw(
     arguments = _arguments(denoise, sampler, key, shape, num_steps, spacing, num_frames)
     denoise, keys, grid, sampler, _ = arguments
     kept = len(keys) if kept is None else kept
-    walked, bad, first = _compiled(*arguments, num_frames=num_frames, kept=kept)
+    walked, bad, first = _from_noise(*arguments, num_frames=num_frames, kept=kept)
     check_finite(int(bad), kept, int(first), denoise=denoise, sampler=sampler, grid=grid)
     return walked
 
@@ -121,12 +121,12 @@ def lower(
     denoise, key: arrays, or jax.ShapeDtypeStruct in their place, with the shardings of those devices.
     """
     arguments = _arguments(denoise, sampler, key, shape, num_steps, spacing)
-    traced = _compiled.trace(*arguments, num_frames=0, kept=len(arguments[1]))  # type: ignore[attr-defined]
+    traced = _from_noise.trace(*arguments, num_frames=0, kept=len(arguments[1]))  # type: ignore[attr-defined]
     return traced.lower(lowering_platforms=platforms)
 
 
 @functools.partial(jit, static_argnames=("sampler", "shape", "num_frames"))
-def _compiled(denoise, keys, grid, sampler, shape, *, num_frames, kept):
+def _from_noise(denoise, keys, grid, sampler, shape, *, num_frames, kept):
     walked = sampler.walk(denoise, *noise.of_walk(keys, shape), grid, num_frames)
     bad = (walked.broke >= 0) & (jnp.arange(len(keys)) < kept)
     return walked, bad.sum(), jnp.where(bad, walked.broke, np.iinfo(np.int32).max).min()
