@@ -7,11 +7,11 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "data",
+    "denoisers",
     "editing",
     "errors",
     "evaluation",
     "figures",
-    "guidance",
     "models",
     "presets",
     "processes",

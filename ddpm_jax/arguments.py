@@ -47,7 +47,7 @@ class SampleArgs:
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
-    """Samples drawn at a time, over all devices."""
+    """Samples drawn at a time, over all devices; what is drawn does not depend on it."""
     out: Path | None = None
     """Where to; RUN/samples unless given."""
     parallel: ParallelConfig = ALL_DEVICES
@@ -63,7 +63,7 @@ class EvaluateArgs:
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
-    """Samples drawn at a time; points all at once."""
+    """Samples drawn at a time; points all at once. What is drawn does not depend on it."""
     num_real: int | None = None
     """Real images looked at, at most: 20,000, or with fid all there are, unless given."""
     held_out: str | None = None

@@ -209,21 +209,16 @@ def _sample(name: str | None, rest: list[str]) -> int:
     labels = run.labels(args.config.num, args.labels)
     out = args.out or run.folder / "samples"
     check_writable(out)
-    layout = layout_of(args.parallel)
-    graphdef, variables, step = run.load(layout)
+    options = {"seed": args.seed, "batch_size": args.batch_size, "layout": layout_of(args.parallel)}
+    drawing = samples.Drawing(run, args.config, **options)
+    heading = f"{run.folder.name}, step {drawing.step}, {args.config.sampler}"
     drawn, paths = samples.draw_and_save(
         out,
-        run,
-        graphdef,
-        variables,
+        drawing,
         labels,
         args.config.num,
-        heading=lambda drawn: f"{run.folder.name}, step {step}, {args.config.sampler} {int(drawn.frame_steps[-1])}",
-        config=args.config,
-        seed=args.seed,
-        batch_size=args.batch_size,
         num_frames=samples.FRAMES,
-        layout=layout,
+        heading=lambda drawn: f"{heading} {int(drawn.frame_steps[-1])}",
     )
     steps = int(drawn.frame_steps[-1])
     first = min(args.config.num, args.batch_size)
@@ -279,12 +274,14 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
 
     from ddpm_jax.parallel import layout_of
 
-    options = {"seed": args.seed, "batch_size": args.batch_size, "held_out": args.held_out}
-    options["layout"] = layout_of(args.parallel)
+    from ddpm_jax.training import Drawing
+
+    drawing = Drawing(run, args.config, seed=args.seed, batch_size=args.batch_size, layout=layout_of(args.parallel))
+    options: dict[str, Any] = {"held_out": args.held_out}
     if args.likelihood:
         from ddpm_jax.evaluation import evaluate_likelihood
 
-        found, path = evaluate_likelihood(run, args.config, **options)
+        found, path = evaluate_likelihood(drawing, **options)
         print(f"{found.table()}\n  {path}")
         return 0
 
@@ -294,11 +291,11 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
         from ddpm_jax.evaluation import evaluate_fid
 
         options |= {"weights": args.fid_weights, "reference": args.fid_reference, "save_reference": args.fid_save}
-        evaluation, path = evaluate_fid(run, args.config, **options)
+        evaluation, path = evaluate_fid(drawing, **options)
     else:
         from ddpm_jax.evaluation import evaluate_run
 
-        evaluation, path = evaluate_run(run, args.config, **options)
+        evaluation, path = evaluate_run(drawing, **options)
     print(f"{evaluation.table()}\n  {path}")
     return 0
 

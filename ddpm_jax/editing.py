@@ -1,48 +1,54 @@
-"""Editing with a trained network: fill in parts of an image, vary an image, walk from one image to another."""
+"""Editing with a trained network: fill in parts of an image, vary it, walk from one to another, and find an image's noise."""
 
 import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from ddpm_jax import models, samplers
+from ddpm_jax import noise, samplers
 from ddpm_jax.compilation import jit
+from ddpm_jax.data.scaling import as_x_0
+from ddpm_jax.denoisers import Denoiser, as_denoiser
 from ddpm_jax.errors import UserError
-from ddpm_jax.processes import Estimate, Level, Process
-from ddpm_jax.samplers import Step
+from ddpm_jax.processes import Estimate, Level
+from ddpm_jax.samplers import DDIM, Sampler, Stepped, Walked
 
 
 def inpaint(
-    model: models.Model,
-    process: Process,
-    key: jax.Array,
+    denoise: Denoiser,
+    key: Any,
     x_0: Any,
     mask: Any,
-    labels: Int[Array, "b"] | None = None,
     *,
     num_steps: int | None = None,
     resample: int = 10,
     jump: int = 10,
-    clip: float | None = None,
 ) -> Float[Array, "b *shape"]:
     """Draw what the mask hides, given the rest (RePaint, Lugmayr et al. 2022, algorithm 1).
 
-    x_0: data as the network sees it. mask: True where to draw, of the shape of x_0 or of one example or one channel of it. At every
-    time the known part is put in place, noised; every `jump` steps the walk goes back up by as many, `resample` times in all, so
-    that both parts come to agree.
+    x_0: images (B, H, W, C) or (H, W, C), uint8 or as the network sees them, in [-1, 1]. mask: True where to draw, of the shape of
+    x_0 or of one example or one channel of it. At every time the known part is put in place, noised; every `jump` steps the walk
+    goes back up by as many, `resample` times in all, so that both parts come to agree.
 
     Raises:
-        UserError: a mask of another shape, resample or jump below 1, num_steps out of range.
+        UserError: no denoiser, no images, a mask of another shape, resample or jump below 1, num_steps out of range.
+        NotFiniteError: what is drawn holds NaN or infinity.
     """
-    x_0 = jnp.asarray(x_0)
-    hidden = fitting_mask(mask, x_0.shape)
-    times = repaint_times(process.times(num_steps), resample, jump)
-    graphdef, variables = models.parts(model)
-    return _inpainted(process, graphdef, variables, key, x_0, hidden, labels, times=tuple(times.tolist()), clip=clip)
+    denoise = as_denoiser(denoise)
+    batch, single = _as_batch("x_0", x_0)
+    hidden = fitting_mask(mask, batch.shape)
+    grid = samplers.rows(repaint_times(denoise.process.times(num_steps), resample, jump))
+    walked = _inpainted(denoise, noise.as_keys(key, len(batch)), batch, hidden, grid)
+    return _checked(walked, denoise, grid, single)
+
+
+@functools.partial(jit)
+def _inpainted(denoise, keys, x_0, hidden, grid):
+    return RePaint(x_0, hidden).walk(denoise, *noise.of_walk(keys, x_0.shape[1:]), grid)
 
 
 def fitting_mask(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "..."]:
@@ -84,110 +90,154 @@ def repaint_times(times: np.ndarray, resample: int, jump: int) -> np.ndarray:
     return np.array(grid, times.dtype)
 
 
-def repaint_step(known: Float[Array, "b *shape"], hidden: Bool[Array, "..."]) -> Step:
-    """The step of `inpaint`: ancestral downwards and q(x_s | x_t) upwards where hidden, the known data at s elsewhere."""
+@dataclass(frozen=True)
+class RePaint(Sampler):
+    """The sampler of `inpaint`, `repaint_step`: its grid, of `repaint_times`, goes up as well as down."""
 
-    def step(
-        x_t: Float[Array, "b *shape"], hat: Estimate, t: Level, s: Level, noise: Float[Array, "b *shape"]
-    ) -> Float[Array, "b *shape"]:
-        down = samplers.ancestral_step(x_t, hat, t, s, noise)
-        kept = s.alpha / t.alpha
-        up = kept * x_t + jnp.sqrt(jnp.maximum(s.sigma**2 - (kept * t.sigma) ** 2, 0)) * noise
-        # the two parts share no pixel, so they may share the noise
-        return jnp.where(hidden, jnp.where(s.sigma > t.sigma, up, down), s.alpha * known + s.sigma * noise)
+    known: Float[Array, "b *shape"]
+    """Data of which some is given."""
+    hidden: Bool[Array, "..."]
+    """Where to draw."""
 
-    return step
+    def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
+        """x_t -> x_s."""
+        t, s = samplers.levels(denoise.process, times, x_t)
+        hat = denoise(x_t, times[0])
+        return Stepped(repaint_step(x_t, hat, t, s, noise, self.known, self.hidden), hat)
 
 
-@functools.partial(jit, static_argnames=("process", "graphdef", "times", "clip"))
-def _inpainted(process, graphdef, variables, key, x_0, hidden, labels, *, times, clip):
-    predict, step = models.predictor(graphdef, variables, labels), repaint_step(x_0, hidden)
-    x_T, noise = _draws(key, x_0.shape)
-    return samplers.run(process, predict, x_T, noise, step=step, times=times, clip=clip)[0]
+def repaint_step(
+    x_t: Float[Array, "b *shape"],
+    hat: Estimate,
+    t: Level,
+    s: Level,
+    noise: Float[Array, "b *shape"],
+    known: Float[Array, "b *shape"],
+    hidden: Bool[Array, "..."],
+) -> Float[Array, "b *shape"]:
+    """x_t -> x_s: ancestral downwards and q(x_s | x_t) upwards where hidden, the known data at s elsewhere."""
+    down = samplers.ancestral_step(x_t, hat, t, s, noise)
+    kept = s.alpha / t.alpha
+    up = kept * x_t + jnp.sqrt(jnp.maximum(s.sigma**2 - (kept * t.sigma) ** 2, 0)) * noise
+    # the two parts share no pixel, so they may share the noise
+    return jnp.where(hidden, jnp.where(s.sigma > t.sigma, up, down), s.alpha * known + s.sigma * noise)
 
 
 def vary(
-    model: models.Model,
-    process: Process,
-    key: jax.Array,
+    denoise: Denoiser,
+    key: Any,
     x_0: Any,
-    labels: Int[Array, "b"] | None = None,
     *,
     strength: float = 0.5,
     num_steps: int | None = None,
-    step: Step = samplers.ddim_step,
-    clip: float | None = None,
+    sampler: Any = DDIM(),
 ) -> Float[Array, "b *shape"]:
     """Other data like the given: noised part of the way and denoised from there (SDEdit, Meng et al. 2022).
 
-    strength: share of the way, in (0, 1]; 1 leaves nothing of x_0 but what the last timestep keeps. num_steps: of the whole way;
-    the walk takes the share of them.
+    x_0: data, images as for `inpaint`; one example alone gives one. strength: share of the way, in (0, 1]; 1 leaves nothing of x_0
+    but what the last timestep keeps. num_steps: of the whole way; the walk takes the share of them. sampler: a sampler, or the name
+    of one.
 
     Raises:
-        UserError: a strength outside (0, 1], or num_steps out of range.
+        UserError: no denoiser, no data, a strength outside (0, 1], num_steps out of range, a sampler that does not fit.
+        NotFiniteError: what is drawn holds NaN or infinity.
     """
+    denoise, sampler = as_denoiser(denoise), samplers.as_sampler(sampler)
+    batch, single = _as_batch("x_0", x_0)
     if not 0 < strength <= 1:
         raise UserError(f"strength must lie in (0, 1]; got {strength:g}.")
-    whole = process.times(num_steps)
-    times = whole[-1 - max(1, round(strength * (len(whole) - 1))) :]
-    graphdef, variables = models.parts(model)
-    options: dict[str, Any] = {"step": step, "times": tuple(times.tolist()), "clip": clip}
-    return _varied(process, graphdef, variables, key, jnp.asarray(x_0), labels, **options)
+    whole = sampler.grid(denoise.process, num_steps)
+    grid = whole[-max(1, round(strength * len(whole))) :]
+    walked = _varied(denoise, noise.as_keys(key, len(batch)), batch, grid, sampler=sampler)
+    return _checked(walked, denoise, grid, single, sampler)
 
 
-@functools.partial(jit, static_argnames=("process", "graphdef", "step", "times", "clip"))
-def _varied(process, graphdef, variables, key, x_0, labels, *, step, times, clip):
-    start, noise = _draws(key, x_0.shape)
-    x_t = process.add_noise(x_0, start, jnp.full(x_0.shape[:1], times[0]))
-    predict = models.predictor(graphdef, variables, labels)
-    return samplers.run(process, predict, x_t, noise, step=step, times=times, clip=clip)[0]
+@functools.partial(jit, static_argnames=("sampler",))
+def _varied(denoise, keys, x_0, grid, *, sampler):
+    start, of_step = noise.of_walk(keys, x_0.shape[1:])
+    x_t = denoise.process.add_noise(x_0, start, jnp.broadcast_to(grid[0, 0], x_0.shape[:1]))
+    return sampler.walk(denoise, x_t, of_step, grid)
 
 
-def _draws(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """The noise that a walk starts with, and that of each step by its index."""
-    start, steps = jax.random.split(key)
-    return jax.random.normal(start, shape), lambda index: jax.random.normal(jax.random.fold_in(steps, index), shape)
+def invert(denoise: Denoiser, x_0: Any, *, num_steps: int | None = None) -> Float[Array, "b *shape"]:
+    """The noise x_T that deterministic DDIM takes to the given data, by its steps upwards (`samplers.ddim_inversion`).
+
+    The denoiser is asked at the time that is left, so that what comes back is the data up to the steps' size. x_0: data, images as
+    for `inpaint`.
+
+    Raises:
+        UserError: no denoiser, no data, or num_steps out of range.
+        NotFiniteError: what comes out holds NaN or infinity.
+    """
+    denoise = as_denoiser(denoise)
+    batch, single = _as_batch("x_0", x_0)
+    times = denoise.process.times(num_steps)[::-1]
+    walked = _inverted(denoise, batch, times=tuple(times.tolist()))
+    return _checked(walked, denoise, samplers.rows(times), single)
+
+
+@functools.partial(jit, static_argnames=("times",))
+def _inverted(denoise, x_0, *, times):
+    return samplers.ddim_inversion(denoise, x_0, np.array(times))
 
 
 def interpolate(
-    model: models.Model,
-    process: Process,
-    x_0: Any,
-    other: Any,
-    num: int,
-    *,
-    num_steps: int | None = None,
-    label: int | None = None,
+    denoise: Denoiser, x_0: Any, other: Any, num: int, *, num_steps: int | None = None
 ) -> Float[Array, "num *shape"]:
     """num examples on the way from one to another, ends included, by way of their noise (Song et al. 2021, section 5.3).
 
-    x_0, other: one example each, as the network sees it; both are inverted by DDIM, their noises joined by the great circle between
-    them, and each point of it sampled by DDIM. label: the class of all of them, of a conditional network.
+    denoise: with one label for all of them, where it is conditional. x_0, other: one example each, images as for `inpaint`; both
+    are inverted by DDIM, their noises joined by the great circle between them, and each point of it sampled by DDIM.
 
     Raises:
-        UserError: num below 2, examples of two shapes, or num_steps out of range.
+        UserError: no denoiser, num below 2, examples of two shapes, or num_steps out of range.
+        NotFiniteError: what is drawn holds NaN or infinity.
     """
+    denoise = as_denoiser(denoise)
     if num < 2:
         raise UserError(f"num must be at least 2, for the ends; got {num}.")
-    if x_0.shape != other.shape:
-        raise UserError(f"both examples must have one shape; got {x_0.shape} and {other.shape}.")
-    both = None if label is None else jnp.full((2,), label, jnp.int32)
-    x_T = samplers.invert(model, process, jnp.stack([x_0, other]), both, num_steps=num_steps)
-    noise = slerp(x_T[0], x_T[1], jnp.linspace(0, 1, num))
-    graphdef, variables = models.parts(model)
-    labels = None if label is None else jnp.full((num,), label, jnp.int32)
-    return _sampled(process, graphdef, variables, noise, labels, times=tuple(process.times(num_steps).tolist()))
+    (first, single), (second, also) = _as_batch("x_0", x_0), _as_batch("other", other)
+    if first.shape != second.shape or not (single and also):
+        raise UserError(
+            f"x_0 and other must be one example each, of one shape; got {np.shape(x_0)} and {np.shape(other)}."
+        )
+    x_T = invert(denoise, np.concatenate([first, second]), num_steps=num_steps)
+    between = slerp(x_T[0], x_T[1], jnp.linspace(0, 1, num))
+    grid = DDIM().grid(denoise.process, num_steps)
+    return _checked(_sampled(denoise, between, grid), denoise, grid)
 
 
-@functools.partial(jit, static_argnames=("process", "graphdef", "times"))
-def _sampled(process, graphdef, variables, x_T, labels, *, times):
-    predict = models.predictor(graphdef, variables, labels)
-    return samplers.run(process, predict, x_T, lambda _: jnp.zeros_like(x_T), step=samplers.ddim_step, times=times)[0]
+@functools.partial(jit)
+def _sampled(denoise, x_T, grid):
+    return DDIM().walk(denoise, x_T, lambda _: jnp.zeros_like(x_T), grid)
+
+
+def _as_batch(name: str, values: Any) -> tuple[np.ndarray, bool]:
+    """Data of the network's, as a batch, and whether it was one example alone."""
+    found = as_x_0(name, values)
+    if found.ndim not in (1, 2, 3, 4):
+        raise UserError(
+            f"{name} must be images (B, H, W, C) or points (B, 2), or one of them; got the shape {found.shape}."
+        )
+    single = found.ndim in (1, 3)
+    return found[None] if single else found, single
+
+
+def _checked(
+    walked: Walked, denoise: Denoiser, grid: np.ndarray, single: bool = False, sampler: Sampler = DDIM()
+) -> jax.Array:
+    broke = np.asarray(walked.broke)
+    bad = broke[broke >= 0]
+    if len(bad):
+        samplers.check_finite(len(bad), len(broke), int(bad.min()), denoise=denoise, sampler=sampler, grid=grid)
+    return walked.x_0[0] if single else walked.x_0
 
 
 def slerp(a: Float[Array, "*shape"], b: Float[Array, "*shape"], share: Float[Array, "n"]) -> Float[Array, "n *shape"]:
-    """Points on the great circle from a to b, which keeps the length of Gaussian noise; the line where they are parallel."""
-    cosine = (a * b).sum() / jnp.sqrt((a**2).sum() * (b**2).sum())
+    """Points on the great circle from a to b, which keeps the length of Gaussian noise; the line where they are parallel, or one of
+    them is zero."""
+    lengths = jnp.sqrt((a**2).sum() * (b**2).sum())
+    cosine = jnp.where(lengths > 0, (a * b).sum() / jnp.where(lengths > 0, lengths, 1), 1)
     angle = jnp.arccos(jnp.clip(cosine, -1, 1))
     share = share.reshape((-1,) + (1,) * a.ndim)
     small = jnp.sin(angle) < 1e-6

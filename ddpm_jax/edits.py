@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import editing, figures, samplers
+from ddpm_jax import editing, figures
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
+from ddpm_jax.training.samples import believed, sampler_of
 
 KINDS = ("inpaint", "vary", "interpolate")
 HALVES = ("left", "right", "top", "bottom", "middle")
@@ -53,8 +53,6 @@ def edit(
         raise UserError(f"an edit must be one of {', '.join(KINDS)}; got {kind!r}.")
     if not run.holds_images:
         raise UserError(f"edits are of images, and {run.folder} is of points.")
-    if run.inputs.self_conditioned:
-        raise UserError(f"{run.folder} has a self-conditioned network, which edits do not support.")
     least = 2 if kind == "interpolate" else 1
     if images and len(images) < least:
         raise UserError(f"{kind} needs at least {least} images; got {len(images)}.")
@@ -62,24 +60,24 @@ def edit(
     x_0, own = _images(run, images, max(config.num, least), seed)
     found: Any = run.labels(len(x_0), labels) if labels or own is None else own
     hidden = _mask(run, mask) if kind == "inpaint" else np.zeros(0)
-    graphdef, variables, step = run.load()
-    model, process, key = (graphdef, variables), run.process, jax.random.key(seed)
-    of = None if found is None else jnp.asarray(found)
+    variables, step = run.load_variables()
+    network = run.denoiser(found, variables=variables)
+    denoise = believed(network, config)
     rows, titles = [x_0], ["before", "after"]
     if kind == "inpaint":
-        options: dict[str, Any] = {"num_steps": config.steps, "resample": resample, "jump": jump, "clip": config.clip}
-        edited = editing.inpaint(model, process, key, x_0, hidden, of, **options)
+        options: dict[str, Any] = {"num_steps": config.steps, "resample": resample, "jump": jump}
+        edited = editing.inpaint(denoise, seed, x_0, hidden, **options)
         grey = run.scaling.apply(np.full_like(run.to_data(x_0), 127))
         rows, titles = [x_0, np.where(editing.fitting_mask(hidden, x_0.shape), grey, x_0)], ["before", "shown", "after"]
     elif kind == "vary":
-        walk = samplers.create(config.sampler, process, **config.step_options)
-        options = {"strength": strength, "num_steps": config.steps, "step": walk, "clip": config.clip}
-        edited = editing.vary(model, process, key, x_0, of, **options)
+        options = {"strength": strength, "num_steps": config.steps, "sampler": sampler_of(config)}
+        edited = editing.vary(denoise, seed, x_0, **options)
     else:
         between = max(config.num, 2)
         ways = [
+            # neither guided nor bounded: what is walked up has to come down again
             editing.interpolate(
-                model, process, a, b, between, num_steps=config.steps, label=None if of is None else int(of[i])
+                network if found is None else network.with_labels(found[i]), a, b, between, num_steps=config.steps
             )
             for i, (a, b) in enumerate(itertools.pairwise(x_0))
         ]

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Something the caller asked for cannot be done; the message names it and says what is allowed."""
 
 
+class NotFiniteError(UserError):
+    """Samples, or figures of them, hold NaN or infinity; nothing was made of them."""
+
+
 @contextlib.contextmanager
 def fits_memory(otherwise: str) -> Iterator[None]:
     """Raises a UserError that says `otherwise` where the memory of the host or of a device does not suffice for what is within."""

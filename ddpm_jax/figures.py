@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
 MARGIN = 4
@@ -29,7 +30,12 @@ def grid(
     """Images in rows and columns, a title over each, or one beside each row.
 
     images: uint8 (N, H, W, C), C 1 or 3. titles: N strings, or none. columns: about the square root of N unless given.
+
+    Raises:
+        UserError: images of another type or shape; `data.to_images` makes uint8 of what a network draws.
     """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(f"images must be uint8 (N, H, W, 1 or 3); got {images.dtype} of shape {images.shape}.")
     count, height, width = images.shape[:3]
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -73,8 +73,16 @@ class Layout:
 
     def deal(self, batch: Any) -> Any:
         """A batch that every process holds whole, laid out on the devices."""
+        if self.mode == "pmap" and self.mesh is not None:  # one process, whose programs are told where their batch lies
+            return jax.device_put(batch, NamedSharding(self.mesh, P(AXIS)))
         rows = self.rows(len(jax.tree.leaves(batch)[0]))
         return self.feed(batch if rows is None else jax.tree.map(lambda a: a[rows], batch))
+
+    def everywhere(self, tree: Any) -> Any:
+        """Arrays that may lie in shares, whole on every device."""
+        if self.mesh is None:
+            return tree
+        return jax.jit(lambda tree: tree, out_shardings=NamedSharding(self.mesh, P()))(tree)
 
     def rows(self, batch_size: int) -> np.ndarray | None:
         """Which examples of a batch the devices of this process work on, ascending; None: all of them."""

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, figures, models, samplers, schedules
+from ddpm_jax import data, figures, noise, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable
 from ddpm_jax.training import samples as drawing
@@ -92,22 +91,17 @@ class Pictures:
         """Rows of data, data with noise at rising times, that noise, and the noise that the network sees in it."""
         self._images_only("noising")
         run, process = self.run, self.run.process
-        batch = self.run.first_batch(min(NOISED, process.checked(None)), self.seed)
+        batch = self.run.first_batch(min(NOISED, process.sampling_steps(None)), self.seed)
         num = len(batch["x_0"])
-        graphdef, variables, step = run.load()
+        variables, step = run.load_variables()
         x_0 = jnp.asarray(batch["x_0"])
-        noise = jax.random.normal(jax.random.key(self.seed), x_0.shape)
+        drawn = noise.normal(noise.sample_keys(self.seed, num), x_0.shape[1:])
         t = jnp.asarray(process.times(num)[:num][::-1])
-        x_t = process.add_noise(x_0, noise, t)
-        labels = jnp.asarray(batch["label"]) if run.class_names else None
-        nothing = jnp.zeros_like(x_t) if run.inputs.self_conditioned else None
-
-        def predict(x, time):
-            return models.apply(graphdef, variables, x, time, labels)[0]
-
-        predicted = samplers.denoise(process, predict, x_t, t, guess=nothing).eps
+        x_t = process.add_noise(x_0, drawn, t)
+        denoise = run.denoiser(batch["label"] if run.class_names else None, variables=variables)
+        predicted = denoise(x_t, t).eps
         # noise is shown as an image of mean 127.5, two standard deviations to either end
-        shown = [run.to_data(x) for x in (x_0, x_t)] + [data.to_images(eps / 2) for eps in (noise, predicted)]
+        shown = [run.to_data(x) for x in (x_0, x_t)] + [data.to_images(eps / 2) for eps in (drawn, predicted)]
         titles = [f"t = {float(time):g}" for time in t] + [""] * (3 * num)
         return figures.save_grid(
             self.folder / "noising.png",
@@ -145,14 +139,10 @@ class Pictures:
         return figures.save_loss_curve(self.folder / "loss.png", metrics)
 
     def _draw(self, *, num_frames: int, num: int | None = None) -> tuple[drawing.Samples, int]:
-        graphdef, variables, step = self.run.load()
         config = self.run.config.sample
         num = num or self.num or config.num
-        labels = self.run.labels(num)
-        drawn = drawing.draw(
-            self.run, graphdef, variables, labels, num, config=config, seed=self.seed, num_frames=num_frames
-        )
-        return drawn, step
+        drawn = drawing.Drawing(self.run, config, seed=self.seed)
+        return drawn.draw(self.run.labels(num), num, num_frames=num_frames), drawn.step
 
     def _heading(self, step: int) -> str:
         return f"{self.run.folder.name}, step {step}"

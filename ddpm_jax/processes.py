@@ -1,9 +1,10 @@
 """What is learned: how data becomes noise, and what a network's output says of the data and the noise in x_t."""
 
 import abc
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ class Process(abc.ABC):
         """The descending grid a sampler walks: num_steps + 1 evenly spaced times, from the noisiest to the clean end."""
 
     @abc.abstractmethod
-    def checked(self, num_steps: int | None) -> int:
+    def sampling_steps(self, num_steps: int | None) -> int:
         """A number of sampling steps, the process's own for None. Raises UserError where it is out of range."""
 
 
@@ -200,14 +201,14 @@ class GaussianDiffusion(Process):
     def estimate(self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *out"], t: Int[Array, "b"]) -> Estimate:
         """The pair (x_0, eps) that a network's output stands for, and its word on the variance where it learns one."""
         alpha, sigma = self.level(t, x_t)
-        output, logit = self.halves(output)
+        output, logit = self.mean_and_logit(output)
         if self.prediction == "eps":
             return Estimate((x_t - sigma * output) / alpha, output, logit)
         if self.prediction == "x0":
             return Estimate(output, (x_t - alpha * output) / sigma, logit)
         return Estimate(alpha * x_t - sigma * output, sigma * x_t + alpha * output, logit)
 
-    def halves(
+    def mean_and_logit(
         self, output: Float[Array, "b *out"]
     ) -> tuple[Float[Array, "b *shape"], Float[Array, "b *shape"] | None]:
         """What of the output concerns the mean, and what the variance (None: it is not learned)."""
@@ -307,7 +308,7 @@ class GaussianDiffusion(Process):
         variance: Variance = "learned" if self.learned_variance else "posterior"
         if self.loss == "vlb":
             return self.schedule.num_steps * self.bound_term(self.estimate(x_t, output, t), x_0, x_t, t, variance)
-        mean, logit = self.halves(output)
+        mean, logit = self.mean_and_logit(output)
         loss = _error(mean - self.target(x_0, noise, t), "mse" if self.loss == "hybrid" else self.loss)
         if self.weighting != "none":
             loss = loss * jnp.asarray(self.loss_weights(), loss.dtype)[t]
@@ -323,14 +324,15 @@ class GaussianDiffusion(Process):
         num_steps None is the whole chain. Raises UserError unless 1 <= num_steps <= T.
         """
         last = int(self.schedule.timesteps[-1])
-        num_steps = self.checked(num_steps)
+        num_steps = self.sampling_steps(num_steps)
         return np.round(np.linspace(last, self.schedule.first - 1, num_steps + 1)).astype(np.int32)
 
-    def checked(self, num_steps: int | None) -> int:
+    def sampling_steps(self, num_steps: int | None) -> int:
         """A number of sampling steps; None: T. Raises UserError unless it lies in 1..T."""
         longest = self.schedule.num_steps
         if num_steps is None:
             return longest
+        num_steps = _whole("steps", num_steps)
         if not 1 <= num_steps <= longest:
             raise UserError(f"steps must lie in 1..{longest} (the schedule's length); got {num_steps}.")
         return num_steps
@@ -385,12 +387,13 @@ class LinearPath(Process):
 
     def times(self, num_steps: int | None = None) -> np.ndarray:
         """num_steps + 1 evenly spaced float64 times from 1 to 0; None: the process's own number. UserError unless at least 1."""
-        return np.linspace(1.0, 0.0, self.checked(num_steps) + 1)
+        return np.linspace(1.0, 0.0, self.sampling_steps(num_steps) + 1)
 
-    def checked(self, num_steps: int | None) -> int:
+    def sampling_steps(self, num_steps: int | None) -> int:
         """A number of sampling steps; None: the process's own. Raises UserError unless it is at least 1."""
         if num_steps is None:
             return self.num_steps
+        num_steps = _whole("steps", num_steps)
         if num_steps < 1:
             raise UserError(f"steps must be at least 1; got {num_steps}.")
         return num_steps
@@ -463,6 +466,13 @@ def _at(table: Table, t: Int[Array, "b"], like: Float[Array, "..."]) -> Float[Ar
 def _wide(values: Float[Array, "b"], like: Float[Array, "..."]) -> Float[Array, "..."]:
     """(B,) -> (B, 1, ...), which broadcasts against `like`."""
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _whole(name: str, number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise UserError(f"{name} must be a whole number; got {number!r}.") from error
 
 
 def _check_words(**words: tuple[str, object]) -> None:

@@ -59,7 +59,7 @@ def classifier_free(
         u = unconditional[:, :count]
         out = u + scale * (c - u)
         if rescale > 0:
-            out = rescale * out * _std(c) / _std(out) + (1 - rescale) * out
+            out = rescale * out * _gain(_std(c), out) + (1 - rescale) * out
         inside = ((t >= lowest) & (t <= highest)).reshape(-1, *[1] * (x_t.ndim - 1))
         return torch.cat([torch.where(inside, out, c), rest], dim=1)
 
@@ -112,3 +112,11 @@ def classifier_guided(
 def _std(x: Tensor) -> Tensor:
     """(B, 1, ...) standard deviation of each example."""
     return x.std(dim=tuple(range(1, x.ndim)), correction=0, keepdim=True)
+
+
+def _gain(wanted: Tensor, x: Tensor) -> Tensor:
+    """(B, 1, ...) what each example of x must be multiplied with to have the wanted deviation; 1 where all its values are one."""
+    axes, std = tuple(range(1, x.ndim)), _std(x)
+    # the deviation alone does not tell: it is that of a rounded mean
+    flat = (x.amax(dim=axes, keepdim=True) == x.amin(dim=axes, keepdim=True)) | (std == 0)
+    return torch.where(flat, torch.ones_like(std), wanted / std)

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from flax import nnx
 
 import ddpm_torch_ref as twins
-from ddpm_jax import samplers, schedules
+from ddpm_jax import schedules
 from ddpm_jax.models import attention, layers, tiny_unet, torch_style
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.samplers import ddim, strided
 from ddpm_jax.training import step as training_step
 from ddpm_jax.verify.stages import Verification
 from ddpm_jax.weights import bridge
@@ -81,24 +82,9 @@ def setting(owner: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch],
     return lambda patch: patch.setattr(owner, name, value)
 
 
-def replacing(table: dict[str, Any], name: str, value: Any) -> Callable[[pytest.MonkeyPatch], None]:
-    """An entry of a table becomes another."""
-    return lambda patch: patch.setitem(table, name, value)
-
-
 def sampling(sampler: str, **options: Any) -> Callable[[Verification], None]:
     """Not a fault: have the network sampled in another way."""
     return lambda verification: setattr(verification, "sampling", SampleConfig(sampler, clip=None, **options))
-
-
-def step(name: str, broken: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Replace a sampler's step in JAX."""
-
-    def patch(patch: pytest.MonkeyPatch) -> None:
-        patch.setitem(samplers.STEPS, name, broken)
-        patch.setattr(samplers, "create", samplers.create.__wrapped__)  # the cache would keep one or the other
-
-    return patch
 
 
 # Broken modules and functions ------------------------------------------------------------------------------------
@@ -172,7 +158,7 @@ def noise_of_the_next(self, x_0, noise, t):
     return ADD_NOISE(self, x_0, noise, (t + 1).clamp(max=int(self.schedule.timesteps[-1])))
 
 
-def unclipped_strided_step(x_t, hat, t, s, noise, *, eta=0.1):
+def unclipped_strided_step(x_t, hat, t, s, noise, eta=0.1):
     beta = (1 - (t.alpha / s.alpha) ** 2) * (s.sigma / t.sigma) ** 2
     return (x_t - beta / t.sigma * hat.eps) / jnp.sqrt(1 - beta) + eta * jnp.sqrt(jnp.maximum(beta, 0)) * noise
 
@@ -201,9 +187,9 @@ EMBEDDING, HEADS, TABLE = layers.timestep_embedding, layers.heads, tiny_unet.tim
 ADD_NOISE, CLIP, STRIDED_TIMES = (
     twins.processes.GaussianDiffusion.add_noise,
     twins.training._clip_gradients,
-    samplers.strided_times,
+    strided.strided_times,
 )
-ANCESTRAL, DDIM = twins.samplers.ancestral_step, samplers.ddim_step
+ANCESTRAL, DDIM = twins.samplers.ancestral_step, ddim.ddim_step
 RATE, LINEAR, COSINE = twins.training.learning_rate, schedules.linear, twins.schedules.cosine_unclipped
 ADAM = optax.adam
 
@@ -279,10 +265,10 @@ MUTATIONS = [
     Mutation("ancestral: posterior variance", "mlp", "sampler step", "t = 999 -> 998", SAMPLING,
              setting(twins.samplers, "ancestral_step", lambda *args, variance: ANCESTRAL(*args, variance="posterior"))),
     Mutation("DDIM: eta ignored", "mlp", "sampler step", "t = 999 -> 998", SAMPLING,
-             step("ddim", lambda *args, eta=0.0: DDIM(*args)), sampling("ddim", eta=0.5)),
+             setting(ddim, "ddim_step", lambda *args: DDIM(*args[:5])), sampling("ddim", eta=0.5)),
     Mutation("strided: beta not clipped", "mlp", "sampler step", "t = 0 -> 980", SAMPLING,
-             step("strided", unclipped_strided_step), sampling("strided", steps=50, eta=0.1)),
+             setting(strided, "strided_step", unclipped_strided_step), sampling("strided", steps=50, eta=0.1)),
     Mutation("strided: no wrap-around", "mlp", "sampler step", "times", SAMPLING,
-             replacing(samplers.GRIDS, "strided", without_wrapping), sampling("strided", steps=50, eta=0.1)),
+             setting(strided, "strided_times", without_wrapping), sampling("strided", steps=50, eta=0.1)),
 ]
 # fmt: on

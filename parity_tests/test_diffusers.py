@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from tolerances import relative_error
 from twins import normal
 
-from ddpm_jax import processes, samplers, schedules
+from ddpm_jax import denoisers, processes, samplers, schedules
 
 SHAPE = (2, 4, 4, 3)
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -77,12 +77,12 @@ def test_ddpm(prediction, variance, theirs, clip, monkeypatch):
     for t in scheduler.timesteps[:-1]:
         x_t = scheduler.step(network(x_t, int(t), torch.sin), int(t), x_t).prev_sample
     # the last step, to the clean end, takes no noise with us; diffusers leaves it out at t = 0 alone
-    step, grid = samplers.create("ancestral", variance=variance), times[:-1]
+    sampler, grid = samplers.Ancestral(variance), times[:-1]
     ours = jnp.asarray(normal("float64", *SHAPE))
     for index, (t, s) in enumerate(itertools.pairwise(grid)):
-        hat = samplers.denoise(process, lambda x, t: network(x, int(t[0]), jnp.sin), ours, jnp.full(2, t), clip)
-        here, there = (process.level(np.array([time]), ours) for time in (t, s))
-        ours = step(ours, hat, here, there, jnp.asarray(noises[index]))
+        denoise = denoisers.of(process, lambda x, t: network(x, int(t[0]), jnp.sin))
+        denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
+        ours = sampler.step(denoise, ours, jnp.array([t, s]), jnp.asarray(noises[index]), ()).x
     assert relative_error(np.asarray(ours), x_t.numpy()) < 1e-10
 
 
@@ -103,13 +103,7 @@ def test_ddim(prediction, eta, clip):
         output = network(x_t, int(t), torch.sin)
         options = {"eta": eta, "variance_noise": noise, "use_clipped_model_output": True}
         x_t = scheduler.step(output, int(t), x_t, **options).prev_sample
-    ours, _ = samplers.run(
-        process,
-        lambda x, t: network(x, t.astype(float).reshape(-1, 1, 1, 1), jnp.sin),
-        jnp.asarray(normal("float64", *SHAPE)),
-        lambda i: jnp.asarray(noises)[i],
-        step=samplers.create("ddim", eta=eta),
-        times=times,
-        clip=clip,
-    )
-    assert relative_error(np.asarray(ours), x_t.numpy()) < 1e-10
+    denoise = denoisers.of(process, lambda x, t: network(x, t.astype(float).reshape(-1, 1, 1, 1), jnp.sin))
+    denoise, x_T = denoise if clip is None else denoisers.clipped(denoise, clip), jnp.asarray(normal("float64", *SHAPE))
+    ours = samplers.walk(denoise, samplers.DDIM(eta), x_T, lambda i: jnp.asarray(noises)[i], samplers.rows(times))
+    assert relative_error(np.asarray(ours.x_0), x_t.numpy()) < 1e-10

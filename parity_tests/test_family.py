@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 from twins import SMALL, compiled, indices, normal, to_nchw, to_nhwc
 
-from ddpm_jax import guidance, models, processes, samplers, schedules
+from ddpm_jax import denoisers, models, processes, samplers, schedules
 from ddpm_jax.evaluation import variational_bound
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.training import create_state, loss_aware, make_optimizer, update
@@ -66,7 +66,17 @@ def networks(dtype, channels=1):
     return ours, theirs
 
 
-SOLVERS = ["dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler", "euler_ancestral", "heun", "midpoint"]
+SOLVERS = {
+    "dpmpp_2m": samplers.DPMSolver(),
+    "dpmpp_3m": samplers.DPMSolver(order=3),
+    "dpmpp_2m_sde": samplers.DPMSolver(sde=True),
+    "unipc": samplers.UniPC(),
+    "euler": samplers.Euler(),
+    "euler_ancestral": samplers.Euler(eta=1.0),
+    "heun": samplers.Heun(),
+    "midpoint": samplers.Midpoint(),
+}
+"""The twin's name: our sampler."""
 
 
 BY_RATIO = ("euler", "euler_ancestral", "heun")
@@ -98,18 +108,14 @@ def test_whole_walks(dtype, solver, path, clip):
     predict, twin_predict = networks(dtype)
     x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
     times = process.times(NUM_STEPS)
-    grid = samplers.times(solver, process, NUM_STEPS, spacing="even")
-    step = samplers.create(solver, process)
-    options = {"step": step, "times": grid, "clip": clip, "num_frames": len(grid)}
-    _, frames = jax.jit(lambda x_T, noises: samplers.run(process, predict, x_T, lambda i: noises[i], **options))(
-        x_T, noises
-    )
+    denoise, sampler = denoisers.of(process, predict), SOLVERS[solver]
+    denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
+    grid = sampler.grid(process, NUM_STEPS, "even")
+    walk = jax.jit(lambda x_T, noises: samplers.walk(denoise, sampler, x_T, lambda i: noises[i], grid, NUM_STEPS + 1))
+    frames = np.asarray(walk(x_T, noises).frames)
     fresh = (list(map(to_nchw, noises)),) if solver in ("dpmpp_2m_sde", "euler_ancestral") else ()
-    walk = getattr(twin_solvers, solver)
-    _, states = walk(twin, twin_predict, to_nchw(x_T), times.tolist(), *fresh, clip=clip)
-    frames = np.asarray(frames)
-    if solver in ("heun", "midpoint"):  # every second state is one on the way
-        frames = np.concatenate([frames[:-1:2], frames[-1:]])
+    theirs = getattr(twin_solvers, solver)
+    _, states = theirs(twin, twin_predict, to_nchw(x_T), times.tolist(), *fresh, clip=clip)
     assert len(frames) == len(states) == NUM_STEPS + 1
     for index, (ours, theirs) in enumerate(zip(frames, states, strict=True)):
         assert_close("trajectory", ours, to_nhwc(theirs), f"{solver} {path} clip {clip} after {index} steps")
@@ -120,12 +126,12 @@ def test_heun_with_churn(dtype):
     predict, twin_predict = networks(dtype)
     x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
     times = samplers.GRIDS["karras"](process, NUM_STEPS)
-    grid = samplers.times("heun", process, NUM_STEPS, churn=3.0)
-    assert (grid[2::2] > grid[1:-1:2]).any()
-    step = samplers.create("heun", process)
-    ours, _ = samplers.run(process, predict, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], step=step, times=grid)
-    # noise i of the twin comes before its step i, ours with the second evaluation of the step before
-    before = [to_nchw(noises[max(2 * i - 1, 0)]) for i in range(NUM_STEPS)]
+    sampler = samplers.Heun(churn=3.0)
+    grid, denoise = sampler.grid(process, NUM_STEPS), denoisers.of(process, predict)
+    assert (grid[:, 2] > grid[:, 1]).any()
+    ours = samplers.walk(denoise, sampler, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
+    # noise i of the twin comes before its step i, ours after the step before
+    before = [to_nchw(noises[max(i - 1, 0)]) for i in range(NUM_STEPS)]
     theirs, _ = twin_solvers.heun(twin, twin_predict, to_nchw(x_T), times.tolist(), churn=3.0, noises=before)
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "heun with churn")
 
@@ -135,7 +141,7 @@ def test_inversion(dtype, path):
     process, twin = PATHS[path]()
     predict, twin_predict = networks(dtype)
     x_0, times = normal(dtype, *SHAPE, seed=3), process.times(NUM_STEPS)
-    ours = samplers.climb(process, predict, jnp.asarray(x_0), times[::-1])
+    ours = samplers.ddim_inversion(denoisers.of(process, predict), jnp.asarray(x_0), times[::-1]).x_0
     theirs, _ = twin_solvers.ddim_inversion(twin, twin_predict, to_nchw(x_0), times.tolist())
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), f"inversion {path}")
 
@@ -193,9 +199,9 @@ def test_every_term_of_the_bound(variance, clip):
     predict, twin_predict = networks("float64", 1 + learned)
     x_0 = np.rint(np.clip(normal("float64", *SHAPE, seed=4) / 2, -1, 1) * 127.5 + 127.5) / 127.5 - 1
     noises = normal("float64", 30, *SHAPE, seed=6)
-    ours = variational_bound(
-        process, predict, jnp.asarray(x_0), lambda i: jnp.asarray(noises)[i], variance=variance, clip=clip
-    )
+    denoise = denoisers.of(process, predict)
+    denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
+    ours = variational_bound(denoise, jnp.asarray(x_0), lambda i: jnp.asarray(noises)[i], variance=variance)
     theirs = twin_likelihood.bits_per_dim(
         twin, twin_predict, to_nchw(x_0), list(map(to_nchw, noises)), variance=variance, clip=clip
     )
@@ -208,9 +214,9 @@ def test_ancestral_sampling_with_a_learned_variance(dtype):
     process, twin = chain("linear", loss="hybrid", learned_variance=True)
     predict, twin_predict = networks(dtype, 2)
     x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, NUM_STEPS, *SHAPE, seed=2)
-    step = samplers.create("ancestral", process, variance="learned")
-    options = {"step": step, "times": process.times(NUM_STEPS), "clip": 1.0}
-    ours, _ = samplers.run(process, predict, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], **options)
+    sampler, denoise = samplers.Ancestral("learned"), denoisers.clipped(denoisers.of(process, predict))
+    grid = sampler.grid(process, NUM_STEPS)
+    ours = samplers.walk(denoise, sampler, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
 
     def twin_step(*arguments, **keywords):
         return twin_samplers.ancestral_step(*arguments, variance="learned", **keywords)
@@ -226,26 +232,47 @@ def test_guidance(dtype):
     predict, twin_predict = networks(dtype, 2)
     x_t, t, labels = normal(dtype, *SHAPE, seed=7), [30, 800], [0, 1]
     jax_t, twin_t = indices(t)
-    jax_labels, twin_labels = indices(labels)
+    twin_labels = indices(labels)[1]
+    learned, _ = chain(loss="hybrid", learned_variance=True)
 
-    def with_labels(x, t, labels):
-        half = x.shape[0] // 2
-        wide = jnp.concatenate([predict(x[:half], t[:half]), predict(x[half:], t[half:])])
+    def with_labels(x, t, labels):  # the network is one of two examples, of which each stands twice
+        wide = jnp.stack([predict(x[i::2], t[i::2]) for i in range(2)], axis=1).reshape(len(x), *x.shape[1:-1], -1)
         return wide * (1 + labels.astype(dtype).reshape(-1, 1, 1, 1) / 3)
 
     def twin_with_labels(x, t, labels):
         return twin_predict(x, t) * (1 + labels.to(x.dtype).reshape(-1, 1, 1, 1) / 3)
 
     for rescale in (0.0, 0.7):
-        ours = guidance.classifier_free(
-            with_labels, jax_labels, null_label=2, scale=3.0, interval=(100.0, 900.0), rescale=rescale, channels=3
-        )
+        denoise = denoisers.of(learned, with_labels, labels=labels, null_label=2)
+        ours = denoisers.guided(denoise, 3.0, interval=(100.0, 900.0), rescale=rescale)
         theirs = twin_guidance.classifier_free(
             twin_with_labels, twin_labels, null_label=2, scale=3.0, interval=(100.0, 900.0), rescale=rescale, channels=3
         )
-        out = ours(jnp.asarray(x_t), jax_t)
+        out = ours.output(jnp.asarray(x_t), jax_t)
         # torch's standard deviation is the unbiased one, whose factor cancels in the quotient
         assert_close("step", np.asarray(out), to_nhwc(theirs(to_nchw(x_t), twin_t)), f"rescale {rescale}")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_guidance_of_an_output_of_one_value(dtype, value):
+    """Where there is no deviation to bring back, both leave the output alone, of one example and not of the other."""
+    x_t, t, labels = normal(dtype, *SHAPE, seed=7), [30, 800], [0, 1]
+    jax_t, twin_t = indices(t)
+    twin_labels = indices(labels)[1]
+    options = {"null_label": 2, "scale": 3.0, "rescale": 0.7}
+
+    def flat(x, t, labels):  # the first example, which stands there twice
+        return jnp.where((jnp.arange(len(x)) < 2).reshape(-1, 1, 1, 1), jnp.asarray(value, x.dtype), x)
+
+    def twin_flat(x, t, labels):
+        return torch.cat([torch.full_like(x[:1], value), x[1:]])
+
+    denoise = denoisers.of(chain()[0], flat, labels=labels, null_label=2)
+    ours = denoisers.guided(denoise, 3.0, rescale=0.7).output(jnp.asarray(x_t), jax_t)
+    theirs = to_nhwc(twin_guidance.classifier_free(twin_flat, twin_labels, **options)(to_nchw(x_t), twin_t))
+    assert np.isfinite(theirs).all()
+    assert_close("step", np.asarray(ours), theirs, f"value {value}")
+    np.testing.assert_allclose(np.asarray(ours)[0], value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -254,17 +281,23 @@ def test_classifier_guidance(dtype, prediction):
     predict, twin_predict = networks(dtype)
     x_t, t = normal(dtype, *SHAPE, seed=7), [30, 800]
     jax_t, twin_t = indices(t)
-    ours = guidance.classifier_guided(process, predict, lambda x, t: -jnp.cos(x).sum((1, 2, 3)), scale=2.0)
+    denoise = denoisers.of(process, predict)
+    ours = denoisers.classifier_guided(denoise, lambda x, t: -jnp.cos(x).sum((1, 2, 3)), 2.0)
     theirs = twin_guidance.classifier_guided(twin, twin_predict, lambda x, t: -torch.cos(x).sum((1, 2, 3)), scale=2.0)
     assert_close(
-        "gradient", np.asarray(ours(jnp.asarray(x_t), jax_t)), to_nhwc(theirs(to_nchw(x_t), twin_t)), prediction
+        "gradient", np.asarray(ours.output(jnp.asarray(x_t), jax_t)), to_nhwc(theirs(to_nchw(x_t), twin_t)), prediction
     )
 
 
 def test_both_sides_refuse_a_classifier_where_there_is_only_noise():
-    for process, module in zip(chain(prediction="v", zero_terminal_snr=True), (guidance, twin_guidance), strict=True):
+    process, twin = chain(prediction="v", zero_terminal_snr=True)
+    denoise = denoisers.of(process, lambda x_t, t: x_t)
+    for call in (
+        lambda: denoisers.classifier_guided(denoise, lambda x_t, t: x_t),
+        lambda: twin_guidance.classifier_guided(twin, lambda x_t, t: x_t, lambda x_t, t: x_t, scale=1.0),
+    ):
         with pytest.raises(ValueError, match=r"last alphas_cumprod .*above 0.*; got 0"):
-            module.classifier_guided(process, lambda x_t, t: x_t, lambda x_t, t: x_t, scale=1.0)
+            call()
 
 
 def test_losses_decide_on_times():
@@ -313,21 +346,18 @@ def test_bits_per_dimension_of_a_network(pair):
     options = SMALL | {"channels": 1, "dim_mults": (1,), "attention_resolutions": (), "learn_variance": True}
     model, twin = pair("unet", "float32", **options)
     process, twin_process = chain("linear", 20, loss="hybrid", learned_variance=True)
-    graphdef, variables = models.split(model)
+    denoise = denoisers.clipped(denoisers.of_network(model, process))
     x_0 = (
         np.rint(np.clip(normal("float32", 2, 8, 8, 1, seed=1) / 2, -1, 1) * 127.5 + 127.5).astype("float32") / 127.5 - 1
     )
     noises = normal("float32", 20, 2, 8, 8, 1, seed=2)
 
     @compiled
-    def ours(variables, x_0, noises):
-        def predict(x_t, t):
-            return models.apply(graphdef, variables, x_t, t)[0]
-
-        return variational_bound(process, predict, x_0, lambda i: noises[i], variance="learned", clip=1.0).total
+    def ours(denoise, x_0, noises):
+        return variational_bound(denoise, x_0, lambda i: noises[i], variance="learned").total
 
     theirs = twin_likelihood.bits_per_dim(
         twin_process, twin.eval(), to_nchw(x_0), list(map(to_nchw, noises)), variance="learned", clip=1.0
     )
-    total = np.asarray(ours(variables, x_0, noises))
+    total = np.asarray(ours(denoise, x_0, noises))
     np.testing.assert_allclose(total, theirs["total"].detach().numpy(), rtol=1e-6)

@@ -21,7 +21,7 @@ from golden_records import (
 )
 from twins import abstract, compiled
 
-from ddpm_jax import models, processes, samplers, schedules
+from ddpm_jax import denoisers, models, processes, samplers, schedules
 from ddpm_jax import weights as bridge
 from ddpm_jax.data import toy
 from ddpm_jax.models.layers import timestep_embedding
@@ -75,12 +75,13 @@ def stand_in(x_t, t):
     return x_t * (0.6 + 0.3 * jnp.cos(t.astype(x_t.dtype) / 7)).reshape(-1, 1, 1, 1)
 
 
-def walk(schedule, predict, noises, step, times, **options):
+def walk(schedule, predict, noises, sampler, num_steps=None, num_frames=0):
     """(samples, frames) of a walk from the first draw, each step with the next; a step without a draw of its own takes none."""
     process = processes.GaussianDiffusion(schedule)
+    denoise, grid = denoisers.of(process, predict), sampler.grid(process, num_steps)
 
     def run(noises):
-        return samplers.run(process, predict, noises[0], lambda i: noises[1 + i], step=step, times=times, **options)
+        return samplers.walk(denoise, sampler, noises[0], lambda i: noises[1 + i], grid, num_frames)[:2]
 
     return compiled(run)(noises)
 
@@ -218,9 +219,7 @@ def test_strided_sampler(eta, num_steps, precision):
     times = samplers.strided_times(processes.GaussianDiffusion(schedule), num_steps)
     if num_steps == 35:
         assert times.tolist() == [*rec["tau"][:35][::-1], rec["tau"][-1]]
-    step = samplers.create("strided", eta=eta)
-    kept = {"num_frames": num_steps + 1, "frames_before_noise": True}
-    x_0, frames = walk(schedule, stand_in, noises, step, times, **kept)
+    x_0, frames = walk(schedule, stand_in, noises, samplers.Strided(eta), num_steps, num_frames=num_steps + 1)
     assert_agrees("trajectory", channels_first(frames), rec[f"loop_eta{eta}_n{num_steps}"], "frames")
     np.testing.assert_array_equal(frames[-1], x_0)  # no noise at the last step
 
@@ -232,9 +231,8 @@ def test_ancestral_step(t, precision):
     process, shape = processes.GaussianDiffusion(schedule_of("tiny_unet")), rec["x_t"].shape
     x_t, eps = (array(rec, tag, shape, precision) for tag in ("x0", "eps"))
     noise = array(rec, f"step{t}/0", shape, precision) if t else jnp.zeros_like(x_t)
-    hat = process.estimate(x_t, eps, jnp.full(len(x_t), t))
-    now, then = (process.level(np.array([time]), x_t) for time in (t, t - 1))
-    x_s = samplers.create("ancestral")(x_t, hat, now, then, noise)
+    denoise = denoisers.of(process, lambda x, time: eps)
+    x_s = samplers.Ancestral().step(denoise, x_t, jnp.array([t, t - 1]), noise, ()).x
     assert_agrees("call", channels_first(x_s), rec[f"step_{t}"], f"step {t}")
 
 
@@ -249,19 +247,18 @@ def test_ancestral_step(t, precision):
 def test_whole_chain(name, key, tag, system, quantity, precision):
     rec = record(f"{name}_{precision}")
     schedule = schedule_of(system)
-    times = processes.GaussianDiffusion(schedule).times()
-    noises = draws(rec, tag, len(times) - 1, rec[key].shape, precision)
-    x_0, _ = walk(schedule, stand_in, noises, samplers.create("ancestral"), times)
+    noises = draws(rec, tag, schedule.num_steps, rec[key].shape, precision)
+    x_0, _ = walk(schedule, stand_in, noises, samplers.Ancestral())
     assert_agrees(quantity, channels_first(x_0), rec[key], key)
 
 
 def test_annotated_sampler():
     rec = record("annotated_sampler")
     schedule = schedule_of("annotated_unet")
-    times = processes.GaussianDiffusion(schedule).times()
-    noises = draws(rec, "traj", len(times), rec["final"].shape, "f32")
-    step = samplers.create("ancestral", variance=SYSTEMS["annotated_unet"][1].variance)
-    x_0, states = walk(schedule, stand_in, noises, step, times, num_frames=len(times))
+    num_frames = schedule.num_steps + 1
+    noises = draws(rec, "traj", num_frames, rec["final"].shape, "f32")
+    sampler = samplers.Ancestral(SYSTEMS["annotated_unet"][1].variance)
+    x_0, states = walk(schedule, stand_in, noises, sampler, num_frames=num_frames)
     # Their list of frames leaves the starting noise out.
     assert_agrees("call", channels_first(states[1]), rec["first"], "first")
     assert_agrees("trajectory", channels_first(states[101]), rec["middle"], "middle")
@@ -294,9 +291,8 @@ def test_mlp_and_its_samples(precision):
     graphdef, variables = models.split(model)
     schedule = schedule_of("mlp")
     noises = draws(rec, "gen", 1000, (64, 2), precision)
-    times = processes.GaussianDiffusion(schedule).times()
     predict = partial(_predict, graphdef, variables)
-    points, _ = walk(schedule, predict, noises, samplers.create("ancestral"), times)
+    points, _ = walk(schedule, predict, noises, samplers.Ancestral())
     mean, std = (rec[f"train_{statistic}"].item() for statistic in ("mean", "std"))
     assert_agrees("long", points * std + mean, rec["generate"], "generate")
 

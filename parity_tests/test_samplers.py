@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 from twins import SMALL, indices, normal, to_nchw, to_nhwc
 
-from ddpm_jax import models, processes, samplers, schedules
+from ddpm_jax import denoisers, processes, samplers, schedules
 from ddpm_jax.compilation import jit
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import samplers as twin_samplers
@@ -39,9 +39,9 @@ def make(schedule, num_steps=1000, **options):
 def assert_same_step(dtype, schedule, name, options, t, s, num_steps=1000, batch=2):
     process, twin = make(schedule, num_steps)
     x_t, eps, noise = (normal(dtype, batch, 4, 4, 3, seed=seed) for seed in range(3))
-    hat = process.estimate(jnp.asarray(x_t), jnp.asarray(eps), jnp.full(batch, t, jnp.int32))
-    here, there = (process.level(np.array([time]), jnp.asarray(x_t)) for time in (t, s))
-    ours = samplers.create(name, **options)(jnp.asarray(x_t), hat, here, there, jnp.asarray(noise))
+    denoise = denoisers.of(process, lambda x, time: jnp.asarray(eps))
+    sampler = samplers.SAMPLERS[name](**options)
+    ours = sampler.step(denoise, jnp.asarray(x_t), jnp.array([t, s], jnp.int32), jnp.asarray(noise), ()).x
     reference = TWIN_STEPS[name](twin.schedule, to_nchw(x_t), to_nchw(eps), t, s, to_nchw(noise), **options)
     assert_close("step", ours, to_nhwc(reference), f"{name} {options} {schedule} {t} -> {s}")
 
@@ -88,24 +88,17 @@ def test_a_walk_of_50_steps_through_a_network(pair, dtype, step, schedule, predi
     (name, options), num_steps, shape = step, 50, (2, 8, 8, 3)
     process, twin_process = make(schedule, prediction=prediction)
     model, twin = pair("unet", dtype, **SMALL, num_classes=3)
-    graphdef, variables = models.split(model)
-    labels, tlabels = indices([2, 0])
+    denoise = denoisers.of_network(model, process, labels=[2, 0])
+    denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
+    sampler, tlabels = samplers.SAMPLERS[name](**options), indices([2, 0])[1]
+    grid = sampler.grid(process, num_steps)
     x_T, noises = normal(dtype, *shape, seed=1), normal(dtype, num_steps, *shape, seed=2)
 
     @jit
-    def walk(variables, x_T, noises):
-        return samplers.run(
-            process,
-            lambda x_t, t: models.apply(graphdef, variables, x_t, t, labels)[0],
-            x_T,
-            lambda i: noises[i],
-            step=samplers.create(name, **options),
-            times=process.times(num_steps),
-            clip=clip,
-            num_frames=num_steps + 1,
-        )
+    def walk(denoise, x_T, noises):
+        return samplers.walk(denoise, sampler, x_T, lambda i: noises[i], grid, num_frames=num_steps + 1)
 
-    samples, frames = walk(variables, jnp.asarray(x_T), jnp.asarray(noises))
+    samples, frames, *_ = walk(denoise, jnp.asarray(x_T), jnp.asarray(noises))
     tsamples, states = twin_samplers.sample(
         twin_process,
         lambda x_t, t: twin(x_t, t, tlabels),
@@ -129,14 +122,9 @@ def test_the_last_step_takes_no_noise(dtype):
     process, twin = make("linear", 4)
     x_T, noises = normal(dtype, 1, 2, 2, 3), normal(dtype, 4, 1, 2, 2, 3, seed=1)
     noises[-1] = np.nan
-    ours, _ = samplers.run(
-        process,
-        lambda x_t, t: x_t / 2,
-        jnp.asarray(x_T),
-        lambda i: jnp.asarray(noises)[i],
-        step=samplers.ancestral_step,
-        times=process.times(),
-    )
+    denoise = denoisers.of(process, lambda x_t, t: x_t / 2)
+    grid = samplers.Ancestral().grid(process)
+    ours = samplers.walk(denoise, "ancestral", jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
     times = twin_samplers.times(twin.schedule, 4)
     reference, _ = twin_samplers.sample(
         twin, lambda x_t, t: x_t / 2, to_nchw(x_T), times, twin_samplers.ancestral_step, to_nchw(noises)

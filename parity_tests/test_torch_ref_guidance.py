@@ -51,6 +51,19 @@ def test_classifier_free_guidance():
         make(scale=1.0, interval=(3, 1))
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7])
+def test_an_output_of_one_value_is_not_rescaled(value):
+    """It has no deviation; the other example has."""
+    x_t, labels, t = normal(2, 3, 7, 5), torch.tensor([1, 1]), torch.tensor([5, 5])
+
+    def network(x_t, t, labels):
+        return torch.cat([torch.full_like(x_t[:1], value), x_t[1:] * (1 + labels[1])])
+
+    out = guidance.classifier_free(network, labels, null_label=0, scale=3.0, rescale=1.0)(x_t, t)
+    torch.testing.assert_close(out[0], torch.full_like(out[0], value), rtol=1e-12, atol=0)
+    assert float(out[1].std()) == pytest.approx(float(2 * x_t[1].std()), rel=1e-12)
+
+
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_classifier_guidance_turns_a_mixture_into_one_of_its_parts(prediction, learned):

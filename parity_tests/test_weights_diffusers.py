@@ -23,6 +23,7 @@ from ddpm_jax import models, samplers, schedules, weights
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.scheduler import DEFAULTS as SCHEDULER_DEFAULTS
 from ddpm_jax.training.run import open_run
+from ddpm_jax.training.samples import believed, sampler_of
 from ddpm_jax.weights.diffusers import DEFAULTS, to_options
 from ddpm_torch_ref import models as twin_models
 
@@ -280,26 +281,17 @@ def walk(monkeypatch):
 def run_in_double(folder, x_T, noises=None):
     """The states of a run folder's walk, as its config samples, in double precision."""
     run = open_run(folder)
-    graphdef, variables, _ = run.load()
-    variables = jax.tree.map(lambda a: a.astype("float64"), variables)
-    config, process = run.config.sample, run.process
-    times = samplers.times(config.sampler, process, config.steps, spacing=config.spacing)
-    step = samplers.create(config.sampler, process, **config.step_options)
+    variables = jax.tree.map(lambda a: a.astype("float64"), run.load_variables()[0])
+    config, sampler = run.config.sample, sampler_of(run.config.sample)
+    grid = sampler.grid(run.process, config.steps, config.spacing)
 
     @compiled
-    def walk(variables, x_T):
-        return samplers.run(
-            process,
-            lambda x_t, t: models.apply(graphdef, variables, x_t, t)[0],
-            x_T,
-            (lambda i: jnp.zeros_like(x_T)) if noises is None else (lambda i: jnp.asarray(noises)[i]),
-            step=step,
-            times=times,
-            clip=config.clip,
-            num_frames=len(times),
-        )[1]
+    def walk(denoise, x_T):
+        noise = (lambda i: jnp.zeros_like(x_T)) if noises is None else (lambda i: jnp.asarray(noises)[i])
+        return samplers.walk(denoise, sampler, x_T, noise, grid, len(grid) + 1).frames
 
-    return np.asarray(walk(variables, jnp.asarray(x_T)))[1:], process.schedule
+    denoise = believed(run.denoiser(variables=variables), config)
+    return np.asarray(walk(denoise, jnp.asarray(x_T)))[1:], run.process.schedule
 
 
 def small_weights(model):
@@ -392,7 +384,7 @@ def test_the_leading_grid():
         for steps in (1, 7, 50, 1000):
             scheduler = kind(num_train_timesteps=1000)
             scheduler.set_timesteps(steps)
-            times = samplers.times("ddim", process, steps, spacing="leading")
+            times = samplers.times(process, steps, "leading")
             assert times[:-1].tolist() == scheduler.timesteps.tolist() and times[-1] == -1
 
 

@@ -16,10 +16,11 @@ os.environ["JAX_ENABLE_X64"] = str(int(sys.argv[1] == "float64"))
 
 import jax
 import jax.numpy as jnp
+import numbered_walks
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import models, parallel, processes, samplers, schedules
+from ddpm_jax import denoisers, models, parallel, processes, samplers, schedules
 from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.training import loss_aware, make_optimizer, train_step, train_steps
@@ -131,17 +132,32 @@ def restored(few):
 def sampled(mode):
     """Samples and frames of eight images, by class, of an ancestral sampler."""
     graphdef, _ = models.split(model)
+    labels, sampler = np.arange(8, dtype=np.int32) % CLASSES, samplers.Ancestral()
     # of an output layer of zeros no image would come
     moved = jax.tree.map(lambda a: np.asarray(a + rng.normal(size=a.shape) / 10, DTYPE), start)
     found = []
     for layout in (parallel.ALONE, layout_of(mode, 8)):
-        variables = layout.place(jax.tree.map(jnp.asarray, moved))
-        labels = layout.deal(jnp.arange(8) % CLASSES)
-        options = {"step": samplers.create("ancestral"), "clip": 1.0, "num_frames": 3, "layout": layout}
-        drawn = samplers.sample((graphdef, variables), PROCESS, jax.random.key(1), (8, *SHAPE), labels, **options)
+        variables = layout.everywhere(layout.place(jax.tree.map(jnp.asarray, moved)))
+        network = denoisers.of_network((graphdef, variables), PROCESS, labels=layout.deal(labels))
+        keys = numbered_walks.keys_on(layout, 1, 8)
+        drawn = samplers.sample_with_frames(denoisers.clipped(network), sampler, keys, (8, *SHAPE), num_frames=3)
         assert len(drawn[0].sharding.device_set) == layout.size
         found.append(drawn)
     return {"samples": difference(found[0][0], found[1][0]), "frames": difference(found[0][1], found[1][1])}
+
+
+def of_every_sampler(mode):
+    """Eight samples on eight devices, against five and three of them on one; the noise of their walk to the last bit."""
+    layout, found = layout_of(mode, 8), {}
+    for name in numbered_walks.WALKS:
+        parts = [numbered_walks.drawn(name, count, first) for first, count in ((0, 5), (5, 3))]
+        together = numbered_walks.drawn(name, 8, layout=layout)
+        assert len(together[0].sharding.device_set) == 8
+        found[name] = difference(jnp.concatenate([part[0] for part in parts]), together[0])
+        found[f"{name}, frames"] = difference(jnp.concatenate([part[1] for part in parts], axis=1), together[1])
+    noise = np.asarray(numbered_walks.noises(8, layout=layout))
+    alone = np.concatenate([numbered_walks.noises(count, first) for first, count in ((0, 5), (5, 3))], axis=1)
+    return found | {"noise is the same": noise.tobytes() == alone.tobytes()}
 
 
 COMPARISONS = {
@@ -163,6 +179,8 @@ COMPARISONS = {
     "samples": lambda: sampled("data"),
     "samples, pmap": lambda: sampled("pmap"),
     "samples, fsdp": lambda: sampled("fsdp"),
+    "every sampler": lambda: of_every_sampler("data"),
+    "every sampler, pmap": lambda: of_every_sampler("pmap"),
 }
 
 if __name__ == "__main__":

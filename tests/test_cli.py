@@ -325,11 +325,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
     assert found, out
     step, command = int(found[1]), found[2]
     assert command == f"ddpm train digits --out '{folder}' --resume"  # the rest is in config.json
-    assert step >= 3 and open_run(folder).load()[2] == step
+    assert step >= 3 and open_run(folder).load_variables()[1] == step
     _, *again = shlex.split(command)
     assert cli.main([*again, "--train.steps", str(step + 2)]) == 0
     assert f"step {step} to {step + 2}" in capsys.readouterr().out
-    assert open_run(folder).load()[2] == step + 2
+    assert open_run(folder).load_variables()[1] == step + 2
 
 
 def test_programs_are_kept_between_commands(monkeypatch, tmp_path, capsys):

@@ -92,14 +92,9 @@ def test_a_run_made_of_weights_draws_the_same_samples(finished_run, exported, tm
     key = jax.random.key(0)
     drawn = []
     for one in (run, made):
-        graphdef, variables, _ = one.load()
-        shape = (3, *run.shape)
-        drawn.append(samplers.sample((graphdef, variables), run.process, key, shape, run_labels(run), num_steps=3)[0])
+        denoise = run.denoiser(run.labels(3), variables=one.load_variables()[0])
+        drawn.append(samplers.sample(denoise, "ddim", key, (3, *run.shape), 3))
     np.testing.assert_array_equal(*drawn)
-
-
-def run_labels(run):
-    return jax.numpy.asarray(run.labels(3))
 
 
 def test_the_parameters_alone_become_both(finished_run, exported, tmp_path):

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from ddpm_jax import models, processes, samplers, schedules, training
+from ddpm_jax import denoisers, models, processes, samplers, schedules, training
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.training.step import train_step, train_steps
 
 SMALL = {"image_size": 8, "channels": 1, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4}
 PROCESS = processes.GaussianDiffusion(schedules.linear(1000))
 CONFIG = TrainConfig(batch_size=4)
+WALK = "jit(_from_noise)"
 
 
 def abstract_step(model, batch_size=4):
@@ -66,9 +67,8 @@ def test_memory_of_a_step():
 def test_memory_of_a_walk_does_not_grow_with_its_steps():
     def walk(num_steps):
         def run(x_T):
-            predict = lambda x, t: 0.1 * x  # noqa: E731
-            options = {"step": samplers.ddim_step, "times": PROCESS.times(num_steps)}
-            return samplers.run(PROCESS, predict, x_T, lambda index: jnp.zeros_like(x_T), **options)[0]
+            denoise, grid = denoisers.of(PROCESS, lambda x, t: 0.1 * x), samplers.DDIM().grid(PROCESS, num_steps)
+            return samplers.walk(denoise, "ddim", x_T, lambda index: jnp.zeros_like(x_T), grid).x_0
 
         return jax.jit(run).lower(jnp.zeros((16, 8, 8, 1))).compile().memory_analysis().temp_size_in_bytes
 
@@ -89,10 +89,20 @@ def test_one_compilation_for_all_steps(log_of_compilations):
 def test_one_compilation_for_all_walks_of_one_shape(log_of_compilations):
     model = models.create("unet", rngs=nnx.Rngs(0), **SMALL)
     for seed in range(2):  # another network of the same kind is the same program
-        options = {"step": samplers.create("ddim"), "num_steps": 5}
-        samplers.sample(models.split(model), PROCESS, jax.random.key(seed), (2, 8, 8, 1), **options)
+        samplers.sample(denoisers.of_network(model, PROCESS), "ddim", seed, (2, 8, 8, 1), 5)
         model = models.create("unet", rngs=nnx.Rngs(1), **SMALL)
-    assert sum("_from_noise" in name for name in compilations(log_of_compilations)) == 1
+    assert compilations(log_of_compilations).count(WALK) == 1
+
+
+def test_numbers_of_a_denoiser_compile_nothing(log_of_compilations):
+    """Scale, interval, rescaling, bound and quantile of one kind of denoiser, and the grid of one length: one program."""
+    network = denoisers.of(PROCESS, lambda x, t, labels: x / (2 + labels[:, None]), labels=[0, 1], null_label=2)
+    for number in (0.2, 0.5):
+        guided = denoisers.guided(network, 3 + number, interval=(100 * number, 900 + number), rescale=number)
+        bounded = denoisers.thresholded(denoisers.clipped(guided, 1 + number), number, 1 + number)
+        samplers.sample(bounded.with_labels([1, int(10 * number)]), "ddim", 0, (2, 3), 5)
+    samplers.sample(bounded, "ddim", 1, (2, 3), spacing=[900, 700, 400, 300, 7, -1])
+    assert compilations(log_of_compilations).count(WALK) == 1
 
 
 def test_many_steps_in_one_call(monkeypatch, tmp_path, tiny):

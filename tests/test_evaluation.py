@@ -11,7 +11,7 @@ from ddpm_jax import cli, data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import evaluate_run, report, sliced_wasserstein
 from ddpm_jax.presets import SampleConfig
-from ddpm_jax.training import open_run
+from ddpm_jax.training import Drawing, open_run
 from ddpm_jax.training.samples import Samples
 
 FEW = SampleConfig(sampler="ddim", steps=4, num=20)
@@ -31,7 +31,7 @@ def draws(monkeypatch):
 
     def become(values):
         drawn = Samples(values, None, np.zeros((0, 0)), np.zeros(0), 0.0, None)
-        monkeypatch.setattr(report, "draw", lambda *_, **__: drawn)
+        monkeypatch.setattr(Drawing, "draw", lambda *_, **__: drawn)
 
     return become
 
@@ -42,7 +42,7 @@ def test_real_digits_in_the_samples_place(run, draws):
     order = np.concatenate([np.flatnonzero(source.labels == label)[:5] for label in np.tile(range(10), 1)])
     order = order.reshape(10, 5).T.ravel()  # a round through the classes, then another
     draws(source.images[order])
-    evaluation, path = evaluate_run(run, dataclasses.replace(FEW, num=50))
+    evaluation, path = evaluate_run(Drawing(run, dataclasses.replace(FEW, num=50)))
     found = {metric.name: metric for metric in evaluation.metrics}
     assert found["class_agreement"].samples > 0.95 and found["class_agreement"].real > 0.95
     assert (
@@ -75,11 +75,11 @@ def test_held_out_data_of_ones_own(run, draws, tmp_path):
     source = data.open_source("digits")
     np.savez(tmp_path / "test.npz", images=source.images[:300, ..., 0], labels=source.labels[:300])
     draws(source.images[:20])
-    evaluation, _ = evaluate_run(run, FEW, held_out=str(tmp_path / "test.npz"))
+    evaluation, _ = evaluate_run(Drawing(run, FEW), held_out=str(tmp_path / "test.npz"))
     assert evaluation.facts["real images"].endswith("test.npz: 150 in the samples' place, 150 to hold both against")
     np.savez(tmp_path / "bare.npz", images=source.images[:300, ..., 0])
     with pytest.raises(UserError, match=r"has the classes \(none\); the run's data has 0, 1"):
-        evaluate_run(run, FEW, held_out=str(tmp_path / "bare.npz"))
+        evaluate_run(Drawing(run, FEW), held_out=str(tmp_path / "bare.npz"))
 
 
 def test_a_run_of_one_class_without_labels(run, draws):
@@ -88,7 +88,7 @@ def test_a_run_of_one_class_without_labels(run, draws):
     run = dataclasses.replace(run, config=config, class_names=())
     source = data.open_source("digits", classes=("3",))
     draws(np.stack([source[index]["image"] for index in range(20)]))
-    evaluation, _ = evaluate_run(run, FEW)
+    evaluation, _ = evaluate_run(Drawing(run, FEW))
     assert evaluation.by_class.keys() == {"3"} and evaluation.by_class["3"] > 0.9
 
 
@@ -101,7 +101,7 @@ def test_images_without_classes(run, draws, tmp_path):
     )
     run = dataclasses.replace(run, config=config, class_names=())
     draws(images[..., None])
-    evaluation, _ = evaluate_run(run, FEW)
+    evaluation, _ = evaluate_run(Drawing(run, FEW))
     assert [metric.name for metric in evaluation.metrics] == ["nearest_training_image"]
     assert evaluation.metrics[0].samples == 0 < evaluation.metrics[0].real  # they are the training images
 
@@ -112,9 +112,9 @@ def test_points(draws, tmp_path, tiny):
     run = open_run(tmp_path / "run")
     config = dataclasses.replace(run.config.sample, num=2_000)
     draws(data.PointSource("spiral", 2_000, 99).points)
-    real, _ = evaluate_run(run, config)
+    real, _ = evaluate_run(Drawing(run, config))
     draws(data.PointSource("disc-grid", 2_000, 99).points)
-    wrong, _ = evaluate_run(run, config)
+    wrong, _ = evaluate_run(Drawing(run, config))
     for of_real, of_wrong in zip(real.metrics, wrong.metrics, strict=True):
         assert of_real.real == of_wrong.real and abs(of_real.samples) < 5 * abs(of_real.real) + 1e-3
         assert of_wrong.samples > 10 * abs(of_real.real)
@@ -125,12 +125,12 @@ def test_points(draws, tmp_path, tiny):
 
 def test_too_few_samples(finished_run):
     with pytest.raises(UserError, match="at least 10, one sample for each class; got 9"):
-        evaluate_run(open_run(finished_run), SampleConfig(num=9))
+        evaluate_run(Drawing(open_run(finished_run), SampleConfig(num=9)))
 
 
 def test_a_run_without_checkpoint(finished_run, killed_run):
     with pytest.raises(UserError, match="holds no checkpoint"):
-        evaluate_run(open_run(killed_run(0)), SampleConfig(num=10))
+        evaluate_run(Drawing(open_run(killed_run(0)), SampleConfig(num=10)))
 
 
 def test_a_class_with_too_few_images(run, tmp_path):
@@ -139,7 +139,7 @@ def test_a_class_with_too_few_images(run, tmp_path):
             write_image(tmp_path / "pets" / name / f"{i}.png", np.zeros((8, 8), np.uint8))
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, source=str(tmp_path / "pets")))
     with pytest.raises(UserError, match=r"at least 5 images of each class.* 4 are of class dog"):
-        evaluate_run(dataclasses.replace(run, config=config), FEW)
+        evaluate_run(Drawing(dataclasses.replace(run, config=config), FEW))
 
 
 def test_data_that_is_gone(finished_run, tmp_path):
@@ -147,4 +147,4 @@ def test_data_that_is_gone(finished_run, tmp_path):
     source = dataclasses.replace(run.config.data, source=f"folder:{tmp_path / 'moved'}")
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=source))
     with pytest.raises(UserError, match="moved: no such folder"):
-        evaluate_run(run, SampleConfig(num=10))
+        evaluate_run(Drawing(run, SampleConfig(num=10)))

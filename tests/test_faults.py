@@ -83,7 +83,7 @@ def test_sigterm_saves_and_leaves(ddpm, finished_run, tmp_path, monkeypatch, pla
         patch.setattr(owner, name, signalled)
         found, said = ddpm()
     assert found == 143 and f"interrupted; step {step} is saved. Go on with:" in said
-    assert open_run(tmp_path / "run").load()[2] == step
+    assert open_run(tmp_path / "run").load_variables()[1] == step
     assert not (tmp_path / "run" / "samples.npz").exists()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert ddpm("--resume")[0] == 0
@@ -180,7 +180,7 @@ def test_a_run_of_before_manifests(finished_run, killed_run):
     for name in ("keep_every", "on_nonfinite"):
         del tree["config"]["train"][name]
     (folder / "config.json").write_text(json.dumps(tree))
-    assert open_run(folder).load()[2] == 8
+    assert open_run(folder).load_variables()[1] == 8
     train(open_run(folder).config, folder, resume=True)
     assert_same_runs(folder, finished_run)
     assert json.loads((folder / "config.json").read_text())["format"] == 3
@@ -256,7 +256,7 @@ def test_what_reads_a_read_only_run_needs_another_place_to_write(finished_run, m
 
 def test_a_read_only_run_can_be_read(finished_run, monkeypatch):
     read_only(monkeypatch, finished_run)
-    assert open_run(finished_run).load()[2] == 12
+    assert open_run(finished_run).load_variables()[1] == 12
 
 
 def test_a_place_that_is_no_folder(finished_run, tmp_path):
@@ -300,7 +300,7 @@ def test_a_disk_that_is_really_full(small_disk, tiny, finished_run, capsys):
     assert "cannot be written to: Read-only file system" in capsys.readouterr().err
     assert cli.main(["sample", str(folder)]) == 2
     assert "cannot be written to: Read-only file system" in capsys.readouterr().err
-    assert open_run(folder).load()[2] == 4
+    assert open_run(folder).load_variables()[1] == 4
     subprocess.run(["mount", "-o", "remount,rw,size=9m", small_disk], check=True)
     assert cli.main([*command, "--resume"]) == 0
     assert_same_bits(state_in(folder), state_in(finished_run))

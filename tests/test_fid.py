@@ -13,7 +13,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import evaluate_fid, fid, frechet_distance, inception, kernel_distance, precision_recall
 from ddpm_jax.evaluation.report import order_of
 from ddpm_jax.presets import SampleConfig, preset
-from ddpm_jax.training import Run, open_run
+from ddpm_jax.training import Drawing, Run, open_run
 from ddpm_jax.training.samples import Batch
 
 FEW = SampleConfig(sampler="ddim", steps=4, num=40)
@@ -43,8 +43,8 @@ def draws(monkeypatch):
     def become(images):
         cuts = np.split(images, range(7, len(images), 7))
         drawn = [Batch(cut, np.zeros((0, 0)), 4, 0.0) for cut in cuts]
-        monkeypatch.setattr(fid, "draw_batches", lambda *_, **__: iter(drawn))
-        monkeypatch.setattr(Run, "load", lambda *_: (None, {}, 12))
+        monkeypatch.setattr(Drawing, "batches", lambda *_, **__: iter(drawn))
+        monkeypatch.setattr(Run, "load_variables", lambda *_, **__: ({}, 12))
 
     return become
 
@@ -66,7 +66,7 @@ def test_against_the_runs_own_data(run, draws, batch_size):
     """FID against all images; beside it 40 of them against the others; whatever the batches."""
     real, noise = digits()
     draws(noise)
-    evaluation, path = evaluate_fid(run, FEW, batch_size=batch_size)
+    evaluation, path = evaluate_fid(Drawing(run, FEW, batch_size=batch_size))
     of, found = Projection(), by_name(evaluation)
     assert found["fid"].samples == pytest.approx(frechet_distance(of(noise), of(real)), rel=1e-5)
     assert found["fid"].real == pytest.approx(frechet_distance(of(real[:40]), of(real[40:])), rel=1e-5)
@@ -87,7 +87,7 @@ def test_real_images_in_the_samples_place(run, draws):
     """Others of the same distribution get what the column of real data says, nearly."""
     real, _ = digits()
     draws(real[200:1000])
-    found = by_name(evaluate_fid(run, dataclasses.replace(FEW, num=800))[0])
+    found = by_name(evaluate_fid(Drawing(run, dataclasses.replace(FEW, num=800)))[0])
     assert found["fid"].samples < 2 * found["fid"].real < 1
     assert min(found["precision"].samples, found["recall"].samples) > 0.9
 
@@ -96,10 +96,10 @@ def test_what_is_kept_is_bounded(run, draws, monkeypatch):
     """KID, precision and recall see the first features alone, FID sees all."""
     real, noise = digits()
     draws(noise)
-    whole = by_name(evaluate_fid(run, FEW)[0])
+    whole = by_name(evaluate_fid(Drawing(run, FEW))[0])
     monkeypatch.setattr(fid, "gather", functools.partial(fid.gather, keep=30))
     draws(noise)
-    evaluation, _ = evaluate_fid(run, FEW)
+    evaluation, _ = evaluate_fid(Drawing(run, FEW))
     of, found = Projection(), by_name(evaluation)
     assert found["fid"] == whole["fid"]
     assert found["kid"].samples == pytest.approx(kernel_distance(of(noise[:30]), of(real[40:70]))[0], rel=1e-5)
@@ -109,21 +109,21 @@ def test_what_is_kept_is_bounded(run, draws, monkeypatch):
 def test_data_that_is_too_small_for_the_column_of_real_data(run, draws):
     real, noise = digits()
     draws(noise)
-    evaluation, path = evaluate_fid(run, FEW, num_real=79)
+    evaluation, path = evaluate_fid(Drawing(run, FEW), num_real=79)
     assert all(metric.real is None for metric in evaluation.metrics) and "real data" not in evaluation.facts
     of = Projection()
     assert by_name(evaluation)["fid"].samples == pytest.approx(frechet_distance(of(noise), of(real[:79])), rel=1e-5)
     assert json.loads(path.read_text())["metrics"]["fid"]["real"] is None
     assert evaluation.table().splitlines()[-1].endswith(" -")
     with pytest.raises(UserError, match="at least 4 real images; got 3 of digits"):
-        evaluate_fid(run, FEW, num_real=3)
+        evaluate_fid(Drawing(run, FEW), num_real=3)
 
 
 def test_held_out_data(run, draws, tmp_path):
     real, noise = digits()
     np.savez(tmp_path / "other.npz", images=noise)
     draws(real[:40])
-    evaluation, _ = evaluate_fid(run, FEW, held_out=str(tmp_path / "other.npz"))
+    evaluation, _ = evaluate_fid(Drawing(run, FEW), held_out=str(tmp_path / "other.npz"))
     of = Projection()
     assert by_name(evaluation)["fid"].samples == pytest.approx(frechet_distance(of(real[:40]), of(noise)), rel=1e-5)
     assert evaluation.facts["held against"].endswith("other.npz, held out")
@@ -133,9 +133,9 @@ def test_statistics_written_and_read(run, draws, tmp_path):
     """The same FID as against the data they were made of; without images there are no features for the rest."""
     real, noise = digits()
     draws(noise)
-    before = by_name(evaluate_fid(run, FEW, save_reference=tmp_path / "digits.npz")[0])
+    before = by_name(evaluate_fid(Drawing(run, FEW), save_reference=tmp_path / "digits.npz")[0])
     draws(noise)
-    evaluation, _ = evaluate_fid(run, FEW, reference=tmp_path / "digits.npz")
+    evaluation, _ = evaluate_fid(Drawing(run, FEW), reference=tmp_path / "digits.npz")
     (found,) = evaluation.metrics
     of = Projection()
     assert found.name == "fid" and found.samples == pytest.approx(before["fid"].samples, rel=1e-12)
@@ -145,7 +145,7 @@ def test_statistics_written_and_read(run, draws, tmp_path):
     assert evaluation.facts["real data"] == "40 images of digits, seen in training"
     gone = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, source=""))
     draws(noise)
-    evaluation, _ = evaluate_fid(dataclasses.replace(run, config=gone), FEW, reference=tmp_path / "digits.npz")
+    evaluation, _ = evaluate_fid(Drawing(dataclasses.replace(run, config=gone), FEW), reference=tmp_path / "digits.npz")
     assert evaluation.metrics == (dataclasses.replace(found, real=None),)
 
 
@@ -158,7 +158,7 @@ def test_a_file_of_images(run, draws, tmp_path):
     np.savez(tmp_path / "both.npz", real[:300], mu=mean, sigma=cov)
     for name, rows in (("images", of(real[:300])), ("both", of(real))):
         draws(noise)
-        evaluation, _ = evaluate_fid(run, FEW, reference=tmp_path / f"{name}.npz")
+        evaluation, _ = evaluate_fid(Drawing(run, FEW), reference=tmp_path / f"{name}.npz")
         found = by_name(evaluation)
         assert found["fid"].samples == pytest.approx(frechet_distance(of(noise), rows), rel=1e-5)
         assert found["kid"].samples == pytest.approx(kernel_distance(of(noise), of(real[:300]))[0], rel=1e-5)
@@ -170,7 +170,7 @@ def test_few_samples_are_warned_about(run, draws, monkeypatch):
     _, noise = digits()
     draws(noise)
     with pytest.warns(UserWarning, match=r"FID of 40 samples is too large.* 10,000 or more.* 2,048 features"):
-        evaluate_fid(run, FEW)
+        evaluate_fid(Drawing(run, FEW))
 
 
 def test_by_the_command(run, capsys, tmp_path):
@@ -201,7 +201,7 @@ def test_by_the_command(run, capsys, tmp_path):
     ],
 )
 def test_mistakes_before_sampling(finished_run, tmp_path, capsys, monkeypatch, options, shown):
-    monkeypatch.setattr(fid, "draw_batches", None)
+    monkeypatch.setattr(Drawing, "batches", None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("")
     assert cli.main(["evaluate", str(finished_run), *options.split()]) == 2
@@ -211,4 +211,4 @@ def test_mistakes_before_sampling(finished_run, tmp_path, capsys, monkeypatch, o
 def test_points(finished_run):
     run = dataclasses.replace(open_run(finished_run), config=preset("spiral"))
     with pytest.raises(UserError, match=r"FID is of images; .* is a run of points"):
-        evaluate_fid(run, FEW)
+        evaluate_fid(Drawing(run, FEW))

@@ -84,7 +84,7 @@ def sha256(path):
 
 
 def same(run, tensors):
-    found = weights.to_numpy(models.abstract(run.config.model), run.load()[1])
+    found = weights.to_numpy(models.abstract(run.config.model), run.load_variables()[0])
     assert found.keys() == tensors.keys()
     for key, array in tensors.items():
         np.testing.assert_array_equal(found[key], array, key, strict=True)

@@ -6,10 +6,11 @@ import json
 import jax
 import pytest
 
-from ddpm_jax import model_configs, models, presets, samplers
+from ddpm_jax import model_configs, models, presets
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import PRESETS, Preset, SampleConfig, TrainConfig
 from ddpm_jax.training.objective import process_of
+from ddpm_jax.training.samples import sampler_of
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -44,9 +45,7 @@ def test_every_preset_builds(name):
     assert output.shape == x_t.shape
     process = process_of(config)
     steps = config.sample.steps or config.process.num_steps
-    evaluations = 2 * steps - 1 if config.sample.sampler == "heun" else steps
-    assert len(samplers.times(config.sample.sampler, process, config.sample.steps)) == evaluations + 1
-    assert samplers.create(config.sample.sampler, process, **config.sample.step_options)
+    assert len(sampler_of(config.sample).grid(process, config.sample.steps)) == steps
 
 
 def test_unknown_preset_lists_the_names():

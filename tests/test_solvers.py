@@ -1,6 +1,5 @@
 """Samplers of the family against data whose every marginal is known: they converge, each at its order, to the exact answer."""
 
-import functools
 import sys
 
 import jax
@@ -8,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import bound, processes, samplers, schedules
+from ddpm_jax import bound, denoisers, processes, samplers, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import sliced_wasserstein, variational_bound
-from ddpm_jax.guidance import classifier_free, classifier_guided
 from ddpm_jax.samplers import GRIDS
 
 MEAN, STD = np.array([-1.5, 0.0, 0.7]), np.array([0.3, 1.0, 2.0])
@@ -28,7 +26,11 @@ def double():
 
 
 def gaussian(process, mean=MEAN, std=STD):
-    """The network that is exactly right for x_0 ~ N(mean, std^2)."""
+    """The network that is exactly right for x_0 ~ N(mean, std^2), as a denoiser."""
+    return denoisers.of(process, exact_network(process, mean, std))
+
+
+def exact_network(process, mean=MEAN, std=STD):
 
     def predict(x_t, network_time):
         t = time_of(process, network_time)
@@ -54,9 +56,8 @@ def exact_flow(process, x_T):
     return MEAN + STD * (x_T - alpha * MEAN) / np.sqrt(alpha**2 * STD**2 + sigma**2)
 
 
-def walk(process, predict, x_T, name, num_steps, *, spacing=None, seed=None, churn=0.0, **options):
-    grid = samplers.times(name, process, num_steps, spacing=spacing, churn=churn)
-    step = samplers.create(name, process, **options)
+def walk(denoise, x_T, sampler, num_steps, *, spacing=None, seed=None):
+    grid = samplers.as_sampler(sampler).grid(denoise.process, num_steps, spacing)
 
     @jax.jit
     def run(x_T):
@@ -65,19 +66,19 @@ def walk(process, predict, x_T, name, num_steps, *, spacing=None, seed=None, chu
                 return jnp.zeros_like(x_T)
             return jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), x_T.shape)
 
-        return samplers.run(process, predict, x_T, noise, step=step, times=grid)[0]
+        return samplers.walk(denoise, sampler, x_T, noise, grid).x_0
 
     return np.asarray(run(jnp.asarray(x_T)))
 
 
 ORDERS = {
-    # (process, sampler, spacing): (order, numbers of steps)
+    # case: (process, sampler, spacing, order)
     "ddim": (FINE, "ddim", "log_snr", 1),
-    "euler": (FINE, "euler", "karras", 1),
-    "dpmpp_2m": (FINE, "dpmpp_2m", "log_snr", 2),
-    "dpmpp_3m": (FINE, "dpmpp_3m", "log_snr", 3),
+    "euler": (FINE, "euler", None, 1),
+    "dpmpp_2m": (FINE, "dpmpp", "log_snr", 2),
+    "dpmpp_3m": (FINE, samplers.DPMSolver(order=3), "log_snr", 3),
     "unipc": (FINE, "unipc", "log_snr", 2),
-    "heun": (FINE, "heun", "karras", 2),
+    "heun": (FINE, "heun", None, 2),
     "flow euler": (FLOW, "euler", None, 1),
     "flow heun": (FLOW, "heun", None, 2),
     "flow midpoint": (FLOW, "midpoint", None, 2),
@@ -89,34 +90,34 @@ ORDERS = {
 @pytest.mark.parametrize("case", ORDERS)
 def test_order_of_convergence(case):
     """The error falls with the steps' size to the power that theory says, or faster."""
-    process, name, spacing, order = ORDERS[case]
+    process, sampler, spacing, order = ORDERS[case]
     x_T = np.random.default_rng(0).standard_normal((50, 3))
     exact = exact_flow(process, x_T)
     counts = [40, 80, 160]
-    errors = [np.abs(walk(process, gaussian(process), x_T, name, n, spacing=spacing) - exact).max() for n in counts]
+    errors = [np.abs(walk(gaussian(process), x_T, sampler, n, spacing=spacing) - exact).max() for n in counts]
     slopes = -np.diff(np.log(errors)) / np.log(2)
     assert (slopes > order - 0.25).all(), (errors, slopes)
     assert errors[-1] < 0.25 / 3**order
 
 
 @pytest.mark.parametrize(
-    ("process", "name", "options"),
+    ("process", "sampler"),
     [
-        (FINE, "dpmpp_2m_sde", {}),
-        (FINE, "euler_ancestral", {}),
-        (FINE, "heun", {"churn": 20.0}),
-        (FLOW, "ancestral", {}),
-        (FLOW, "ddim", {"eta": 1.0}),
-        (FLOW, "dpmpp_2m", {}),
-        (FLOW, "dpmpp_2m_sde", {}),
-        (FLOW, "unipc", {}),
-        (BLEND, "dpmpp_3m", {}),
+        (FINE, samplers.DPMSolver(sde=True)),
+        (FINE, samplers.Euler(eta=1.0)),
+        (FINE, samplers.Heun(churn=20.0)),
+        (FLOW, samplers.Ancestral()),
+        (FLOW, samplers.DDIM(eta=1.0)),
+        (FLOW, samplers.DPMSolver()),
+        (FLOW, samplers.DPMSolver(sde=True)),
+        (FLOW, samplers.UniPC()),
+        (BLEND, samplers.DPMSolver(order=3)),
     ],
 )
-def test_mean_and_deviation(process, name, options):
+def test_mean_and_deviation(process, sampler):
     """With fresh noise too, and on paths that begin at pure noise, samples have the data's moments."""
     x_T = np.random.default_rng(0).standard_normal((20_000, 3))
-    x_0 = walk(process, gaussian(process), x_T, name, 100, seed=1, **options)
+    x_0 = walk(gaussian(process), x_T, sampler, 100, seed=1)
     error = STD / np.sqrt(len(x_0))
     assert (np.abs(x_0.mean(0) - MEAN) < 5 * error + 0.03 * STD).all()
     assert (np.abs(x_0.std(0) - STD) < 4 * error + 0.04 * STD).all()
@@ -127,26 +128,38 @@ def test_an_adaptive_solver_keeps_its_tolerance(process):
     x_T = np.random.default_rng(0).standard_normal((50, 3))
     errors, counts = [], []
     for tolerance in (1e-3, 1e-5, 1e-7):
-        x_0, frames, steps = samplers.solve(
-            process, gaussian(process), jnp.asarray(x_T), tolerance=tolerance, num_frames=3
-        )
+        walked = samplers.solve(gaussian(process), jnp.asarray(x_T), tolerance, num_frames=3)
+        x_0, frames, steps, broke = walked
         errors.append(np.abs(np.asarray(x_0) - exact_flow(process, x_T)).max())
-        counts.append(int(steps))
-        assert frames.shape == (3, 50, 3)
+        counts.append(int(steps.max()))
+        assert frames.shape == (3, 50, 3) and (broke == -1).all()
         np.testing.assert_allclose(frames[0], x_T)
     assert counts == sorted(counts) and counts[0] < counts[2] < 200
     assert (np.array(errors) < 20 * np.array([1e-3, 1e-5, 1e-7])).all(), errors
 
 
+@pytest.mark.parametrize("process", [FLOW, BLEND])
+def test_a_clipped_adaptive_walk_ends(process):
+    """Its velocity has no value at t = 0. A bound that nothing reaches changes nothing; of a clipped network's samples none lies
+    beyond it."""
+    x_T = np.random.default_rng(0).standard_normal((50, 3))
+    clipped = denoisers.clipped(gaussian(process), 100.0)
+    walk = samplers.solve(clipped, jnp.asarray(x_T), 1e-5, num_frames=3)
+    np.testing.assert_allclose(walk.x_0, exact_flow(process, x_T), rtol=0, atol=2e-4)
+    np.testing.assert_array_equal(walk.frames[-1], walk.x_0)
+    assert (walk.broke == -1).all() and walk.num_steps.max() < 200
+    x_0 = samplers.solve(denoisers.clipped(gaussian(process)), jnp.asarray(x_T)).x_0
+    assert np.abs(x_0).max() == 1 and np.isfinite(x_0).all()
+
+
 def test_what_an_adaptive_solver_needs(monkeypatch):
-    x_T = jnp.zeros((2, 3))
     with pytest.raises(UserError, match="fits process"):
-        samplers.solve(FINE, gaussian(FINE), x_T)
+        samplers.sample(gaussian(FINE), "adaptive", 0, (2, 3))
     with pytest.raises(UserError, match="tolerance must be positive"):
-        samplers.solve(FLOW, gaussian(FLOW), x_T, tolerance=0.0)
+        samplers.Adaptive(tolerance=0.0)
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(UserError, match=r"ddpm-jax\[ode\]"):
-        samplers.solve(FLOW, gaussian(FLOW), x_T)
+        samplers.sample(gaussian(FLOW), "adaptive", 0, (2, 3))
 
 
 # A mixture: three clusters in the plane
@@ -156,7 +169,7 @@ CENTRES, WIDTH = np.array([[-1.0, -0.6], [1.0, -0.6], [0.0, 1.1]]), 0.15
 
 
 def mixture(process):
-    """The network that is exactly right for three equally likely round clusters."""
+    """The denoiser that is exactly right for three equally likely round clusters."""
 
     def predict(x_t, network_time):
         t = time_of(process, network_time)
@@ -168,7 +181,7 @@ def mixture(process):
         x_0 = (share * (CENTRES + alpha[..., None] * WIDTH**2 * away / variance[..., None])).sum(1)
         return process.target(x_0, eps, t)
 
-    return predict
+    return denoisers.of(process, predict)
 
 
 def draw_mixture(n, seed):
@@ -181,12 +194,12 @@ def test_15_steps_of_dpm_solver_are_worth_250_ancestral_ones():
     x_T = np.random.default_rng(0).standard_normal((4000, 2))
     real = draw_mixture(4000, 1).astype(np.float32)
 
-    def distance(name, steps, **options):
+    def distance(sampler, steps, **options):
         return sliced_wasserstein(
-            walk(process, mixture(process), x_T, name, steps, seed=2, **options).astype(np.float32), real
+            walk(mixture(process), x_T, sampler, steps, seed=2, **options).astype(np.float32), real
         )
 
-    quick, slow = distance("dpmpp_2m", 15, spacing="log_snr"), distance("ancestral", 250)
+    quick, slow = distance("dpmpp", 15, spacing="log_snr"), distance("ancestral", 250)
     apart = sliced_wasserstein(draw_mixture(4000, 3).astype(np.float32), real)
     assert quick <= max(slow, 1.5 * apart), (quick, slow, apart)
 
@@ -201,8 +214,8 @@ def test_inversion_comes_back():
     errors = []
     for num_steps in (100, 200, 400):
         times = process.times(num_steps)
-        x_T = samplers.climb(process, gaussian(process), jnp.asarray(x_0), times[::-1])
-        back = walk(process, gaussian(process), x_T, "ddim", num_steps)
+        x_T = samplers.ddim_inversion(gaussian(process), jnp.asarray(x_0), times[::-1]).x_0
+        back = walk(gaussian(process), x_T, "ddim", num_steps)
         errors.append(np.abs(back - x_0).max())
     assert errors[2] < 0.7 * errors[1] < 0.49 * errors[0] and errors[2] < 0.05
     assert (np.abs(np.asarray(x_T).mean(0)) < 0.6).all()
@@ -218,32 +231,37 @@ def test_guidance_of_gaussians_has_a_closed_form():
     labels = jnp.zeros(20_000, jnp.int32)
 
     def predict(x_t, t, labels):
-        return gaussian(process, mean=jnp.asarray(means)[labels], std=0.5)(x_t, t)
+        return exact_network(process, mean=jnp.asarray(means)[labels], std=0.5)(x_t, t)
 
+    denoise = denoisers.of(process, predict, labels=labels, null_label=1)
     x_T = np.random.default_rng(0).standard_normal((20_000, 3))
     for scale in (0.0, 1.0, 3.0):
-        guided = classifier_free(predict, labels, null_label=1, scale=scale)
-        x_0 = walk(process, guided, x_T, "dpmpp_2m", 50, spacing="log_snr")
+        x_0 = walk(denoisers.guided(denoise, scale), x_T, "dpmpp", 50, spacing="log_snr")
         np.testing.assert_allclose(x_0.mean(0), scale * means[0], atol=0.02)
         np.testing.assert_allclose(x_0.std(0), 0.5, atol=0.02)
 
 
 def test_guidance_within_an_interval_and_rescaled():
+    """Of examples told apart by their first value; with a learned variance, which stays the conditional one's."""
     rng = np.random.default_rng(0)
     c, u = rng.standard_normal((2, 3, 4, 4, 2))
     t = jnp.array([1, 5, 9])
 
     def predict(x_t, t, labels):
-        return jnp.where((labels == 7)[:, None, None, None], jnp.concatenate([u, u]), jnp.concatenate([c, c]))
+        own = x_t[:, 0, 0, 0].astype(int)
+        return jnp.where((labels == 7)[:, None, None, None], jnp.asarray(u)[own], jnp.asarray(c)[own])
 
-    options = {"null_label": 7, "scale": 2.0, "interval": (2.0, 9.0)}
-    x_t = jnp.zeros((3, 4, 4, 2))
-    out = np.asarray(classifier_free(predict, jnp.zeros(3, jnp.int32), **options)(x_t, t))
+    def guided(channels, process=FINE, **options):
+        x_t = jnp.broadcast_to(jnp.arange(3.0)[:, None, None, None], (3, 4, 4, channels))
+        denoise = denoisers.of(process, predict, labels=[0, 0, 0], null_label=7)
+        return np.asarray(denoisers.guided(denoise, 2.0, interval=(2.0, 9.0), **options).output(x_t, t))
+
+    out = guided(2)
     np.testing.assert_allclose(out[0], c[0])
     np.testing.assert_allclose(out[1:], (u + 2 * (c - u))[1:])
-    out = np.asarray(classifier_free(predict, jnp.zeros(3, jnp.int32), **options, rescale=1.0)(x_t, t))
-    np.testing.assert_allclose(out.std((1, 2, 3)), c.std((1, 2, 3)))
-    half = np.asarray(classifier_free(predict, jnp.zeros(3, jnp.int32), **options, channels=1)(x_t, t))
+    np.testing.assert_allclose(guided(2, rescale=1.0).std((1, 2, 3)), c.std((1, 2, 3)))
+    learned = processes.GaussianDiffusion(FINE.schedule, loss="hybrid", learned_variance=True)
+    half = guided(1, learned)
     np.testing.assert_allclose(half[..., 1], c[..., 1])
     np.testing.assert_allclose(half[1:, ..., 0], (u + 2 * (c - u))[1:, ..., 0])
 
@@ -261,9 +279,9 @@ def test_classifier_guidance_finds_the_posterior(prediction):
         of_y = STD**2 * sigma**2 / variance + spread**2
         return (-0.5 * (y - mean) ** 2 / of_y).sum(-1)
 
-    guided = classifier_guided(process, gaussian(process), log_prob)
+    guided = denoisers.classifier_guided(gaussian(process), log_prob)
     x_T = np.random.default_rng(0).standard_normal((20_000, 3))
-    x_0 = walk(process, guided, x_T, "dpmpp_2m", 60, spacing="log_snr")
+    x_0 = walk(guided, x_T, "dpmpp", 60, spacing="log_snr")
     precision = 1 / STD**2 + 1 / spread**2
     np.testing.assert_allclose(x_0.mean(0), (MEAN / STD**2 + y / spread**2) / precision, atol=0.03)
     np.testing.assert_allclose(x_0.std(0), precision**-0.5, atol=0.03)
@@ -274,7 +292,7 @@ def test_classifier_guidance_finds_the_posterior(prediction):
 
 def exactly(process, mean, std):
     """`gaussian` that knows the variance of the reverse step as well."""
-    table, plain = process.schedule, gaussian(process, mean, std)
+    table, plain = process.schedule, exact_network(process, mean, std)
 
     def predict(x_t, t):
         alpha, sigma = process.level(t, x_t)
@@ -292,7 +310,7 @@ def exactly(process, mean, std):
         logit = 2 * (wanted - lower) / (upper - lower) - 1
         return jnp.concatenate([plain(x_t, t), jnp.broadcast_to(logit, x_t.shape)], axis=-1)
 
-    return predict
+    return denoisers.of(process, predict)
 
 
 @pytest.mark.parametrize("variance", ["posterior", "beta", "learned"])
@@ -315,8 +333,8 @@ def test_the_bound_brackets_the_exact_likelihood(variance):
         def noise(i):
             return jax.random.normal(jax.random.fold_in(key, i), x_0.shape)
 
-        predict = (exactly if learned else gaussian)(process, mean, std)
-        return variational_bound(process, predict, x_0, noise, variance=variance, clip=None).total
+        denoise = (exactly if learned else gaussian)(process, mean, std)
+        return variational_bound(denoise, x_0, noise, variance=variance).total
 
     found = float(total(jnp.asarray(x_0)).mean())
     gap = found - exact.mean()
@@ -342,7 +360,7 @@ def test_kl_of_normals():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear_inclusive", "cosine_unclipped"])
-@pytest.mark.parametrize("name", [name for name in GRIDS if name != "strided"])
+@pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("num_steps", [1, 7, 100, 400])
 def test_every_grid_descends(name, schedule, num_steps):
     process = processes.GaussianDiffusion(schedules.create(schedule, 400))
@@ -355,36 +373,48 @@ def test_every_grid_descends(name, schedule, num_steps):
         assert (grid == np.arange(first + 399, first - 2, -1)).all()
 
 
-def test_grids_of_two_evaluations():
+def test_churn_goes_up_again():
+    """After each step but the last, by a factor in sigma / alpha; the next row begins there."""
     process = processes.GaussianDiffusion(schedules.linear(1000))
-    plain = samplers.times("heun", process, 5, spacing="even")
-    assert plain.tolist() == [999, 799, 799, 599, 599, 399, 399, 199, 199, -1]
-    churned = samplers.times("heun", process, 5, spacing="even", churn=1.0)
-    assert churned[1::2].tolist() == plain[1::2].tolist() and (churned[2::2] > plain[2::2]).all()
+    plain = samplers.Heun().grid(process, 5, "even")
+    assert plain.tolist() == [[999, 799], [799, 599], [599, 399], [399, 199], [199, -1]]
+    churned = samplers.Heun(churn=1.0).grid(process, 5, "even")
+    assert churned.shape == (5, 3) and churned[:, 1].tolist() == plain[:, 1].tolist()
+    assert churned[0, 0] == 999 and (churned[1:, 0] == churned[:-1, 2]).all() and churned[-1, 2] == -1
     ratio = process.schedule.sqrt_recipm1_alphas_cumprod
-    np.testing.assert_allclose(ratio[churned[2::2]] / ratio[plain[2::2]], 1.2, rtol=0.02)
-    assert samplers.times("midpoint", FLOW, 2).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    np.testing.assert_allclose(ratio[churned[:-1, 2]] / ratio[plain[:-1, 1]], 1.2, rtol=0.02)
+
+
+def test_times_of_ones_own():
+    given = samplers.DDIM().grid(FINE, spacing=[39_999, 500, -1])
+    assert given.tolist() == [[39_999, 500], [500, -1]]
+    assert samplers.Midpoint().grid(FLOW, spacing=(1.0, 0.3, 0.0)).tolist() == [[1.0, 0.3], [0.3, 0.0]]
 
 
 @pytest.mark.parametrize(
     ("call", "shown"),
     [
-        (lambda: samplers.create("midpoint", FINE), "flow matching alone"),
-        (lambda: samplers.create("strided", FLOW), "chain of timesteps"),
-        (lambda: samplers.create("ancestral", FINE, variance="learned"), "learned_variance"),
-        (lambda: samplers.create("ancestral", FLOW, variance="learned"), "flow matching does not"),
-        (lambda: samplers.create("dpmpp_2m", FINE, eta=0.5), "no option 'eta'; it has none"),
-        (lambda: samplers.create("euler", FINE, eta=0.5), "no option 'eta'"),
-        (lambda: samplers.create("heun", FINE, coordinates="polar"), "coordinates must be one of karras, linear"),
-        (lambda: samplers.create("ddim", FINE, eta=1.5), "eta must lie in"),
-        (lambda: samplers.times("ddim", FINE, 50_000), "1..40000"),
-        (lambda: samplers.times("ddim", FLOW, 0), "at least 1"),
-        (lambda: samplers.times("ddim", FLOW, 5, spacing="karras"), "flow matching has none"),
-        (lambda: samplers.times("ddim", FINE, 5, spacing="odd"), "spacing must be one of"),
-        (lambda: samplers.times("ddim", FINE, 5, spacing="strided"), "belong together"),
-        (lambda: samplers.times("ddim", FINE, 5, churn=1.0), "churn belongs to sampler = heun"),
-        (lambda: samplers.times("heun", FINE, 5, churn=-1.0), "must not be negative"),
-        (lambda: samplers.times("heun", FLOW, 5, churn=1.0), "flow matching has none"),
+        (
+            lambda: samplers.Midpoint().grid(FINE),
+            "flow matching alone.*fit: ancestral, ddim, euler, dpmpp, heun, strided, unipc",
+        ),
+        (lambda: samplers.Strided().grid(FLOW), "chain of timesteps.*fit: adaptive, ancestral.*midpoint"),
+        (lambda: samplers.Ancestral("learned").grid(FINE), "learned_variance"),
+        (lambda: samplers.Ancestral("learned").grid(FLOW), "flow matching does not"),
+        (lambda: samplers.DDIM(eta=1.5), "eta must lie in"),
+        (lambda: samplers.Strided(eta=-0.1), "eta must lie in"),
+        (lambda: samplers.DPMSolver(order=4), "order must be 2 or 3; got 4"),
+        (lambda: samplers.DPMSolver(order=3, sde=True), "of order 2"),
+        (lambda: samplers.DDIM().grid(FINE, 50_000), "1..40000"),
+        (lambda: samplers.DDIM().grid(FLOW, 0), "at least 1"),
+        (lambda: samplers.DDIM().grid(FLOW, 5, "karras"), "flow matching has none"),
+        (lambda: samplers.DDIM().grid(FINE, 5, "odd"), "spacing must be one of"),
+        (lambda: samplers.DDIM().grid(FINE, spacing=[5, 9, 1]), "descend within 39999..-1"),
+        (lambda: samplers.DDIM().grid(FINE, spacing=[5.5, 1.0]), "whole numbers"),
+        (lambda: samplers.DDIM().grid(FINE, 3, [5, 1]), "steps must be None; got 3"),
+        (lambda: samplers.Strided().grid(FINE, 5, "even"), "times of its own"),
+        (lambda: samplers.Heun(churn=-1.0), "must not be negative"),
+        (lambda: samplers.Heun(churn=1.0).grid(FLOW), "flow matching has none"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, shown):
@@ -404,11 +434,10 @@ def test_a_zero_terminal_snr():
     process = processes.GaussianDiffusion(schedule, "v")
     for name in ("heun", "euler"):
         with pytest.raises(UserError, match=r"pure noise|infinite"):
-            samplers.create(name, process)
-            samplers.times(name, process, 10)
+            samplers.as_sampler(name).grid(process, 10)
     x_T = np.random.default_rng(0).standard_normal((20_000, 3))
-    for name in ("ancestral", "ddim", "dpmpp_2m", "unipc"):
-        x_0 = walk(process, gaussian(process), x_T, name, 250, seed=1)
+    for name in ("ancestral", "ddim", "dpmpp", "unipc"):
+        x_0 = walk(gaussian(process), x_T, name, 250, seed=1)
         np.testing.assert_allclose(x_0.mean(0), MEAN, atol=0.1)
         np.testing.assert_allclose(x_0.std(0), STD, rtol=0.05)
 
@@ -419,8 +448,8 @@ def test_dynamic_thresholding():
     """
     process = processes.GaussianDiffusion(schedules.linear(10), "x0")
     x_0 = np.stack([np.linspace(-0.5, 0.5, 101), np.linspace(-4, 4, 101)])
-    estimate = functools.partial(samplers.denoise, process, lambda x_t, t: jnp.asarray(x_0), jnp.zeros((2, 101)))
-    hat = estimate(jnp.array([5, 5]), 1.0, threshold=0.9)
+    denoise = denoisers.of(process, lambda x_t, t: jnp.asarray(x_0))
+    hat = denoisers.thresholded(denoise, 0.9)(jnp.zeros((2, 101)), 5)
     np.testing.assert_allclose(hat.x_0[0], x_0[0])
     largest = np.quantile(np.abs(x_0[1]), 0.9)
     np.testing.assert_allclose(hat.x_0[1], np.clip(x_0[1], -largest, largest) / largest)

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ddpm_jax import models, samplers
+from ddpm_jax import denoisers, models, samplers
 from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import What, Workload
 from ddpm_jax.compilation import jit
 from ddpm_jax.training import create_state, make_optimizer
 from ddpm_jax.training.objective import process_of
+from ddpm_jax.training.samples import sampler_of
 from ddpm_jax.training.step import train_step, train_steps
 
 MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
@@ -27,14 +28,6 @@ MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 def forward(graphdef, variables, x_t, t, labels, *, dtype):
     """The network's output in evaluation mode."""
     return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
-
-
-@functools.partial(jit, static_argnames=("graphdef", "process", "shape", "step", "times", "clip", "dtype"))
-def walk(key, variables, labels, *, graphdef, process, shape, dtype, **settings):
-    """The program within `samplers.sample`, for what the compiler says of it."""
-    predict = models.predictor(graphdef, variables, labels, dtype=dtype)
-    noise = functools.partial(jax.random.normal, shape=shape)
-    return samplers.run(process, predict, noise(key), lambda i: noise(jax.random.fold_in(key, i)), **settings)
 
 
 class JaxSide:
@@ -60,7 +53,7 @@ class JaxSide:
         return Call(
             lambda: jax.block_until_ready(call()),
             self.work.batch_size,
-            lambda: _facts(forward, args, {"dtype": self.dtype}),
+            lambda: _facts(_lowering(forward, *args, dtype=self.dtype)),
         )
 
     def _train(self) -> Call:
@@ -86,47 +79,47 @@ class JaxSide:
             jax.block_until_ready((state, metrics))
 
         return Call(
-            run, work.batch_size * per_call, lambda: _facts(step, (abstract, rounds[0], self.key), static, per_call)
+            run,
+            work.batch_size * per_call,
+            lambda: _facts(_lowering(step, abstract, rounds[0], self.key, **static), per_call),
         )
 
     def _sample(self) -> Call:
         work, config = self.work, self.work.config.sample
-        times = samplers.times(config.sampler, self.process, config.steps, spacing=config.spacing)
         labels = None if not work.num_classes else jnp.arange(work.sample_size) % work.num_classes
-        step = samplers.create(config.sampler, self.process, **config.step_options)
-        graphdef, variables = models.split(self.model)
-        shape = (work.sample_size, *work.shape)
-        settings: dict[str, Any] = {"step": step, "clip": config.clip, "dtype": self.dtype}
-        call = functools.partial(
-            samplers.sample, (graphdef, variables), self.process, self.key, shape, labels, times=times, **settings
-        )
-        static = settings | {
-            "graphdef": graphdef,
-            "process": self.process,
-            "times": tuple(times.tolist()),
-            "shape": shape,
-        }
+        denoise = denoisers.of_network(self.model, self.process, labels=labels, dtype=self.dtype)
+        denoise = denoise if config.clip is None else denoisers.clipped(denoise, config.clip)
+        sampler, shape = sampler_of(config), (work.sample_size, *work.shape)
+        args = denoise, sampler, self.key, shape, config.steps
+        num_steps = len(sampler.grid(self.process, config.steps, config.spacing))
+
+        def lower(**options: Any) -> Any:
+            return samplers.lower(*args, spacing=config.spacing, **options)
+
         return Call(
-            lambda: jax.block_until_ready(call()),
+            lambda: jax.block_until_ready(samplers.sample(*args, spacing=config.spacing)),
             work.sample_size,
-            lambda: dataclasses.replace(
-                _facts(walk, (self.key, variables, labels), static, len(times) - 1), from_cache_s=None
-            ),
+            lambda: dataclasses.replace(_facts(lower, num_steps), from_cache_s=None),
         )
 
 
-def _facts(function: Callable[..., Any], args: Any, static: dict[str, Any], times: int = 1) -> Facts:
-    """What the compiler says of a program; times: how often its loop's body runs, which it counts once."""
+def _facts(lower: Callable[..., Any], times: int = 1) -> Facts:
+    """What the compiler says of a program; lower(platforms=None): it, lowered; times: how often its loop's body runs, which it counts
+    once.
+    """
     jax.clear_caches()  # so that the program on disk is what is left of it
     begun = time.perf_counter()
-    compiled = function.lower(*args, **static).compile()  # type: ignore[attr-defined]
+    compiled = lower().compile()
     seconds = time.perf_counter() - begun
     # as for an accelerator, for which no operation is rewritten: on CPU some are loops, whose bodies would count once
-    plain = function.trace(*args, **static).lower(lowering_platforms=("cuda",))  # type: ignore[attr-defined]
-    flops = (plain.cost_analysis() or {}).get("flops")
+    flops = (lower(platforms=("cuda",)).cost_analysis() or {}).get("flops")
     memory = compiled.memory_analysis()
     return Facts(
         flops=None if flops is None else times * flops,
         memory=None if memory is None else memory.temp_size_in_bytes,
         from_cache_s=seconds,
     )
+
+
+def _lowering(function: Any, *args: Any, **static: Any) -> Callable[..., Any]:
+    return lambda platforms=None: function.trace(*args, **static).lower(lowering_platforms=platforms)

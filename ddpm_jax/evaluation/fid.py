@@ -18,10 +18,8 @@ from ddpm_jax.evaluation.manifolds import precision_recall
 from ddpm_jax.evaluation.moments import Moments, Reference, Sums, read_reference, write_reference
 from ddpm_jax.evaluation.report import Evaluation, Metric, facts_of, fitted, open_data, order_of, save
 from ddpm_jax.files import check_writable
-from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
-from ddpm_jax.training import Run
-from ddpm_jax.training.samples import draw_batches
+from ddpm_jax.training import Drawing, Run
 
 KEPT = 10_000
 """Features of either side that KID, precision and recall see, at most: 80 MB; FID sees them all, and keeps none."""
@@ -76,33 +74,31 @@ class _Held:
 
 
 def evaluate_fid(
-    run: Run,
-    config: SampleConfig,
+    drawing: Drawing,
     *,
     weights: Path | None = None,
     reference: Path | None = None,
     save_reference: Path | None = None,
-    seed: int = 0,
-    batch_size: int = 500,
     num_real: int | None = None,
     held_out: str | None = None,
-    layout: Layout = ALONE,
 ) -> tuple[Evaluation, Path]:
-    """Draw config.num samples and measure them in Inception's features; also written to fid.json in the run folder.
+    """Draw as many samples as the config says and measure them in Inception's features; also written to fid.json in the run folder.
 
     Samples are drawn batch after batch and kept no longer than it takes to see them. They are held against the run's own data,
     against held_out (spec of a source), or against a file of statistics or images (`moments.read_reference`). The column of real
     data: config.num images against the others, where there are twice as many; against the file, where one is given.
 
     weights: of the network, None: those in the cache. save_reference: where to write the statistics of the data that samples are
-    held against. num_real: images of that data looked at, at most; None: all. layout: the devices that draw the samples.
+    held against. num_real: images of that data looked at, at most; None: all.
 
     Raises:
         UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4
             samples; a folder that cannot be written to.
     """
+    run, config, seed, batch_size = drawing.run, drawing.config, drawing.seed, drawing.batch_size
     _check(run, config, reference, save_reference)
-    labels, (graphdef, variables, step) = run.labels(config.num), run.load(layout)
+    labels = run.labels(config.num)
+    drawing.step  # without a checkpoint there is nothing to measure
     features = inception.load_extractor(weights)
     file = None if reference is None else read_reference(reference, inception.NUM_FEATURES)
     try:
@@ -113,15 +109,14 @@ def evaluate_fid(
         source = None  # samples can be held against the file all the same
     if file is None and source is not None and len(source) <= NEIGHBOURS:
         raise UserError(f"FID needs at least {NEIGHBOURS + 1} real images; got {len(source)} of {source.source.name}.")
-    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
-    batches = draw_batches(run, graphdef, variables, labels, config.num, **options)
+    batches = drawing.batches(labels, config.num)
     samples = gather(features, _shown((batch.values for batch in batches), config.num, "samples"))
     if file is not None:
         held = _against_file(features, file, source, config.num, str(reference), batch_size)
     else:
         assert source is not None
         held = _against_data(features, source, config.num)
-    facts = facts_of(run, config, step, seed) | {
+    facts = facts_of(drawing) | {
         "seed of training": run.config.train.seed,
         "held against": held.told,
         "network": f"Inception-v3 of 2015, {features.told}",

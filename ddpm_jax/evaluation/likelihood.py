@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax import bound, models, samplers
+from ddpm_jax import bound, noise
 from ddpm_jax.compilation import jit
-from ddpm_jax.errors import UserError
+from ddpm_jax.denoisers import Denoiser, as_denoiser
+from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.evaluation.report import load_images, open_data, save
 from ddpm_jax.files import check_writable
-from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
-from ddpm_jax.processes import GaussianDiffusion, Predict, Variance
-from ddpm_jax.training import Run
+from ddpm_jax.processes import GaussianDiffusion, Variance
+from ddpm_jax.training import Drawing, Run
+from ddpm_jax.training.samples import believed
 
 
 @dataclass(frozen=True)
@@ -39,41 +40,38 @@ class Bound:
 
 
 def variational_bound(
-    process: GaussianDiffusion,
-    predict: Predict,
+    denoise: Denoiser,
     x_0: Float[Array, "b *shape"],
     noise: Callable[[jax.Array], Float[Array, "b *shape"]],
     *,
     variance: Variance = "posterior",
-    clip: float | None = 1.0,
-    self_conditioned: bool = False,
 ) -> Bound:
     """Every term of the bound, one draw of x_t at each timestep, as one scan; traceable.
 
-    x_0: 8-bit data in [-1, 1]. noise(i): that of the i-th timestep, of the shape of x_0. clip: bound on the estimate of x_0.
+    denoise: of a chain; a self-conditioned network is given no guess. x_0: 8-bit data in [-1, 1]. noise(i): that of the i-th
+    timestep, of the shape of x_0.
+
+    Raises:
+        UserError: no denoiser, or not that of a chain.
     """
+    process = as_denoiser(denoise).process
+    if not isinstance(process, GaussianDiffusion):
+        raise UserError(f"the variational bound belongs to a chain; got the denoiser of a {type(process).__name__}.")
     schedule = process.schedule
 
     def term(_, i):
         t = jnp.full(x_0.shape[:1], schedule.first) + i
         x_t = process.add_noise(x_0, noise(i), t)
-        guess = jnp.zeros_like(x_t) if self_conditioned else None
-        hat = samplers.denoise(process, predict, x_t, t, clip, guess=guess)
-        return None, process.bound_term(hat, x_0, x_t, t, variance)
+        return None, process.bound_term(denoise(x_t, t), x_0, x_t, t, variance)
 
     _, terms = jax.lax.scan(term, None, jnp.arange(schedule.num_steps))
     return Bound(bound.prior(x_0, float(schedule.alphas_cumprod[-1])), terms)
 
 
-@functools.partial(jit, static_argnames=("process", "graphdef", "settings"))
-def _compiled(process, graphdef, variables, x_0, labels, key, *, settings):
-    def predict(x_t, t):
-        return models.apply(graphdef, variables, x_t, t, labels)[0]
-
-    def noise(i):
-        return jax.random.normal(jax.random.fold_in(key, i), x_0.shape)
-
-    found = variational_bound(process, predict, x_0, noise, **dict(settings))
+@functools.partial(jit, static_argnames=("variance",))
+def _compiled(denoise, x_0, keys, *, variance):
+    _, drawn = noise.of_walk(keys, x_0.shape[1:])
+    found = variational_bound(denoise, x_0, drawn, variance=variance)
     return found.prior, found.terms
 
 
@@ -108,24 +106,19 @@ class Likelihood:
         return "\n".join(["", *lines]).lstrip("\n") + f" ± {self.standard_error:.4f}"
 
 
-def evaluate_likelihood(
-    run: Run,
-    config: SampleConfig,
-    *,
-    seed: int = 0,
-    batch_size: int = 100,
-    held_out: str | None = None,
-    layout: Layout = ALONE,
-) -> tuple[Likelihood, Path]:
-    """The bound on config.num images; also written to likelihood.json in the run folder.
+def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tuple[Likelihood, Path]:
+    """The bound on as many images as the config says; also written to likelihood.json in the run folder.
 
     The variance is config.variance, or the learned one; config.clip bounds the estimates of x_0. held_out: spec of a source that
-    the run was not trained on; None: the run's own data. layout: the devices that share each batch.
+    the run was not trained on; None: the run's own data. An image's noise goes by its number: neither the devices nor batch_size
+    change more than rounding does.
 
     Raises:
         UserError: points, pixels that are not scaled to [-1, 1], flow matching, a chain that does not end at clean data, fewer
             images than asked for, no checkpoint, a folder that cannot be written to.
+        NotFiniteError: a term of the bound is NaN or infinity.
     """
+    run, config, layout, seed = drawing.run, drawing.config, drawing.layout, drawing.seed
     process = run.process
     if not run.holds_images or run.config.data.scale != "signed":
         raise UserError(f"the likelihood is of 8-bit images in [-1, 1]; {run.folder} holds other data.")
@@ -135,23 +128,27 @@ def evaluate_likelihood(
         raise UserError(f"the schedule {run.config.process.schedule} does not end at clean data, so it has no bound.")
     check_writable(run.folder)
     x_0, labels, told = _images(run, config.num, seed, held_out)
-    graphdef, variables, step = run.load(layout)
+    step, size = drawing.step, min(drawing.batch_size, len(x_0))
     variance: Variance = "learned" if process.learned_variance else config.variance
     if variance == "learned" and not process.learned_variance:
         raise UserError("variance = learned needs a network trained with model.learn_variance.")
-    settings = (("variance", variance), ("clip", config.clip), ("self_conditioned", run.inputs.self_conditioned))
-    size = min(batch_size, len(x_0))
+    bounded = replace(SampleConfig(), clip=config.clip)
     priors, terms = [], []
+    keys = np.asarray(jax.random.key_data(noise.sample_keys(seed, len(x_0))))
     for start in range(0, len(x_0), size):
         # filled up, so that one program serves all batches and all devices
         part = np.arange(start, start + layout.rounded_up(size)) % len(x_0)
-        key = jax.random.fold_in(jax.random.key(seed), start // size)
-        batch = layout.deal((jnp.asarray(x_0[part]), None if labels is None else jnp.asarray(labels[part])))
-        prior, term = map(layout.gather, _compiled(process, graphdef, variables, *batch, key, settings=settings))
+        of_batch = None if labels is None else layout.deal(labels[part])
+        batch = layout.deal((x_0[part], keys[part]))
+        denoise = believed(drawing.network.with_labels(of_batch), bounded)
+        prior, term = map(
+            layout.gather, _compiled(denoise, batch[0], noise.as_keys(batch[1], len(part)), variance=variance)
+        )
         count = min(size, len(x_0) - start)
         priors.append(prior.astype(np.float64)[:count])
         terms.append(term.astype(np.float64)[:, :count])
     of_prior, of_terms = np.concatenate(priors), np.concatenate(terms, axis=1)
+    _check_finite(of_terms, process)
     total = of_prior + of_terms.sum(axis=0)
     facts = {
         "step": step,
@@ -169,6 +166,16 @@ def evaluate_likelihood(
         tuple(float(value) for value in of_terms.mean(axis=1)),
     )
     return found, save(run, "likelihood.json", found.json())
+
+
+def _check_finite(terms: np.ndarray, process: GaussianDiffusion) -> None:
+    bad = ~np.isfinite(terms)
+    if bad.any():
+        of_images, times = np.count_nonzero(bad.any(axis=0)), process.schedule.first + np.flatnonzero(bad.any(axis=1))
+        raise NotFiniteError(
+            f"the bound of {of_images} of {terms.shape[1]} images is NaN or infinite: {len(times)} of {len(terms)} terms, "
+            f"the first at t = {times[0]}. Try clip = 1, another variance or other weights: these may be damaged."
+        )
 
 
 def _images(run: Run, num: int, seed: int, held_out: str | None) -> tuple[np.ndarray, np.ndarray | None, str]:

@@ -15,10 +15,7 @@ from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
 from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
 from ddpm_jax.files import check_writable, write_atomically
-from ddpm_jax.parallel import ALONE, Layout
-from ddpm_jax.presets import SampleConfig
-from ddpm_jax.training import Run
-from ddpm_jax.training.samples import draw
+from ddpm_jax.training import Drawing, Run
 
 REAL_IMAGES = 20_000
 """Real images looked at, unless told otherwise."""
@@ -69,34 +66,26 @@ class Evaluation:
 
 
 def evaluate_run(
-    run: Run,
-    config: SampleConfig,
-    *,
-    seed: int = 0,
-    batch_size: int = 500,
-    num_real: int = REAL_IMAGES,
-    held_out: str | None = None,
-    layout: Layout = ALONE,
+    drawing: Drawing, *, num_real: int = REAL_IMAGES, held_out: str | None = None
 ) -> tuple[Evaluation, Path]:
-    """Draw config.num samples and measure them; also written to evaluation.json in the run folder.
+    """Draw as many samples as the config says and measure them; also written to evaluation.json in the run folder.
 
     Of images: class agreement (share of the samples that a classifier of real images takes for the class asked for), Fréchet and
     kernel distance to held-out images in that classifier's features, median distance to the nearest training image. Of points:
     sliced Wasserstein distance and squared maximum mean discrepancy to points drawn anew.
 
     num_real: real images looked at, at most. held_out: spec of a source that the run was not trained on (tfds:mnist:test);
-    None: 30 % of the run's own images are kept from the classifier, though the run itself has seen them. layout: the devices that
-    draw the samples.
+    None: 30 % of the run's own images are kept from the classifier, though the run itself has seen them.
 
     Raises:
         UserError: no checkpoint, data that is gone, too few images or samples, a folder that cannot be written to.
     """
+    run, config, seed = drawing.run, drawing.config, drawing.seed
     check_writable(run.folder)
-    graphdef, variables, step = run.load(layout)
-    options: dict[str, Any] = {"config": config, "seed": seed, "batch_size": batch_size, "layout": layout}
+    drawing.step  # without a checkpoint there is nothing to measure
 
     def drawn(labels: np.ndarray | None) -> np.ndarray:
-        return draw(run, graphdef, variables, labels, config.num, **options).values
+        return drawing.draw(labels, config.num).values
 
     if run.holds_images:
         metrics, by_class, told = _of_images(run, config.num, drawn, seed, num_real, held_out)
@@ -104,7 +93,7 @@ def evaluate_run(
         metrics, by_class, told = _of_points(run, config.num, drawn, seed)
     else:
         raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
-    evaluation = Evaluation(tuple(metrics), facts_of(run, config, step, seed) | told, by_class)
+    evaluation = Evaluation(tuple(metrics), facts_of(drawing) | told, by_class)
     return evaluation, save(run, "evaluation.json", evaluation.json())
 
 
@@ -114,11 +103,12 @@ def save(run: Run, name: str, text: str) -> Path:
     return write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
 
 
-def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, Any]:
+def facts_of(drawing: Drawing) -> dict[str, Any]:
     """What every figure of samples depends on."""
-    steps = run.process.checked(config.steps)
+    run, config = drawing.run, drawing.config
+    steps = run.process.sampling_steps(config.steps)
     sampler = "adaptive" if config.sampler == "adaptive" else f"{config.sampler}, {steps} steps"
-    facts = {"step": step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": seed}
+    facts = {"step": drawing.step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": drawing.seed}
     return facts | {"data": run.config.data.source}
 
 

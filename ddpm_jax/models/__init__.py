@@ -14,7 +14,7 @@ from ddpm_jax.models.annotated_unet import AnnotatedUNet
 from ddpm_jax.models.conv_net import ConvNet
 from ddpm_jax.models.convnext_unet import ConvNeXtUNet
 from ddpm_jax.models.double_conv_unet import DoubleConvUNet
-from ddpm_jax.models.functional import Model, Variables, apply, merge, parts, predictor, split
+from ddpm_jax.models.functional import Model, Variables, apply, merge, parts, split
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.models.rms_unet import RMSUNet
 from ddpm_jax.models.strided_unet import StridedUNet
@@ -34,7 +34,6 @@ __all__ = [
     "merge",
     "num_params",
     "parts",
-    "predictor",
     "split",
 ]
 

@@ -80,16 +80,3 @@ def apply(
     output = model(x, t, labels, rngs=rngs)
     batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
     return output.astype(jnp.result_type(x_t)), batch_stats
-
-
-def predictor(
-    graphdef: nnx.GraphDef, variables: Variables, labels: Int[Array, "b"] | None = None, *, dtype: Any = None
-) -> Callable[..., jax.Array]:
-    """The network as a sampler sees it, (x_t, t) -> output, for these labels, or for others passed as a third argument."""
-
-    def predict(
-        x_t: Float[Array, "b *shape"], t: Num[Array, "b"], labels: Int[Array, "b"] | None = labels
-    ) -> Float[Array, "b *out"]:
-        return apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
-
-    return predict

@@ -1,95 +1,132 @@
 """Sampling of straight paths by an adaptive ODE solver (diffrax): as many evaluations as a tolerance asks for."""
 
-import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ddpm_jax import models
-from ddpm_jax.compilation import jit
+from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
-from ddpm_jax.parallel import ALONE, Layout
-from ddpm_jax.processes import LinearPath, Predict, Process
-from ddpm_jax.samplers.loop import denoise
+from ddpm_jax.processes import LinearPath, Process
+from ddpm_jax.samplers.base import Sampler, Stepped, Walked, finite
 
 MAX_STEPS = 4096
+LEAST_STEP = 1e-7
+"""A step that would have to be shorter ends in an error: where the velocity is not finite, every step is too long."""
+LAST_STEP = 1e-3
+"""Where samples are finished by Euler's step at the latest."""
+_SAMPLE = "sample"
+"""The axis of the samples, each a system of its own, while they are solved together."""
 
 
 def solve(
-    process: Process,
-    predict: Predict,
+    denoise: Denoiser,
     x_T: Float[Array, "b *shape"],
-    *,
     tolerance: float = 1e-4,
+    *,
+    start: Any = 1.0,
     num_frames: int = 0,
-    clip: float | None = None,
-) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"], Int[Array, ""]]:
-    """Integrate dx/dt = eps - x_0 from t = 1 to 0 by Tsit5 (Tsitouras 2011), relative and absolute error per step below tolerance.
+) -> Walked:
+    """Integrate dx/dt = eps - x_0 from `start` to 0 by Tsit5 (Tsitouras 2011), relative and absolute error per step below tolerance;
+    traceable.
 
-    The batch is one system: its root mean square error decides on the steps. Returns the samples, num_frames states at even times,
-    and the number of accepted and refused steps, of six evaluations each.
-
-    Raises:
-        UserError: diffrax is missing, the process has no continuous time, or the tolerance is not positive.
+    Each sample is a system of its own, with its own steps, so that none depends on what is solved beside it; the denoiser sees all
+    of them at once, as long as any is on its way. A denoiser need not know what it believes at t = 0, as one that clips does not: the
+    last step, as long as the tolerance, is Euler's. Keeps num_frames states at even times, and counts the accepted and refused
+    steps, of six evaluations each. A sample that could not be solved is not finite.
     """
-    try:
-        import diffrax
-    except ImportError as error:
-        raise UserError('sampler = adaptive needs diffrax: pip install "ddpm-jax[ode]"') from error
-    if not isinstance(process, LinearPath):
-        raise UserError("sampler = adaptive needs continuous time: it fits process.kind = flow or blending alone.")
-    if not tolerance > 0:
-        raise UserError(f"tolerance must be positive; got {tolerance:g}.")
+    import diffrax
+
+    end = min(tolerance, LAST_STEP)
 
     def velocity(t: Any, x: jax.Array, _: Any) -> jax.Array:
-        hat = denoise(process, predict, x, jnp.full(x.shape[:1], t, x.dtype), clip)
-        return hat.eps - hat.x_0
+        # the denoiser, its labels among it, is of the whole batch
+        every_t, every_x = jax.lax.all_gather((jnp.asarray(t, x.dtype), x), _SAMPLE)
+        hat = denoise(every_x, every_t)
+        return (hat.eps - hat.x_0)[jax.lax.axis_index(_SAMPLE)]
 
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
-        diffrax.Tsit5(),
-        t0=1.0,
-        t1=0.0,
-        dt0=None,
-        y0=x_T,
-        saveat=diffrax.SaveAt(ts=jnp.asarray(np.linspace(1.0, 0.0, max(num_frames, 2)), x_T.dtype)),
-        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-        max_steps=MAX_STEPS,
-    )
-    assert solution.ys is not None
-    return solution.ys[-1], solution.ys[: num_frames or 0], solution.stats["num_steps"]
+    def one(x: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+        share = jnp.asarray(np.linspace(1.0, 0.0, max(num_frames, 2)), x_T.dtype)
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(velocity),
+            diffrax.Tsit5(),
+            t0=start,
+            t1=end,
+            dt0=None,
+            y0=x,
+            saveat=diffrax.SaveAt(ts=share * start + (1 - share) * end),
+            stepsize_controller=diffrax.PIDController(
+                rtol=tolerance, atol=tolerance, dtmin=LEAST_STEP, force_dtmin=False
+            ),
+            max_steps=MAX_STEPS,
+            throw=False,
+        )
+        assert solution.ys is not None
+        return solution.ys, solution.result == diffrax.RESULTS.successful, solution.stats
+
+    states, solved, stats = jax.vmap(one, axis_name=_SAMPLE)(x_T)
+    x_0 = denoise(states[:, -1], end).x_0
+    broke = jnp.where(solved & finite(x_0), -1, stats["num_accepted_steps"] + 1)
+    frames = jnp.moveaxis(states.at[:, -1].set(x_0), 1, 0)[: num_frames or 0]
+    return Walked(x_0, frames, stats["num_steps"], broke)
 
 
-@functools.partial(jit, static_argnames=("process", "graphdef", "shape", "dtype", "settings", "layout"))
-def _compiled(process, graphdef, variables, key, labels, *, shape, dtype, settings, layout):
-    predict = models.predictor(graphdef, layout.whole(variables), labels, dtype=dtype)
-    return solve(process, predict, layout.spread(jax.random.normal(key, shape)), **dict(settings))
+@dataclass(frozen=True)
+class Adaptive(Sampler, name="adaptive"):
+    """An ODE solver that chooses its steps: `solve`. Of a grid it takes the beginning alone; a self-conditioned network sees zeros.
 
-
-def sample_adaptively(
-    model: models.Model,
-    process: Process,
-    key: jax.Array,
-    shape: tuple[int, ...],
-    labels: Int[Array, "b"] | None = None,
-    *,
-    tolerance: float = 1e-4,
-    num_frames: int = 0,
-    clip: float | None = None,
-    dtype: Any = None,
-    layout: Layout = ALONE,
-) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"], int]:
-    """`samplers.sample` by `solve`, in one compiled program; the last thing returned is how many steps the solver took.
-
-    The batch is spread over the layout's devices where they divide it, and is not under pmap: it is one system.
+    Raises:
+        UserError: a tolerance that is not positive.
     """
-    graphdef, variables = models.parts(model)
-    settings = (("tolerance", tolerance), ("num_frames", num_frames), ("clip", clip))
-    if layout.mode == "pmap" or shape[0] % layout.size:
-        layout = ALONE
-    static: dict[str, Any] = {"shape": shape, "dtype": dtype, "settings": settings, "layout": layout}
-    x_0, frames, steps = _compiled(process, graphdef, variables, key, labels, **static)
-    return x_0, frames, int(steps)
+
+    tolerance: float = 1e-4
+    """Error allowed in a step."""
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise UserError(f"tolerance must be positive; got {self.tolerance:g}.")
+
+    def misfit(self, process: Process) -> str:
+        """It needs times between times."""
+        fits = isinstance(process, LinearPath)
+        return (
+            "" if fits else "sampler = adaptive needs continuous time: it fits process.kind = flow or blending alone."
+        )
+
+    def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> np.ndarray:
+        """Any grid that ends at the clean end: the solver begins where it does.
+
+        Raises:
+            UserError: as `Sampler.grid`, or diffrax is missing.
+        """
+        found = super().grid(process, num_steps, spacing)
+        if importlib.util.find_spec("diffrax") is None:
+            raise UserError('sampler = adaptive needs diffrax: pip install "ddpm-jax[ode]"')
+        return found
+
+    def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
+        """It chooses its own steps, in `walk`."""
+        raise NotImplementedError
+
+    def walk(
+        self,
+        denoise: Denoiser,
+        x_T: Float[Array, "b *shape"],
+        noise: Callable[[jax.Array], jax.Array],
+        grid: Any,
+        num_frames: int = 0,
+    ) -> Walked:
+        """The whole way from the first time of the grid."""
+        return solve(denoise, x_T, self.tolerance, start=jnp.asarray(grid[0, 0], x_T.dtype), num_frames=num_frames)
+
+    def failure(self, bad: str, first: int, grid: np.ndarray, remedies: list[str]) -> str:
+        """What to say of samples that were not solved."""
+        return (
+            f"{bad} samples could not be solved to the tolerance {self.tolerance:g}, the first from step {first} on: they hold NaN "
+            f"or infinity, or need more than {MAX_STEPS} steps. Try a larger tolerance, or sampler = heun."
+        )

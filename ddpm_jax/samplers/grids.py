@@ -1,6 +1,7 @@
 """Grids of times: where a sampler evaluates the network, from the noisiest time down to the clean end."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,8 @@ def leading(process: Process, num_steps: int | None = None) -> np.ndarray:
 
     What the library diffusers takes unless told otherwise.
     """
-    schedule = _chain(process, "leading")
-    n = process.checked(num_steps)
+    schedule = chain(process, "leading")
+    n = process.sampling_steps(num_steps)
     return np.append(schedule.first + np.arange(n)[::-1] * (schedule.num_steps // n), schedule.first - 1).astype(
         np.int32
     )
@@ -28,11 +29,11 @@ def leading(process: Process, num_steps: int | None = None) -> np.ndarray:
 
 def quadratic(process: Process, num_steps: int | None = None) -> np.ndarray:
     """Times whose square roots are evenly spaced: most of them close to the data (Song et al. 2021, appendix D.2)."""
-    n = process.checked(num_steps)
+    n = process.sampling_steps(num_steps)
     share = (np.arange(n, 0, -1) / n) ** 2
     if isinstance(process, LinearPath):
         return np.append(share, 0.0)
-    schedule = _chain(process, "quadratic")
+    schedule = chain(process, "quadratic")
     return _descending(schedule, np.round(schedule.first + (schedule.num_steps - 1) * share))
 
 
@@ -46,62 +47,61 @@ def log_snr(process: Process, num_steps: int | None = None) -> np.ndarray:
     return _by_log_ratio(process, num_steps, lambda log: log, lambda log: log, "log_snr")
 
 
-def strided(process: Process, num_steps: int | None = None) -> np.ndarray:
-    """System 1's grid: tau = first + (0, k, 2k, ... < T) with k = T // num_steps, walked from tau[num_steps - 1] down to tau[0].
-
-    The original then looks up tau[-1] for the time after the last, which wraps around to tau's largest entry; so does this grid.
-    Raises UserError unless 1 <= num_steps <= T, or where the process has no discrete chain.
-    """
-    schedule = _chain(process, "strided")
-    num_steps = process.checked(num_steps)
-    tau = schedule.first + np.arange(0, schedule.num_steps, schedule.num_steps // num_steps)
-    return np.append(tau[:num_steps][::-1], tau[-1]).astype(np.int32)
-
-
 GRIDS: dict[str, Callable[[Process, int | None], np.ndarray]] = {
     "even": even,
     "leading": leading,
     "quadratic": quadratic,
     "karras": karras,
     "log_snr": log_snr,
-    "strided": strided,
 }
 """Every spacing by name: (process, num_steps) -> descending times, (num_steps + 1,), the clean end last."""
 
 
-def two_stage(process: Process, grid: np.ndarray, churn: float = 0.0) -> np.ndarray:
-    """The grid t_0, t_1, t_1, t_2, t_2, ... of a method that evaluates the network at both ends of each step but the last.
+def times(process: Process, num_steps: int | None = None, spacing: Any = "even") -> np.ndarray:
+    """Descending times, (num_steps + 1,), the clean end last.
 
-    With churn, the second of each pair lies higher by the factor 1 + min(churn / N, sqrt(2) - 1) in sigma / alpha, rounded to a
-    timestep (Karras et al. 2022, algorithm 2): noise is added up to it before the next step.
+    num_steps: None for the whole chain. spacing: one of GRIDS, or the times themselves.
 
     Raises:
-        UserError: churn on a process without timesteps.
+        UserError: num_steps outside 1..T, an unknown spacing, or times that the process does not have.
     """
-    inner = grid[1:-1]
-    again = inner
-    if churn:
-        if not isinstance(process, GaussianDiffusion):
-            raise UserError(
-                f"churn goes back up to a timestep, and flow matching has none: it must be 0; got {churn:g}."
-            )
-        schedule = process.schedule
-        log_ratio = _log_ratios(schedule)
-        gain = np.log1p(min(churn / (len(grid) - 1), np.sqrt(2.0) - 1.0))
-        wanted = log_ratio[inner - schedule.first] + gain
-        again = np.maximum(_nearest(log_ratio, wanted) + schedule.first, inner)
-    pairs = np.stack([inner, again], axis=1).reshape(-1)
-    return np.concatenate([grid[:1], pairs, grid[-1:]]).astype(grid.dtype)
+    if isinstance(spacing, str):
+        if spacing not in GRIDS:
+            raise UserError(f"spacing must be one of {', '.join(GRIDS)}, or an array of times; got {spacing!r}.")
+        return GRIDS[spacing](process, num_steps)
+    if num_steps is not None:
+        raise UserError(f"spacing gives the times themselves, so that steps must be None; got {num_steps}.")
+    found, (first, last) = np.asarray(spacing), process.times(1)
+    if found.ndim != 1 or len(found) < 2 or not (np.diff(found) < 0).all() or found[0] > first or found[-1] < last:
+        raise UserError(f"times must be 2 or more and descend within {first:g}..{last:g}; got {spacing!r}.")
+    if isinstance(process, GaussianDiffusion) and not np.issubdtype(found.dtype, np.integer):
+        raise UserError(f"times of a chain must be whole numbers; got {found.dtype}.")
+    return found
 
 
-def with_middles(process: Process, grid: np.ndarray) -> np.ndarray:
-    """The grid t_0, m_0, t_1, m_1, ... with the middle m of each step between its ends; the midpoint method evaluates at both."""
-    if not isinstance(process, LinearPath):
-        raise UserError(
-            "the midpoint method needs times between timesteps: sampler = midpoint fits flow matching alone."
-        )
-    middles = (grid[:-1] + grid[1:]) / 2
-    return np.append(np.stack([grid[:-1], middles], axis=1).reshape(-1), grid[-1])
+def rows(times: np.ndarray) -> np.ndarray:
+    """The grid of a method that goes from each time to the next: a row (t, s) for each step."""
+    return np.stack([times[:-1], times[1:]], axis=1)
+
+
+def raised(process: Process, grid: np.ndarray, churn: float) -> np.ndarray:
+    """Rows (t, s, up): once at s, noise is added up to the time `up`, where the next row begins (Karras et al. 2022, algorithm 2).
+
+    It lies higher by the factor 1 + min(churn / N, sqrt(2) - 1) in sigma / alpha, rounded to a timestep; after the last step there is
+    none.
+
+    Raises:
+        UserError: the process has no timesteps.
+    """
+    if not isinstance(process, GaussianDiffusion):
+        raise UserError(f"churn goes back up to a timestep, and flow matching has none: it must be 0; got {churn:g}.")
+    schedule = process.schedule
+    ends = grid[:-1, 1]
+    log_ratio = _log_ratios(schedule)
+    gain = np.log1p(min(churn / len(grid), np.sqrt(2.0) - 1.0))
+    up = np.maximum(_nearest(log_ratio, log_ratio[ends - schedule.first] + gain) + schedule.first, ends)
+    starts = np.concatenate([grid[:1, 0], up])
+    return np.stack([starts, grid[:, 1], np.append(up, grid[-1, 1])], axis=1).astype(grid.dtype)
 
 
 def _by_log_ratio(
@@ -111,8 +111,8 @@ def _by_log_ratio(
     back: Callable[[np.ndarray], np.ndarray],
     name: str,
 ) -> np.ndarray:
-    schedule = _chain(process, name)
-    n = process.checked(num_steps)
+    schedule = chain(process, name)
+    n = process.sampling_steps(num_steps)
     log_ratio = _log_ratios(schedule)
     if not np.isfinite(log_ratio[-1]):
         raise UserError(f"spacing = {name} needs data in x_T, and the schedule ends at pure noise; use even.")
@@ -141,7 +141,8 @@ def _descending(schedule: Schedule, times: np.ndarray) -> np.ndarray:
     return np.append(np.maximum(times, first + np.arange(n)[::-1]), first - 1).astype(np.int32)
 
 
-def _chain(process: Process, spacing: str) -> Schedule:
+def chain(process: Process, spacing: str) -> Schedule:
+    """The schedule of a process that has one; UserError otherwise."""
     if not isinstance(process, GaussianDiffusion):
         raise UserError(f"spacing = {spacing} is made of timesteps, and flow matching has none; use even.")
     return process.schedule

@@ -1,229 +1,175 @@
-"""Sampling: the one loop that runs a step down a grid of times as a single compiled program."""
+"""Drawing samples: one compiled program for a sampler, a grid's length and a kind of denoiser."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float
 
-from ddpm_jax import models, parallel
+from ddpm_jax import noise
 from ddpm_jax.compilation import jit
-from ddpm_jax.errors import UserError
-from ddpm_jax.guidance import classifier_free
-from ddpm_jax.parallel import ALONE, Layout
-from ddpm_jax.processes import Estimate, GaussianDiffusion, Level, Predict, Process
-from ddpm_jax.samplers.steps import Past, Seen, Step, ddim_step, depth_of
+from ddpm_jax.denoisers import Denoiser, as_denoiser, remedies
+from ddpm_jax.errors import NotFiniteError, UserError
+from ddpm_jax.samplers.base import SAMPLERS, Sampler, Walked
 
 
-def denoise(
-    process: Process,
-    predict: Predict,
-    x_t: Float[Array, "b *shape"],
-    t: Num[Array, "b"],
-    clip: float | None = None,
-    *,
-    threshold: float | None = None,
-    guess: Float[Array, "b *shape"] | None = None,
-) -> Estimate:
-    """What the network makes of x_t.
-
-    With `clip`, x_0 is kept within [-clip, clip] and eps made to agree with it. With `threshold` as well, each example's bound is
-    the larger one of clip and that quantile of its |x_0|, and x_0 is scaled back by it (dynamic thresholding, Saharia et al.
-    2022, section 2.3). guess: an earlier estimate of x_0, for a network that is conditioned on its own.
-    """
-    shown = x_t if guess is None else jnp.concatenate([x_t, guess], axis=-1)
-    hat = process.estimate(x_t, predict(shown, process.network_time(t)), t)
-    if clip is None:
-        return hat
-    if threshold is None:
-        x_0 = jnp.clip(hat.x_0, -clip, clip)
-    else:
-        axes = tuple(range(1, x_t.ndim))
-        largest = jnp.quantile(jnp.abs(hat.x_0), threshold, axis=axes, keepdims=True)
-        bound = jnp.maximum(largest, clip).astype(x_t.dtype)
-        x_0 = jnp.clip(hat.x_0, -bound, bound) * (clip / bound)
-    return Estimate(x_0, process.eps_given_x_0(x_t, x_0, t), hat.variance_logit)
-
-
-def run(
-    process: Process,
-    predict: Predict,
+def walk(
+    denoise: Denoiser,
+    sampler: Any,
     x_T: Float[Array, "b *shape"],
-    noise: Callable[[jax.Array], jax.Array],
-    *,
-    step: Step,
-    times: np.ndarray | tuple[int | float, ...],
-    clip: float | None = None,
-    threshold: float | None = None,
+    drawn: Callable[[jax.Array], Any],
+    grid: Any,
     num_frames: int = 0,
-    frames_before_noise: bool = False,
-    self_conditioned: bool = False,
-) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"]]:
-    """Walk x_T along the grid `times` (as made by `samplers.times`) as one lax.scan; traceable, so jit it or use `sample`.
+) -> Walked:
+    """Walk x_T down a grid, with noise that is given; traceable, so jit it or use `sample`.
 
-    noise(i) gives the noise of the i-th step, of the shape of x_T; the last step takes none. Returns the samples and
-    num_frames states evenly spaced over the walk, the starting noise first and the samples last; with frames_before_noise, each
-    as it was before its step's noise was added. self_conditioned: the network sees its last estimate of x_0 beside x_t.
+    sampler: a sampler, or the name of one. drawn(i): noise of the i-th step, of the shape of x_T; the last step takes none. grid: as
+    made by the sampler's `grid`. num_frames: states to keep, evenly spaced over the walk, the starting noise first and the samples
+    last; 0 or 2..steps + 1.
     """
-    num_steps = len(times) - 1
-    frames = jnp.zeros((num_frames, *x_T.shape), x_T.dtype)
-    slots = np.full(num_steps, num_frames)  # where the state after each step is kept; one past the end: nowhere
-    if num_frames:
-        frames = frames.at[0].set(x_T)
-        slots[frame_steps(num_steps, num_frames)[1:] - 1] = np.arange(1, num_frames)
-    looks = depth_of(step)
-    empty = jnp.zeros_like(x_T)
-    nowhere = Seen(empty, Estimate(empty, empty), Level(*(jnp.zeros((1,) * x_T.ndim, x_T.dtype),) * 2))
-    seen = (nowhere,) * max(looks, int(self_conditioned))
-
-    def body(carry, xs):
-        x_t, frames, seen = carry
-        index, t, s, slot = xs
-        batch_t = jnp.full(x_T.shape[:1], t)
-        guess = seen[0].hat.x_0 if self_conditioned else None
-        hat = denoise(process, predict, x_t, batch_t, clip, threshold=threshold, guess=guess)
-        z = jnp.where(index < num_steps - 1, noise(index), 0)
-        levels = process.level(t[None], x_t), process.level(s[None], x_t)
-        past = (Past(seen[:looks], index),) if looks else ()
-        x_s = step(x_t, hat, *levels, z, *past).astype(x_t.dtype)
-        if num_frames:
-            shown = step(x_t, hat, *levels, jnp.zeros_like(z), *past).astype(x_t.dtype) if frames_before_noise else x_s
-            frames = frames.at[slot].set(shown, mode="drop")
-        seen = (Seen(x_t, Estimate(hat.x_0, hat.eps), levels[0]), *seen)[: len(seen)]
-        return (x_s, frames, seen), None
-
-    whole = np.issubdtype(np.asarray(times).dtype, np.integer)
-    t_and_s = (jnp.asarray(a, jnp.int32 if whole else x_T.dtype) for a in (times[:-1], times[1:]))
-    xs = (jnp.arange(num_steps), *t_and_s, jnp.asarray(slots, jnp.int32))
-    (x_0, frames, _), _ = jax.lax.scan(body, (x_T, frames, seen), xs)
-    return x_0, frames
+    return as_sampler(sampler).walk(as_denoiser(denoise), x_T, drawn, grid, num_frames)
 
 
-def frame_steps(num_steps: int, num_frames: int) -> np.ndarray:
-    """After how many steps each frame is taken: evenly spaced from 0 to num_steps."""
-    return np.round(np.linspace(0, num_steps, num_frames)).astype(int)
+def draw(
+    denoise: Denoiser,
+    sampler: Any,
+    key: Any,
+    shape: Any,
+    num_steps: int | None = None,
+    spacing: Any = None,
+    num_frames: int = 0,
+    kept: int | None = None,
+) -> Walked:
+    """Samples with all that is known of their walk: what `sample` and `sample_with_frames` give a part of.
 
+    num_frames: as in `sample_with_frames`, or 0. kept: how many samples, from the first on, have to be finite, where others only
+    fill up a batch; None: all.
 
-def _from_noise(key, variables, labels, *, process, graphdef, shape, dtype, guidance, settings, layout):
-    def noise(key):
-        return layout.share(jax.random.normal(key, shape))
-
-    predict = models.predictor(graphdef, layout.whole(variables), labels, dtype=dtype)
-    start, steps = jax.random.split(key)
-    return run(
-        process,
-        predict if guidance is None else classifier_free(predict, labels, **dict(guidance)),
-        noise(start),
-        lambda index: noise(jax.random.fold_in(steps, index)),
-        **dict(settings),
-    )
-
-
-_compiled = parallel.compiled(
-    _from_noise,
-    ("process", "graphdef", "shape", "dtype", "guidance", "settings"),
-    in_batch=(False, False, True),
-    out_axes=(0, 1),
-)
+    Raises:
+        UserError, NotFiniteError: as `sample_with_frames`.
+    """
+    arguments = _arguments(denoise, sampler, key, shape, num_steps, spacing, num_frames)
+    denoise, keys, grid, sampler, _ = arguments
+    kept = len(keys) if kept is None else kept
+    walked, bad, first = _from_noise(*arguments, num_frames=num_frames, kept=kept)
+    check_finite(int(bad), kept, int(first), denoise=denoise, sampler=sampler, grid=grid)
+    return walked
 
 
 def sample(
-    model: models.Model,
-    process: Process,
-    key: jax.Array,
-    shape: tuple[int, ...],
-    labels: Int[Array, "b"] | None = None,
-    *,
-    step: Step = ddim_step,
+    denoise: Denoiser,
+    sampler: Any,
+    key: Any,
+    shape: Any,
     num_steps: int | None = None,
-    times: np.ndarray | None = None,
-    clip: float | None = None,
-    threshold: float | None = None,
-    guidance: dict[str, Any] | None = None,
-    self_conditioned: bool = False,
-    num_frames: int = 0,
-    frames_before_noise: bool = False,
-    dtype: Any = None,
-    layout: Layout = ALONE,
-) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"]]:
-    """Draw samples from a trained network: one compiled program per (step, shape, grid), whatever the number of steps.
+    *,
+    spacing: Any = None,
+) -> Float[Array, "b *shape"]:
+    """Draw samples: one compiled program per sampler, shape and number of steps.
 
-    model: an NNX module, or what `models.split` made of it. shape: (B, H, W, C) of the samples. labels: (B,) classes of a
-    conditional network. num_steps: evenly spaced ones, None for the whole chain; or times: a grid of one's own, descending, the
-    clean end last. clip: bound on x_0 during sampling, 1.0 for images in [-1, 1]. threshold: see `denoise`. guidance: the options
-    of `guidance.classifier_free`, for a network trained with dropped labels. self_conditioned: see `run`. dtype: the network's
-    compute dtype, None for that of its parameters. layout: the devices to spread the batch over, among which the variables lie; it
-    does not change what is drawn. Returns the samples and num_frames frames (K, B, H, W, C), as `run` does.
+    Sample n of a key is given the same noise, bit for bit, in whatever batch and on however many devices it is drawn, and so comes
+    out the same up to the rounding of that batch's program.
+
+    sampler: a sampler, or the name of one. key: a key, a seed, or a key for each sample (`noise.sample_keys`); where keys lie decides
+    where the batch is computed. shape: (B, H, W, C) of the samples. num_steps: None for the whole chain. spacing: one of GRIDS, or
+    times of one's own, descending, the clean end last; None: the sampler's own.
 
     Raises:
-        UserError: num_steps outside 1..T, num_frames outside 2..steps + 1, labels that do not fit the shape, guidance without
-            labels, a batch that the devices do not divide.
+        UserError: no denoiser, a sampler that does not fit its process, num_steps out of range, labels that do not fit the shape.
+        NotFiniteError: samples hold NaN or infinity.
     """
-    grid = process.times(num_steps) if times is None else times
-    if num_frames and not 2 <= num_frames <= len(grid):
-        raise UserError(f"num_frames must be 0 or lie in 2..{len(grid)} (steps + 1); got {num_frames}.")
-    if labels is not None and labels.shape != shape[:1]:
-        raise UserError(f"labels must have shape {shape[:1]}, one for each sample; got {labels.shape}.")
-    if shape[0] % layout.size:
-        fitting = layout.rounded_up(shape[0])
-        raise UserError(f"{layout.size} devices must divide a batch of samples; got {shape[0]}; {fitting} would fit.")
-    if guidance is not None and labels is None:
-        raise UserError("guidance needs labels to guide to; got labels = None.")
-    graphdef, variables = models.parts(model)
-    settings = (
-        ("step", step),
-        ("times", tuple(np.asarray(grid).tolist())),
-        ("clip", clip),
-        ("threshold", threshold),
-        ("num_frames", num_frames),
-        ("frames_before_noise", frames_before_noise),
-        ("self_conditioned", self_conditioned),
-    )
-    options = None if guidance is None else tuple(sorted(guidance.items()))
-    static = {"process": process, "graphdef": graphdef, "shape": shape, "dtype": dtype}
-    return _compiled(key, variables, labels, layout=layout, guidance=options, settings=settings, **static)
+    return draw(denoise, sampler, key, shape, num_steps, spacing).x_0
 
 
-def invert(
-    model: models.Model,
-    process: Process,
-    x_0: Float[Array, "b *shape"],
-    labels: Int[Array, "b"] | None = None,
-    *,
+def sample_with_frames(
+    denoise: Denoiser,
+    sampler: Any,
+    key: Any,
+    shape: Any,
     num_steps: int | None = None,
-    dtype: Any = None,
-) -> Float[Array, "b *shape"]:
-    """The noise x_T that deterministic DDIM takes to the given data, by its steps upwards (Song et al. 2021, section 5.4).
+    *,
+    spacing: Any = None,
+    num_frames: int = 24,
+) -> tuple[Float[Array, "b *shape"], Float[Array, "k b *shape"]]:
+    """`sample`, and num_frames states (K, B, H, W, C) evenly spaced over the walk, the starting noise first and the samples last.
 
-    The network is asked at the time that is left, so that what comes back is the data up to the steps' size. x_0: data as the
-    network sees it, (B, H, W, C) in [-1, 1] or (B, 2). Raises UserError unless 1 <= num_steps <= T.
+    Raises:
+        UserError: as `sample`; num_frames outside 2..steps + 1.
+        NotFiniteError: samples hold NaN or infinity.
     """
-    graphdef, variables = models.parts(model)
-    times = tuple(process.times(num_steps)[::-1].tolist())
-    return _inverted(process, graphdef, variables, x_0, labels, times=times, dtype=dtype)
+    walked = draw(denoise, sampler, key, shape, num_steps, spacing, num_frames)
+    return walked.x_0, walked.frames
 
 
-@functools.partial(jit, static_argnames=("process", "graphdef", "times", "dtype"))
-def _inverted(process, graphdef, variables, x_0, labels, *, times, dtype):
-    return climb(process, models.predictor(graphdef, variables, labels, dtype=dtype), x_0, times)
+def lower(
+    denoise: Denoiser,
+    sampler: Any,
+    key: Any,
+    shape: Any,
+    num_steps: int | None = None,
+    *,
+    spacing: Any = None,
+    platforms: tuple[str, ...] | None = None,
+) -> jax.stages.Lowered:
+    """The program of `sample`, lowered and not compiled: what the compiler says of it, also for platforms and devices that are not
+    here.
 
-
-def climb(
-    process: Process, predict: Predict, x_0: Float[Array, "b *shape"], times: np.ndarray | tuple[int | float, ...]
-) -> Float[Array, "b *shape"]:
-    """Walk data up an ascending grid, the clean end first, by deterministic DDIM steps; traceable.
-
-    No network is trained at the clean end of a chain: there the noise is what it sees at the first timestep.
+    denoise, key: arrays, or jax.ShapeDtypeStruct in their place, with the shardings of those devices.
     """
-    clean, first = np.asarray(times)[:2]
-    asked_at = process.schedule.first if isinstance(process, GaussianDiffusion) else clean
-    t = jnp.full(x_0.shape[:1], asked_at, x_0.dtype if isinstance(clean, np.floating) else jnp.int32)
-    eps = process.estimate(x_0, predict(x_0, process.network_time(t)), t).eps
-    here, there = (process.level(np.asarray([time]), x_0) for time in (clean, first))
-    # a chain may end a little short of clean data
-    hat = Estimate((x_0 - here.sigma * eps) / here.alpha, eps)
-    x_t = ddim_step(x_0, hat, here, there, eps).astype(x_0.dtype)
-    return run(process, predict, x_t, lambda index: jnp.zeros_like(x_0), step=ddim_step, times=times[1:])[0]
+    arguments = _arguments(denoise, sampler, key, shape, num_steps, spacing)
+    traced = _from_noise.trace(*arguments, num_frames=0, kept=len(arguments[1]))  # type: ignore[attr-defined]
+    return traced.lower(lowering_platforms=platforms)
+
+
+@functools.partial(jit, static_argnames=("sampler", "shape", "num_frames"))
+def _from_noise(denoise, keys, grid, sampler, shape, *, num_frames, kept):
+    walked = sampler.walk(denoise, *noise.of_walk(keys, shape), grid, num_frames)
+    bad = (walked.broke >= 0) & (jnp.arange(len(keys)) < kept)
+    return walked, bad.sum(), jnp.where(bad, walked.broke, np.iinfo(np.int32).max).min()
+
+
+def check_finite(bad: int, total: int, first: int, *, denoise: Denoiser, sampler: Sampler, grid: np.ndarray) -> None:
+    """Refuse samples of which any is not finite; first: the earliest step after which one was not.
+
+    Raises:
+        NotFiniteError: says how many of them, from which step on, and what to try.
+    """
+    if bad:
+        raise NotFiniteError(sampler.failure(f"{bad} of {total}", first, grid, remedies(denoise)))
+
+
+def _arguments(
+    denoise: Any, sampler: Any, key: Any, shape: Any, num_steps: Any, spacing: Any, num_frames: int = 0
+) -> tuple[Denoiser, jax.Array, np.ndarray, Sampler, tuple[int, ...]]:
+    denoise, sampler = as_denoiser(denoise), as_sampler(sampler)
+    try:
+        num, *rest = map(operator.index, shape)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"shape must be that of the samples, such as (B, H, W, C); got {shape!r}.") from error
+    if not rest or min(num, *rest) < 1:
+        raise UserError(f"shape must be that of the samples, such as (B, H, W, C), and not empty; got {shape!r}.")
+    if denoise.labels is not None and denoise.labels.shape not in ((), (num,)):
+        raise UserError(f"labels must have shape ({num},), one for each sample; got {denoise.labels.shape}.")
+    grid = sampler.grid(denoise.process, num_steps, spacing)
+    if num_frames and not 2 <= num_frames <= len(grid) + 1:
+        raise UserError(f"num_frames must be 0 or lie in 2..{len(grid) + 1} (steps + 1); got {num_frames}.")
+    return denoise, noise.as_keys(key, num), grid, sampler, tuple(rest)
+
+
+def as_sampler(found: Any) -> Sampler:
+    """A sampler that was given by itself, by its class, or by its name.
+
+    Raises:
+        UserError: it is none; says which there are.
+    """
+    if isinstance(found, str) and found in SAMPLERS:
+        return SAMPLERS[found]()
+    if isinstance(found, type) and issubclass(found, Sampler):
+        return found()
+    if isinstance(found, Sampler):
+        return found
+    raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, or a samplers.Sampler of your own; got {found!r}.")

@@ -3,10 +3,12 @@
 from ddpm_jax.training.finetune import finetune
 from ddpm_jax.training.loop import Outcome, train
 from ddpm_jax.training.run import Run, open_run
+from ddpm_jax.training.samples import Drawing
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import Inputs, learning_rate, make_optimizer, train_step, train_steps, update
 
 __all__ = [
+    "Drawing",
     "Inputs",
     "Outcome",
     "Run",

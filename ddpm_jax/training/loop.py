@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import data, figures, launch, models, presets
-from ddpm_jax.errors import UserError, fits_memory
+from ddpm_jax.errors import NotFiniteError, UserError, fits_memory
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.parallel import Layout, check_batch, layout_of
 from ddpm_jax.presets import Preset
@@ -82,6 +82,7 @@ def train(
     Raises:
         UserError: the config, the data, the devices and the folder do not fit together; an image cannot be read; the loss is not
             finite; the folder cannot be written to; a batch does not fit into memory.
+        NotFiniteError: the trained network's samples hold NaN or infinity; its last step is saved all the same.
     """
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
@@ -130,7 +131,13 @@ def train(
     if launch.is_first():
         figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
     if not _asked_to_stop(interruption):
-        _save_samples(run, layout, final, last=True)
+        try:
+            _save_samples(run, layout, final, last=True)
+        except NotFiniteError as error:
+            raise NotFiniteError(
+                f"training is finished and step {done} is saved, but no samples could be drawn. {error} "
+                f"ddpm sample {folder} draws them again."
+            ) from error
     return Outcome(run, done, interruption.signal, skipped)
 
 
@@ -198,7 +205,12 @@ def _run_steps(
             flight.land()
             checkpoints.save(state)
         if config.sample_every and step % config.sample_every == 0 and not last:
-            _save_samples(run, layout, state, last=False)
+            try:
+                _save_samples(run, layout, state, last=False)
+            except (
+                NotFiniteError
+            ) as error:  # a network that is not trained yet may blow up where the trained one does not
+                metrics.say(f"step {step}: no picture of samples. {error}")
             metrics.restart_clock(step)
     return state
 
@@ -273,18 +285,17 @@ def _announce(run: Run, state: TrainState, source: data.Source, start: int, layo
 
 def _save_samples(run: Run, layout: Layout, state: TrainState, *, last: bool) -> None:
     """A picture of samples on the way, or at the end all that is made of them."""
-    heading = f"{run.folder.name}, step {int(state.step)}"
-    graphdef, _ = models.split(models.abstract(run.config.model))
-    num = run.config.sample.num
-    drawing = run, graphdef, state.variables(ema=True), run.labels(num), num
-    options: dict[str, Any] = {"config": run.config.sample, "layout": layout}
+    step, num = int(state.step), run.config.sample.num
+    heading = f"{run.folder.name}, step {step}"
+    drawing = samples.Drawing(run, run.config.sample, (state.variables(ema=True), step), layout=layout)
     if last:
-        options["num_frames"] = samples.FRAMES
-        samples.draw_and_save(run.folder, *drawing, heading=lambda _: heading, **options)
+        samples.draw_and_save(
+            run.folder, drawing, run.labels(num), num, num_frames=samples.FRAMES, heading=lambda _: heading
+        )
         return
-    drawn = samples.draw(*drawing, **options)
+    drawn = drawing.draw(run.labels(num), num)
     if launch.is_first():
-        samples.save_picture(run.folder / "samples" / f"step_{int(state.step):07d}.png", run, drawn, heading)
+        samples.save_picture(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, heading)
 
 
 class _Interruption:

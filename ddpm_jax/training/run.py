@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 import ddpm_jax
-from ddpm_jax import data, model_configs, models, presets
+from ddpm_jax import data, denoisers, model_configs, models, presets
+from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
@@ -125,14 +126,20 @@ class Run:
         _, variables = models.split(models.abstract(self.config.model))
         return jax.eval_shape(self.state_of, variables)
 
-    def load(self, layout: Layout = ALONE) -> tuple[nnx.GraphDef, models.Variables, int]:
-        """The network for sampling, with the averaged parameters of the newest checkpoint, and that checkpoint's step.
+    def denoiser(self, labels: Any = None, *, variables: models.Variables | None = None, dtype: Any = None) -> Denoiser:
+        """What its network believes.
+
+        labels: classes, (B,) or one for all. variables: parameters and running statistics, None for the averaged ones of the newest
+        checkpoint. dtype: what the network computes in, None for that of its parameters.
 
         Raises:
             UserError: there is no checkpoint, or it does not fit the config.
         """
+        variables = self.load_variables()[0] if variables is None else variables
         graphdef, _ = models.split(models.abstract(self.config.model))
-        return graphdef, *self.load_variables(layout=layout)
+        options: dict[str, Any] = {"labels": labels, "null_label": self.inputs.null_label, "dtype": dtype}
+        network = denoisers.of_network((graphdef, variables), self.process, **options)
+        return denoisers.self_conditioned(network) if self.inputs.self_conditioned else network
 
     def load_variables(self, *, ema: bool = True, layout: Layout = ALONE) -> tuple[models.Variables, int]:
         """The parameters of the newest checkpoint, averaged or those being trained, its running statistics, and its step.

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
-from ddpm_jax import figures, launch, models, samplers
+from ddpm_jax import figures, launch, models, noise, samplers
 from ddpm_jax.data import PointSource, stretched
+from ddpm_jax.denoisers import Denoiser, clipped, guided, thresholded
 from ddpm_jax.errors import UserError, fits_memory
 from ddpm_jax.files import write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
+from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.samplers import Sampler
 from ddpm_jax.training.npz_writer import NpzWriter
 from ddpm_jax.training.run import Run
 
@@ -24,8 +26,8 @@ FRAMES = 24
 """Pictures in an animation, fewer where there are fewer steps."""
 SHOWN = 100
 """Samples in a grid at most; the npz holds all."""
-ANIMATED = 40
-"""Images in an animation at most."""
+ANIMATED, ANIMATED_POINTS = 40, 500
+"""Images, and points, in an animation at most."""
 REAL_POINTS = 2_000
 """Points of the data beneath a scatter of samples, at most."""
 
@@ -54,157 +56,182 @@ class Batch(NamedTuple):
     values: np.ndarray
     """As in `Samples`."""
     frames: np.ndarray
-    """Of the first batch as in `Samples`; of later ones none."""
+    """(K, M, ...): the walk of its samples, as far as they are among those that are animated."""
     num_steps: int
     """Denoising steps that it took."""
     seconds: float
 
 
-def draw_batches(
-    run: Run,
-    graphdef: nnx.GraphDef,
-    variables: models.Variables,
-    labels: np.ndarray | None,
-    num: int,
-    *,
-    config: SampleConfig,
-    seed: int = 0,
-    batch_size: int = 500,
-    num_frames: int = 0,
-    layout: Layout = ALONE,
-) -> Iterator[Batch]:
-    """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
+@dataclass(frozen=True)
+class Drawing:
+    """How a run's samples are drawn; how many, and of which classes, is said when they are.
 
-    layout: the devices that share each batch, among which the variables lie; it does not change what is drawn.
-
-    Raises:
-        UserError: sampler and options that do not fit each other or the schedule; with the first batch.
+    What sample n of a seed is depends neither on the devices nor on batch_size and the number of samples, up to rounding.
     """
-    if config.stretch and not run.holds_images:
-        raise UserError(f"sample.stretch is for images; {run.folder} is a run of points.")
-    to_data = stretched if config.stretch else run.to_data
-    call, num_steps, num_frames = _sampler(run, config, num_frames)
-    size = min(num, batch_size)
-    # of what is drawn to fill up the devices nothing is kept; one system cannot be filled up
-    whole = size if config.sampler == "adaptive" else layout.rounded_up(size)
-    key = jax.random.key(seed)
-    for start in range(0, num, size):
-        begun = time.perf_counter()
-        batch_labels = None if labels is None else np.resize(labels[start : start + size], whole)
-        with fits_memory(
-            f"{size} samples at a time do not fit into memory; try --batch-size {max(1, size // 2)}, which draws as many."
-        ):
-            x_0, walk, *taken = call(
-                (graphdef, variables),
-                run.process,
-                jax.random.fold_in(key, start // size),
-                (whole, *run.shape),
-                None if batch_labels is None else layout.deal(jax.numpy.asarray(batch_labels)),
-                layout=layout,
+
+    run: Run
+    config: SampleConfig
+    """Sampler, bounds, guidance."""
+    trained: tuple[models.Variables, int] | None = None
+    """Parameters and running statistics, and the step they are of; None: those of the newest checkpoint, once they are needed."""
+    seed: int = 0
+    """Start of the random draws."""
+    batch_size: int = 500
+    """Samples drawn at a time."""
+    layout: Layout = ALONE
+    """The devices that share each batch."""
+
+    @property
+    def step(self) -> int:
+        """The step whose network is drawn with."""
+        return self._variables[1]
+
+    @functools.cached_property
+    def network(self) -> Denoiser:
+        """The run's network, in the precision of its parameters."""
+        return self.run.denoiser(variables=self._variables[0])
+
+    @functools.cached_property
+    def _drawn_with(self) -> Denoiser:
+        dtype = self.run.config.train.dtype
+        return self.run.denoiser(variables=self._variables[0], dtype=None if dtype == "float32" else dtype)
+
+    @functools.cached_property
+    def _variables(self) -> tuple[models.Variables, int]:
+        variables, step = self.trained or self.run.load_variables(layout=self.layout)
+        return self.layout.everywhere(variables), step
+
+    def denoiser(self, labels: Any) -> Denoiser:
+        """The run's network for these labels, computing as in training, guided and bounded as the config asks.
+
+        Raises:
+            UserError: guidance of a network that knows no missing label.
+        """
+        return believed(self._drawn_with.with_labels(labels), self.config)
+
+    def batches(self, labels: np.ndarray | None, num: int, *, num_frames: int = 0) -> Iterator[Batch]:
+        """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
+
+        Raises:
+            UserError: sampler and options that do not fit each other or the process; with the first batch.
+            NotFiniteError: samples of a batch hold NaN or infinity.
+        """
+        run, config, layout = self.run, self.config, self.layout
+        if config.stretch and not run.holds_images:
+            raise UserError(f"sample.stretch is for images; {run.folder} is a run of points.")
+        to_data = stretched if config.stretch else run.to_data
+        sampler, steps = sampler_of(config), None if config.sampler == "adaptive" else config.steps
+        num_frames = min(num_frames, 1 + run.process.sampling_steps(steps))
+        size = min(num, self.batch_size)
+        whole = layout.rounded_up(size)  # of what is drawn to fill up the devices nothing is kept
+        animated = min(num, ANIMATED if run.holds_images else ANIMATED_POINTS)
+        for start in range(0, num, size):
+            begun, count = time.perf_counter(), min(size, num - start)
+            of_batch = None if labels is None else layout.deal(np.resize(labels[start : start + size], whole))
+            keys = layout.deal(np.asarray(jax.random.key_data(noise.sample_keys(self.seed, whole, start))))
+            with fits_memory(
+                f"{size} samples at a time do not fit into memory; try --batch-size {max(1, size // 2)}, which draws the same."
+            ):
+                walked = samplers.draw(
+                    self.denoiser(of_batch),
+                    sampler,
+                    keys,
+                    (whole, *run.shape),
+                    steps,
+                    config.spacing,
+                    num_frames,
+                    count,
+                )
+                jax.block_until_ready(walked)
+            shown = max(0, min(count, animated - start))
+            frames = (
+                to_data(layout.gather(walked.frames)[:, :shown]) if shown else np.zeros((num_frames, 0, *run.shape))
             )
-            jax.block_until_ready(x_0)
-        num_steps = taken[0] if taken else num_steps
-        values = to_data(layout.gather(x_0))[: min(size, num - start)]
-        shown = min(size, ANIMATED) if run.holds_images else size
-        frames = to_data(layout.gather(walk)[:, :shown]) if start == 0 else np.zeros((0, 0))
-        yield Batch(values, frames, num_steps, time.perf_counter() - begun)
+            values, taken = to_data(layout.gather(walked.x_0))[:count], layout.gather(walked.num_steps)[:count]
+            yield Batch(values, frames, int(taken.max()), time.perf_counter() - begun)
 
+    def draw(
+        self,
+        labels: np.ndarray | None,
+        num: int,
+        *,
+        num_frames: int = 0,
+        sink: Callable[[np.ndarray], object] | None = None,
+    ) -> Samples:
+        """The `batches` together.
 
-def draw(
-    run: Run,
-    graphdef: nnx.GraphDef,
-    variables: models.Variables,
-    labels: np.ndarray | None,
-    num: int,
-    *,
-    sink: Callable[[np.ndarray], object] | None = None,
-    **options: Any,
-) -> Samples:
-    """The batches of `draw_batches`, whose options these are, together.
+        sink: is given each batch, in the units of the data, and the samples returned are then the SHOWN first of the images alone.
 
-    sink: is given each batch, in the units of the data, and the samples returned are then the SHOWN first of the images alone.
-
-    Raises:
-        UserError: sampler and options that do not fit each other or the schedule.
-    """
-    kept = SHOWN if sink is not None and run.holds_images else num
-    values: list[np.ndarray] = []
-    frames, seconds, drawn, num_steps = np.zeros((0, 0)), [], 0, 0
-    for batch in draw_batches(run, graphdef, variables, labels, num, **options):
-        if sink is not None:
-            sink(batch.values)
-        if drawn < kept:
-            values.append(batch.values[: kept - drawn])
-        if not drawn:
-            frames = batch.frames
-        num_steps = batch.num_steps
-        drawn += len(batch.values)
-        seconds.append(batch.seconds)
-    return Samples(
-        values=np.concatenate(values),
-        labels=labels if labels is None else labels[:kept],
-        frames=frames,
-        frame_steps=samplers.frame_steps(num_steps, len(frames)),
-        first_call_s=seconds[0],
-        later_call_s=float(np.mean(seconds[1:])) if len(seconds) > 1 else None,
-    )
-
-
-def _sampler(run: Run, config: SampleConfig, num_frames: int) -> tuple[Callable[..., Any], int, int]:
-    """The call that samples as a config says; how many steps it takes (0: it decides itself), and how many frames it can show.
-
-    Raises:
-        UserError: sampler and options that do not fit each other or the process.
-    """
-    process = run.process
-    options: dict[str, Any] = {
-        "clip": config.clip,
-        "dtype": None if run.config.train.dtype == "float32" else run.config.train.dtype,
-    }
-    guidance, self_conditioned = guidance_of(run, config), run.inputs.self_conditioned
-    if config.sampler == "adaptive":
-        if guidance or self_conditioned or config.threshold:
-            raise UserError(
-                "sampler = adaptive takes neither guidance, nor a threshold, nor a self-conditioned network."
-            )
-        options |= {"tolerance": config.tolerance, "num_frames": num_frames}
-        return functools.partial(samplers.sample_adaptively, **options), 0, num_frames
-    times = samplers.times(config.sampler, process, config.steps, spacing=config.spacing, churn=config.churn)
-    num_frames = min(num_frames, len(times))
-    options |= {
-        "step": samplers.create(config.sampler, process, **config.step_options),
-        "times": times,
-        "threshold": config.threshold,
-        "guidance": guidance,
-        "self_conditioned": self_conditioned,
-        "num_frames": num_frames,
-        "frames_before_noise": config.sampler == "strided",
-    }
-    return functools.partial(samplers.sample, **options), len(times) - 1, num_frames
-
-
-def guidance_of(run: Run, config: SampleConfig) -> dict[str, Any] | None:
-    """The options of classifier-free guidance that a config asks for; None: it asks for none.
-
-    Raises:
-        UserError: the run was trained without label dropout, or without classes.
-    """
-    if config.guidance == 1:
-        return None
-    null_label = run.inputs.null_label
-    if null_label is None:
-        raise UserError(
-            f"guidance = {config.guidance:g} needs a network that was trained with some labels hidden (--train.label-dropout 0.1); "
-            f"{run.folder} was not."
+        Raises:
+            UserError: sampler and options that do not fit each other or the process.
+            NotFiniteError: samples hold NaN or infinity.
+        """
+        kept = SHOWN if sink is not None and self.run.holds_images else num
+        values, frames, seconds = list[np.ndarray](), list[np.ndarray](), list[float]()
+        drawn = num_steps = 0
+        for batch in self.batches(labels, num, num_frames=num_frames):
+            if sink is not None:
+                sink(batch.values)
+            if drawn < kept:
+                values.append(batch.values[: kept - drawn])
+            if batch.frames.shape[1]:
+                frames.append(batch.frames)
+            num_steps = max(num_steps, batch.num_steps)
+            drawn += len(batch.values)
+            seconds.append(batch.seconds)
+        walk = np.concatenate(frames, axis=1)
+        return Samples(
+            values=np.concatenate(values),
+            labels=labels if labels is None else labels[:kept],
+            frames=walk,
+            frame_steps=samplers.frame_steps(num_steps, len(walk)),
+            first_call_s=seconds[0],
+            later_call_s=float(np.mean(seconds[1:])) if len(seconds) > 1 else None,
         )
-    longest = float(run.config.process.num_steps)
-    return {
-        "null_label": null_label,
-        "scale": config.guidance,
-        "interval": (config.guidance_from * longest, config.guidance_to * longest),
-        "rescale": config.guidance_rescale,
-        "channels": run.shape[-1],
+
+
+def sampler_of(config: SampleConfig) -> Sampler:
+    """The sampler that a config asks for."""
+    made: dict[str, Callable[[], Sampler]] = {
+        "ancestral": lambda: samplers.Ancestral(config.variance),
+        "ddim": lambda: samplers.DDIM(config.eta),
+        "strided": lambda: samplers.Strided(config.eta),
+        "dpmpp_2m": samplers.DPMSolver,
+        "dpmpp_2m_sde": lambda: samplers.DPMSolver(sde=True),
+        "dpmpp_3m": lambda: samplers.DPMSolver(order=3),
+        "unipc": samplers.UniPC,
+        "euler": samplers.Euler,
+        "euler_ancestral": lambda: samplers.Euler(eta=1.0),
+        "heun": lambda: samplers.Heun(config.churn),
+        "midpoint": samplers.Midpoint,
+        "adaptive": lambda: samplers.Adaptive(config.tolerance),
     }
+    return made[config.sampler]()
+
+
+def believed(denoise: Denoiser, config: SampleConfig) -> Denoiser:
+    """A denoiser guided and bounded as a config asks.
+
+    Raises:
+        UserError: guidance of a network that was trained without label dropout, or without classes.
+    """
+    process = denoise.process
+    if config.guidance != 1:
+        if denoise.null_label is None:
+            raise UserError(
+                f"guidance = {config.guidance:g} needs a network that was trained with some labels hidden "
+                "(--train.label-dropout 0.1); this one was not."
+            )
+        longest = process.schedule.num_steps if isinstance(process, GaussianDiffusion) else 1.0
+        interval = config.guidance_from * longest, config.guidance_to * longest
+        denoise = guided(denoise, config.guidance, interval=interval, rescale=config.guidance_rescale)
+    if config.clip is None:
+        return denoise
+    return (
+        clipped(denoise, config.clip)
+        if config.threshold is None
+        else thresholded(denoise, config.threshold, config.clip)
+    )
 
 
 def save_picture(path: Path, run: Run, samples: Samples, heading: str) -> Path:
@@ -231,29 +258,27 @@ def save_animation(path: Path, run: Run, samples: Samples, heading: str) -> Path
 
 def draw_and_save(
     folder: Path,
-    run: Run,
-    graphdef: nnx.GraphDef,
-    variables: models.Variables,
+    drawing: Drawing,
     labels: np.ndarray | None,
     num: int,
     *,
+    num_frames: int = 0,
     heading: Callable[[Samples], str],
-    **options: Any,
 ) -> tuple[Samples, list[Path]]:
-    """Draw samples as `draw` does, straight into samples.npz, whatever their number; then samples.png and, where frames were kept,
-    denoising.gif.
+    """Draw samples straight into samples.npz, whatever their number; then samples.png and, where frames were kept, denoising.gif.
 
     Returns the samples, of images the SHOWN first, and the paths; of several processes the first one writes.
     """
+    run = drawing.run
     if not launch.is_first():
-        return draw(run, graphdef, variables, labels, num, sink=lambda _: None, **options), []
+        return drawing.draw(labels, num, num_frames=num_frames, sink=lambda _: None), []
     found: list[Samples] = []
     name, dtype = ("images", np.uint8) if run.holds_images else ("points", np.float32)
     others = {} if labels is None else {"labels": labels, "class_names": np.array(run.class_names)}
 
     def write(path: Path) -> None:
         with NpzWriter(path, name, (num, *run.shape), dtype, others) as file:
-            found.append(draw(run, graphdef, variables, labels, num, sink=file.append, **options))
+            found.append(drawing.draw(labels, num, num_frames=num_frames, sink=file.append))
 
     paths = [write_atomically(folder / "samples.npz", write)]
     samples = found[0]

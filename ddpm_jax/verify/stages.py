@@ -13,13 +13,14 @@ import numpy as np
 from flax import nnx
 
 from ddpm_jax import model_configs as configs
-from ddpm_jax import models, samplers, schedules
+from ddpm_jax import denoisers, models, samplers, schedules
 from ddpm_jax.compilation import compile_for, once
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import create_state, make_optimizer
 from ddpm_jax.training.run import Run
+from ddpm_jax.training.samples import sampler_of
 from ddpm_jax.training.step import apply_gradients, gradients
 from ddpm_jax.verify.comparison import compare, environment, import_torch, row
 from ddpm_jax.verify.kinks import SAFE, relu_margin
@@ -289,13 +290,13 @@ class Verification:
             output = np.concatenate([output, self.rng.standard_normal(self.x_0.shape)], axis=1)
         times, twin_times = self._times(self.sampling.steps)
         yield row("step", "times", times, twin_times, stage="sampler step", **self._where())
-        step, twin_step = self._steps()
+        sampler, twin_step = sampler_of(self.sampling), self._twin_step()
+        said = self._jax_images(output)
+        denoise = denoisers.of(self.process, lambda x, t: said)
         for index in sorted({0, len(times) // 2, len(times) - 2}):
             t, s = int(times[index]), int(times[index + 1])
-            ours = self._jax_images(x_t)
-            levels = [self.process.level(np.array([time]), ours) for time in (t, s)]
-            hat = self.process.estimate(ours, self._jax_images(output), jnp.full(BATCH, t))
-            ours = step(ours, hat, *levels, self._jax_images(noise))
+            row_of_times = jnp.array([t, s], jnp.int32)
+            ours = sampler.step(denoise, self._jax_images(x_t), row_of_times, self._jax_images(noise), ()).x
             x, out, z = map(self._tensor, (x_t, output, noise))
             _, eps, logit = self.twin_process.estimate(x, out, self.torch.full((BATCH,), t))
             known = {"variance_logit": logit} if self.learns_steps else {}
@@ -306,15 +307,16 @@ class Verification:
         model = self._jax_model()
         noises = self.rng.standard_normal((WALK, *self.x_0.shape))
         graphdef, variables = models.split(model)
-        step, twin_step = self._steps()
+        sampler, twin_step = sampler_of(self.sampling), self._twin_step()
         times, twin_times = self._times(WALK)
-        labels = None if self.labels is None else jnp.asarray(self.labels)
         drawn = jnp.stack([self._jax_images(noise) for noise in noises])
 
         def walk(variables, x_T):
-            predict = models.predictor(graphdef, variables, labels)
-            options = {"step": step, "times": times, "num_frames": len(times), "clip": self.sampling.clip}
-            return samplers.run(self.process, predict, x_T, lambda i: drawn[i], **options)[1]
+            denoise = denoisers.of_network((graphdef, variables), self.process, labels=self.labels)
+            if self.sampling.clip is not None:
+                denoise = denoisers.clipped(denoise, self.sampling.clip)
+            grid = samplers.rows(times)
+            return samplers.walk(denoise, sampler, x_T, lambda i: drawn[i], grid, len(times)).frames
 
         x_T = self._jax_images(self.noise)
         frames = compile_for(WALK, walk, variables, x_T)(variables, x_T)
@@ -340,17 +342,17 @@ class Verification:
         """Whether the sampler's steps are told what the network learned of their variance."""
         return self.sampling.step_options.get("variance") == "learned"
 
-    def _steps(self) -> tuple[Any, Any]:
-        options = self.sampling.step_options
+    def _twin_step(self) -> Any:
         twin_step = getattr(self.twins.samplers, f"{self.sampling.sampler}_step")
-        return samplers.create(self.sampling.sampler, **options), functools.partial(twin_step, **options)
+        return functools.partial(twin_step, **self.sampling.step_options)
 
     def _times(self, num_steps: int | None) -> tuple[np.ndarray, np.ndarray]:
         """The sampler's grid on either side; num_steps None: the whole chain."""
         num_steps = num_steps or self.process.schedule.num_steps
         name, schedule = self.sampling.sampler, self.twin_process.schedule
         twin_times = self.twins.samplers.strided_times if name == "strided" else self.twins.samplers.times
-        return samplers.times(name, self.process, num_steps), twin_times(schedule, num_steps)
+        grid = sampler_of(self.sampling).grid(self.process, num_steps)
+        return np.append(grid[:, 0], grid[-1, 1]), twin_times(schedule, num_steps)
 
     def _jax_model(self) -> nnx.Module:
         model = nnx.clone(self.model)

@@ -1,0 +1,307 @@
+"""Samples that hold NaN or infinity: what was found is said, nothing is written in their place, no float becomes a black pixel."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ddpm_jax.guidance import classifier_free
+from flax import nnx
+from run_checks import assert_same_bits, refusal, state_in
+
+from ddpm_jax import cli, data, editing, figures, processes, samplers, schedules
+from ddpm_jax.data import Scaling
+from ddpm_jax.errors import NotFiniteError
+from ddpm_jax.training import Run, TrainState, metrics
+
+CHAIN = processes.GaussianDiffusion(schedules.linear(20))
+SHAPE = (4, 4, 4, 1)
+
+
+class Broken(nnx.Module):
+    """Half of x_t; of class 1 the given value, from the time `since` on downwards, which are network times."""
+
+    def __init__(self, value=float("nan"), since=1000.0):
+        self.value, self.since = value, since
+
+    def __call__(self, x_t, t, labels=None, *, rngs=None):
+        bad = ((labels == 1) & (t <= self.since))[:, None, None, None]
+        return jnp.where(bad & (jnp.arange(4) == 2)[:, None], self.value, x_t / 2)
+
+
+# Samplers
+
+
+def walk(name, model, labels, process=CHAIN, **options):
+    step, times = samplers.create(name, process), samplers.times(name, process, 10)
+    arguments = model, process, jax.random.key(0), (len(labels), *SHAPE[1:]), jnp.array(labels)
+    return samplers.sample(*arguments, step=step, times=times, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in samplers.STEPS if name != "midpoint"])
+def test_the_step_is_named(name):
+    """From t = 9 on the network's output is NaN for two of four samples; one value of them is enough."""
+    times = samplers.times(name, CHAIN, 10)
+    step = int(np.argmax(times <= 9)) + 1
+    with pytest.raises(NotFiniteError) as found:
+        walk(name, Broken(since=9), [0, 1, 2, 1])
+    shown = (
+        f"2 of 4 samples hold NaN or infinity, the first since step {step} of {len(times) - 1} (t = {times[step - 1]})"
+    )
+    assert shown in str(found.value)
+
+
+def test_the_first_of_several_is_named():
+    """Where the samples break at different steps; from the starting noise of step 0 on."""
+    with pytest.raises(NotFiniteError, match="step 1 of 10"):
+        walk("ddim", Broken(), [0, 1])
+    x_T = jnp.ones((3, 2)).at[1, 0].set(jnp.inf)
+
+    def predict(x_t, t):
+        return x_t.at[2].set(jnp.where(t[2] < 10, jnp.nan, 0.0))
+
+    options = {"step": samplers.ddim_step, "times": CHAIN.times(10)}
+    found = samplers.run(CHAIN, predict, x_T, lambda i: x_T, **options)
+    step = int(np.argmax(CHAIN.times(10) < 10)) + 1
+    assert found.broke.tolist() == [-1, 0, step]
+    with pytest.raises(NotFiniteError, match=r"2 of 3 .* since what the walk starts from\. Try data that is finite\."):
+        samplers.check_finite(found.broke, CHAIN.times(10))
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({}, "Try clip = 1, where data lies in [-1, 1], or more steps or another sampler."),
+        ({"clip": 1.0}, "Try more steps or another sampler."),
+        ({"clip": 1.0, "guidance": {"null_label": 2, "scale": 2.0}}, "Try a lower guidance, or more steps"),
+        ({"clip": 1.0, "dtype": "bfloat16"}, "Try float32, or more steps"),
+    ],
+)
+def test_what_to_try(options, advice):
+    with pytest.raises(NotFiniteError, match=re.escape(advice)):
+        walk("ddim", Broken(since=9), [0, 1], **options)
+
+
+def test_infinity_is_found_and_clipping_hides_none():
+    for value in (float("inf"), -float("inf")):
+        with pytest.raises(NotFiniteError, match="1 of 2"):
+            walk("ddim", Broken(value), [0, 1])
+    # a bound on x_0 makes something finite of an infinite one, as it says
+    assert np.isfinite(walk("ddim", Broken(float("inf")), [0, 1], clip=1.0)[0]).all()
+    with pytest.raises(NotFiniteError):
+        walk("ddim", Broken(), [0, 1], clip=1.0, threshold=0.9)
+
+
+def test_samples_that_only_fill_up_are_not_looked_at():
+    samples, _ = walk("ddim", Broken(), [0, 0, 1], kept=2)
+    assert np.isfinite(samples[:2]).all() and np.isnan(samples[2]).any()
+
+
+def test_the_adaptive_solver_gives_up_at_once():
+    """Where the velocity is not finite no step is short enough: it is not tried thousands of times, and no other sample is lost."""
+    flow = processes.FlowMatching()
+    arguments = Broken(since=500.0), flow, jax.random.key(0), SHAPE, jnp.array([0, 1, 2, 0])
+    with pytest.raises(NotFiniteError, match=r"1 of 4 samples could not be solved .* the first from step \d+ on"):
+        samplers.sample_adaptively(*arguments)
+    found, _, steps = samplers.sample_adaptively(*arguments[:-1], jnp.array([0, 0, 2, 1]), kept=3)
+    assert np.isfinite(found[:3]).all() and steps < 30
+
+    def predict(x_t, t):
+        return jnp.where((jnp.arange(2) == 1)[:, None], jnp.nan, -x_t)
+
+    walk, taken = samplers.solve(flow, predict, jnp.ones((2, 3)))
+    assert walk.broke.tolist() == [-1, 1] and taken[1] < 30 and np.isfinite(walk.x_0[0]).all()
+
+
+def test_edits_and_inversion():
+    x_0, labels = jnp.zeros(SHAPE), jnp.array([0, 1, 0, 1])
+    hidden, key = np.ones(SHAPE[1:3], bool), jax.random.key(0)
+    model = Broken(since=9)
+    since = r"2 of 4 samples hold NaN or infinity, the first since step \d+ of \d+ \(t = -?\d+\)"
+    for call in (
+        functools.partial(editing.inpaint, model, CHAIN, key, x_0, hidden, labels, num_steps=5, resample=1),
+        functools.partial(editing.vary, model, CHAIN, key, x_0, labels, strength=0.8, num_steps=5),
+        functools.partial(samplers.invert, model, CHAIN, x_0, labels, num_steps=5),
+    ):
+        with pytest.raises(NotFiniteError, match=since):
+            call()
+    with pytest.raises(NotFiniteError, match=r"2 of 2 samples .* since step 1 of 5"):
+        editing.interpolate(model, CHAIN, x_0[0], x_0[0] + 1, 3, num_steps=5, label=1)
+    with pytest.raises(NotFiniteError, match="what the walk starts from"):
+        samplers.invert(Broken(), CHAIN, x_0 + jnp.nan, labels * 0, num_steps=5)
+
+
+def test_the_way_between_two_zeros_is_finite():
+    """A network that says zero takes a grey image to zero noise, which has no direction."""
+    zero, one = jnp.zeros((2, 2)), jnp.ones((2, 2))
+    for a, b in ((zero, zero), (zero, one), (one, zero)):
+        np.testing.assert_allclose(editing.slerp(a, b, jnp.array([0.0, 0.5, 1.0])), [a, (a + b) / 2, b])
+
+
+# Guidance
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7])
+def test_an_output_of_one_value_is_rescaled_to_itself(value):
+    """It has no deviation to bring back; one example of two."""
+
+    def predict(x_t, t, labels):
+        return x_t.at[0].set(value).at[2].set(value)
+
+    x_t = jax.random.normal(jax.random.key(0), (2, 7, 5, 3))
+    options = {"null_label": 9, "scale": 3.0, "rescale": 0.7}
+    out = classifier_free(predict, jnp.zeros(2, jnp.int32), **options)(x_t, jnp.zeros(2))
+    np.testing.assert_allclose(out, x_t.at[0].set(value), rtol=1e-6)
+
+
+def test_guidance_of_an_untrained_output_gives_samples():
+    class Zero(nnx.Module):
+        def __call__(self, x_t, t, labels=None, *, rngs=None):
+            return jnp.zeros_like(x_t)
+
+    guidance = {"null_label": 2, "scale": 2.0, "rescale": 0.7}
+    assert np.isfinite(walk("ancestral", Zero(), [0, 1], guidance=guidance)[0]).all()
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_float_that_is_not_finite_becomes_a_byte(value):
+    images = np.zeros((2, 3, 4, 1), np.float32)
+    images[1, 2, 0] = value
+    for make in (data.to_images, Scaling(0.0, 255.0).to_images, data.stretched):
+        with pytest.raises(
+            NotFiniteError, match=re.escape("1 of 24 values are NaN or infinity, the first at (1, 2, 0, 0)")
+        ):
+            make(images)
+        make(images[:1])
+
+
+def test_what_is_merely_large_is_white():
+    """Though its pixels are too large for float32."""
+    images = np.array([-3e38, 0.0, 3e38], np.float32).reshape(1, 1, 3, 1)
+    for make, middle in ((data.to_images, 128), (data.stretched, 128)):
+        assert make(images).ravel().tolist() == [0, middle, 255]
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 4, 4, 1)), np.zeros((4, 4, 1), np.uint8), np.zeros((1, 4, 4, 2), np.uint8)]
+)
+def test_a_grid_takes_bytes_alone(images):
+    with pytest.raises(ValueError, match=re.escape(f"must be uint8 (N, H, W, 1 or 3); got {images.dtype}")):
+        figures.grid(images)
+
+
+# Commands
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def broken(run, monkeypatch):
+    """The run's folder; whoever loads its network gets one whose output is NaN."""
+    load = Run.load_variables
+
+    def damaged(self, **options):
+        variables, step = load(self, **options)
+        return jax.tree.map(lambda a: a * jnp.nan, variables), step
+
+    monkeypatch.setattr(Run, "load_variables", damaged)
+    return run.folder
+
+
+SAID = re.compile(
+    r"^ddpm: \d+ of \d+ samples hold NaN or infinity, the first since step 1 of \d+ \(t = -?\d+\)\. Try .*damaged\.$"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample"],
+        ["sample", "--batch-size", "3"],
+        ["sample", "--stretch"],
+        ["evaluate", "--num", "20"],
+        ["edit", "vary", "--num", "2"],
+        ["edit", "inpaint", "--num", "2"],
+        ["edit", "interpolate", "--num", "2"],
+        *(["plot", kind] for kind in ("samples", "animation", "one", "walk", "middle", "beside")),
+    ],
+    ids=" ".join,
+)
+def test_commands_say_it_and_write_nothing(broken, capsys, arguments):
+    (broken / "samples").mkdir(exist_ok=True)
+    for name in ("samples.npz", "samples.png", "denoising.gif"):
+        (broken / "samples" / name).write_text("what was here before")
+    before = files_of(broken)
+    command, *options = arguments
+    assert SAID.match(refusal(capsys, command, broken, *options))
+    assert files_of(broken) == before
+
+
+def test_the_picture_of_predicted_noise_and_the_likelihood(broken, capsys):
+    before = files_of(broken)
+    assert "values are NaN or infinity, the first at (0, 0, 0, 0)" in refusal(capsys, "plot", broken, "noising")
+    said = refusal(capsys, "evaluate", broken, "--likelihood", "--num", "3")
+    assert "the bound of 3 of 3 images is NaN or infinite: 20 of 20 terms, the first at t = 0" in said
+    assert files_of(broken) == before
+
+
+def test_later_batches_are_looked_at_too(run, capsys, monkeypatch):
+    """What was drawn of them before is not left behind."""
+    found = samplers.sample
+
+    def sample(*arguments, first=0, **options):
+        x_0, frames = found(*arguments, first=first, **options)
+        samplers.check_finite([-1] * 2 + [3] * (first == 4), np.arange(5)[::-1])
+        return x_0, frames
+
+    monkeypatch.setattr(samplers, "sample", sample)
+    before = files_of(run.folder)
+    assert "1 of 3 samples" in refusal(capsys, "sample", run.folder, "--num", "6", "--batch-size", "2")
+    assert files_of(run.folder) == before
+
+
+def test_a_training_run_is_not_lost(tiny, tmp_path, capsys, monkeypatch):
+    """An average that blows up, on the way and at the end: both are said, every step is saved, and the run is whole."""
+    average = TrainState.variables
+    damaged = {"ema": True}
+
+    def variables(self, *, ema):
+        return jax.tree.map(lambda a: a * jnp.nan, average(self, ema=ema)) if damaged["ema"] else average(self, ema=ema)
+
+    monkeypatch.setattr(TrainState, "variables", variables)
+    folder, other = tmp_path / "run", tmp_path / "other"
+    assert cli.main(["train", "digits", *tiny, "--out", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "step 8: no picture of samples. 10 of 10 samples hold NaN or infinity, the first since step 1 of 4" in said
+    last = said.splitlines()[-1]
+    assert last.startswith(
+        "ddpm: training is finished and step 12 is saved, but no samples could be drawn. 10 of 10 samples"
+    )
+    assert last.endswith(f"ddpm sample {folder} draws them again.")
+    drawn = ("samples.npz", "samples.png", "denoising.gif", "samples/step_0000008.png")
+    assert not any((folder / name).exists() for name in drawn)
+    assert (folder / "loss.png").exists() and metrics.read_metrics(folder)[-1]["step"] == 12
+    damaged["ema"] = False
+    assert cli.main(["train", "digits", *tiny, "--out", str(other)]) == 0
+    assert_same_bits(state_in(folder), state_in(other))
+    assert cli.main(["sample", str(folder)]) == 0
+    assert all((other / name).exists() for name in drawn) and (folder / "samples" / "samples.png").exists()
+
+
+def test_points_are_refused_too(tmp_path, capsys, monkeypatch):
+    """They become no bytes, but an archive of NaN is no better."""
+    options = ["--train.steps", "2", "--train.batch-size", "8", "--train.sample-every", "0", "--train.log-every", "2"]
+    options += ["--sample.num", "4", "--sample.steps", "2", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "spiral", *options]) == 0
+    before = files_of(tmp_path / "run")
+    monkeypatch.setattr(samplers, "create", lambda *_, **__: lambda x_t, *rest: x_t * jnp.nan)
+    assert "4 of 4 samples hold NaN or infinity" in refusal(capsys, "sample", tmp_path / "run")
+    assert files_of(tmp_path / "run") == before
