@@ -65,7 +65,7 @@ class Heun(Sampler):
         if self.churn == 0:
             return rows
         gamma = min(self.churn / len(rows), sqrt(2) - 1)
-        raised = []
+        raised: list[Row] = []
         for t, s in rows:
             tau_t = tau(process.level(t))
             inside = self.churn_min <= tau_t <= self.churn_max
