@@ -6,7 +6,7 @@ alpha-blending with alpha_t = 1 - t, sigma_t = t.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm_torch_ref import likelihood
+from ddpm_torch_ref import bound
 from ddpm_torch_ref.checks import check_choice
 from ddpm_torch_ref.schedules import Schedule, Table
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> what the network was trained to output."""
-Time = TypeVar("Time", float, Tensor)
-"""One time, or one for each example."""
 
 PREDICTIONS = ("eps", "x0", "v")
 """What a network may predict."""
@@ -31,10 +29,19 @@ WEIGHTINGS = ("none", "p2", "snr", "truncated_snr", "min_snr")
 """Weights of the loss over t."""
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 """Errors of what is predicted, by name."""
+TIME_DRAWS = ("uniform", "low_discrepancy")
+"""How times to train at are drawn; on a straight path also "logit_normal"."""
 BOUND_LOSSES = ("hybrid", "vlb")
 """Losses made of the variational bound."""
 HYBRID_SHARE = 0.001
 """Lambda of Nichol & Dhariwal 2021, eq. 16."""
+
+
+class Level(NamedTuple):
+    """The place of a time on the path x_t = alpha x_0 + sigma eps: numbers in double precision, or tensors (B, 1, ...)."""
+
+    alpha: Any
+    sigma: Any
 
 
 class Estimate(NamedTuple):
@@ -76,11 +83,12 @@ class GaussianDiffusion:
         min_snr_gamma: above 0.
         learned_variance: the network's output has twice x_t's channels (axis 1), the second half being v: the reverse step's
             log variance is f log beta + (1 - f) log beta~, f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15).
+        time_draw: of the times to train at: "uniform", each by itself, or "low_discrepancy", evenly spread with one offset for all.
 
     Raises:
-        ValueError: an unknown prediction, loss or weighting; a number out of range; prediction "eps" where A_t is 0 at a valid
-            t, as eps then says nothing of x_0; loss "hybrid" without learned_variance; loss "hybrid" or "vlb" on a chain whose
-            clean end has A below 1; loss "vlb" with a weighting, as the bound has its own.
+        ValueError: an unknown prediction, loss, weighting or time_draw; a number out of range; prediction "eps" where A_t is 0 at a
+            valid t, as eps then says nothing of x_0; loss "hybrid" without learned_variance; loss "hybrid" or "vlb" on a chain
+            whose clean end has A below 1; loss "vlb" with a weighting, as the bound has its own.
     """
 
     schedule: Schedule
@@ -91,9 +99,11 @@ class GaussianDiffusion:
     p2_k: float = 1.0
     min_snr_gamma: float = 5.0
     learned_variance: bool = False
+    time_draw: str = "uniform"
 
     def __post_init__(self) -> None:
         check_choice("prediction", self.prediction, PREDICTIONS)
+        check_choice("time_draw", self.time_draw, TIME_DRAWS)
         check_choice("loss", self.loss, (*LOSSES, *BOUND_LOSSES))
         check_choice("weighting", self.weighting, WEIGHTINGS)
         if not self.p2_gamma >= 0:
@@ -109,19 +119,59 @@ class GaussianDiffusion:
         if self.loss == "vlb" and self.weighting != "none":
             raise ValueError(f"weighting must be none with loss 'vlb', which weighs t itself; got {self.weighting!r}.")
         if self.loss in BOUND_LOSSES:
-            likelihood.check_clean_end(self.schedule)
+            check_clean_end(self.schedule)
 
     @property
     def clean_end(self) -> int:
         """The time at which every chain of steps ends, one before the first valid t."""
         return self.schedule.first - 1
 
-    def level(self, t: float) -> tuple[float, float]:
-        """(alpha, sigma) of one time of a grid: a valid t, or the clean end; (1, 0) before a table from t = 0."""
+    def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
+        """The level of one time of a grid, a valid t or the clean end, which is (1, 0) before a table from t = 0.
+
+        Args:
+            t: one time; or (B,) valid ones, whose levels have the dtype of `like` and broadcast against it.
+            like: of x_t's shape, for (B,) times alone.
+        """
+        if isinstance(t, Tensor) and like is not None:
+            return Level(self._alpha(t, like), self._sigma(t, like))
         if t < 0:
-            return 1.0, 0.0
+            return Level(1.0, 0.0)
         schedule = self.schedule
-        return float(schedule.sqrt_alphas_cumprod[int(t)]), float(schedule.sqrt_one_minus_alphas_cumprod[int(t)])
+        return Level(float(schedule.sqrt_alphas_cumprod[int(t)]), float(schedule.sqrt_one_minus_alphas_cumprod[int(t)]))
+
+    def times(self, num_steps: int | None = None) -> NDArray[np.int64]:
+        """(num_steps + 1,) times, evenly spread and descending from the last t to the clean end; None: the whole chain.
+
+        Raises:
+            ValueError: num_steps outside 1..T.
+        """
+        last = self.schedule.first + self.schedule.num_steps - 1
+        return np.round(np.linspace(last, self.clean_end, self.steps(num_steps) + 1)).astype(np.int64)
+
+    def steps(self, num_steps: int | None = None) -> int:
+        """A number of sampling steps; T for None.
+
+        Raises:
+            ValueError: num_steps outside 1..T.
+        """
+        longest = self.schedule.num_steps
+        if num_steps is None:
+            return longest
+        if not 1 <= num_steps <= longest:
+            raise ValueError(f"num_steps must lie in 1..{longest}, the schedule's T; got {num_steps}.")
+        return num_steps
+
+    def draw_times(self, generator: torch.Generator, n: int) -> Tensor:
+        """(n,) int64 valid times to train at: independent and uniform, or evenly spread, as time_draw says.
+
+        Kingma et al. 2021, "Variational Diffusion Models", appendix I.1.
+        """
+        first, num_steps = self.schedule.first, self.schedule.num_steps
+        if self.time_draw == "uniform":
+            return torch.randint(first, first + num_steps, (n,), generator=generator)
+        u = torch.rand((), generator=generator, dtype=torch.float64)
+        return first + torch.floor(spread(float(u), n) * num_steps).to(torch.int64)
 
     def network_time(self, t: Tensor) -> Tensor:
         """What the network is told of t: t itself."""
@@ -141,7 +191,7 @@ class GaussianDiffusion:
 
     def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
         """The pair (x_0, eps) that a network's output at x_t stands for, and the variance's logit where it is learned."""
-        output, variance_logit = self._split(output)
+        output, variance_logit = self.split(output)
         if self.prediction == "eps":
             x_0 = (
                 _at(self.schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
@@ -175,15 +225,14 @@ class GaussianDiffusion:
         table = schedule.betas if variance == "beta" else schedule.posterior_variance
         return mean, _at(table, t, x_t)
 
-    def log_variance(self, x_t: Tensor, t: Tensor, variance: str, variance_logit: Tensor | None = None) -> Tensor:
+    def log_variance(self, hat: Estimate, t: Tensor, variance: str) -> Tensor:
         """Log variance of the reverse step p(x_{t-1} | x_t), (B, 1, 1, 1), or of x_t's shape where it is learned.
 
         Args:
-            x_t: (B, C, H, W) noised images, for dtype, device and number of axes.
+            hat: the estimate at (x_t, t); its variance_logit is for "learned" only.
             t: (B,) times.
             variance: "posterior"; "beta"; or "learned", f log beta + (1 - f) log beta~, f = (variance_logit + 1)/2. The first
                 valid t has no posterior variance: the successor's stands there for it, and for "beta" too.
-            variance_logit: (B, C, H, W), for "learned" only: that of `estimate`.
 
         Raises:
             ValueError: an unknown variance, or "learned" without variance_logit.
@@ -195,14 +244,37 @@ class GaussianDiffusion:
         with np.errstate(divide="ignore"):
             larger = np.log(self.schedule.betas)
         if variance == "posterior":
-            return _at(smaller, t, x_t)
+            return _at(smaller, t, hat.x_0)
         if variance == "beta":
             larger[self.schedule.first] = smaller[self.schedule.first]
-            return _at(larger, t, x_t)
-        if variance_logit is None:
+            return _at(larger, t, hat.x_0)
+        if hat.variance_logit is None:
             raise ValueError("variance must be beta or posterior where there is no variance_logit; got 'learned'.")
-        fraction = (variance_logit + 1) / 2
-        return fraction * _at(larger, t, x_t) + (1 - fraction) * _at(smaller, t, x_t)
+        fraction = (hat.variance_logit + 1) / 2
+        return fraction * _at(larger, t, hat.x_0) + (1 - fraction) * _at(smaller, t, hat.x_0)
+
+    def bound_term(self, hat: Estimate, x_0: Tensor, x_t: Tensor, t: Tensor, variance: str = "posterior") -> Tensor:
+        """(B,) the term of the variational bound that belongs to t, in bits per dimension.
+
+        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); for the first valid t, -log p(x_0 | x_t) of 8-bit data (Ho et al. 2020,
+        L_{t-1} of eq. 5, and eq. 13).
+
+        Args:
+            hat: the estimate at (x_t, t).
+            x_0: (B, C, H, W) data in [-1, 1].
+            x_t: (B, C, H, W) a draw of q(x_t | x_0).
+            t: (B,) times.
+            variance: of the reverse step, as in `log_variance`.
+
+        Raises:
+            ValueError: the chain's clean end is not clean, an unknown variance, or "learned" from an estimate without one.
+        """
+        check_clean_end(self.schedule)
+        mean, _ = self.posterior(hat.x_0, x_t, t)
+        log_variance = self.log_variance(hat, t, variance)
+        true_mean, _ = self.posterior(x_0, x_t, t)
+        divergence = bound.normal_kl(true_mean, self.log_variance(hat, t, "posterior"), mean, log_variance)
+        return torch.where(t == self.schedule.first, bound.decoder(x_0, mean, log_variance), divergence)
 
     def loss_weights(self) -> Table:
         """(T + first,) the weight of the loss at each t.
@@ -236,20 +308,20 @@ class GaussianDiffusion:
         num_steps = self.schedule.num_steps
         if self.loss == "vlb":
             variance = "learned" if self.learned_variance else "posterior"
-            return num_steps * likelihood.term(self, self.estimate(x_t, output, t), x_0, x_t, t, variance)
+            return num_steps * self.bound_term(self.estimate(x_t, output, t), x_0, x_t, t, variance)
 
         compare = LOSSES["mse" if self.loss == "hybrid" else self.loss]
-        error = compare(self._split(output)[0], self.target(x_0, noise, t), reduction="none")
+        error = compare(self.split(output)[0], self.target(x_0, noise, t), reduction="none")
         loss = (_at(self.loss_weights(), t, x_0) * error).flatten(1).mean(1)
         if self.loss == "hybrid":
             hat = self.estimate(x_t, output, t)
             # The bound's gradient is noisy: the mean learns from the mean square alone (Nichol & Dhariwal 2021, section 3.1).
             hat = Estimate(hat.x_0.detach(), hat.eps.detach(), hat.variance_logit)
-            loss = loss + HYBRID_SHARE * num_steps * likelihood.term(self, hat, x_0, x_t, t, "learned")
+            loss = loss + HYBRID_SHARE * num_steps * self.bound_term(hat, x_0, x_t, t, "learned")
         return loss
 
-    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The prediction, and the variance's logit."""
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What of the output is the prediction, and what the variance's logit (None: it is not learned)."""
         if not self.learned_variance:
             return output, None
         prediction, variance_logit = output.chunk(2, dim=1)
@@ -271,9 +343,11 @@ class FlowMatching:
     Args:
         num_steps: a network made for the times 0..num_steps - 1 of a chain is told t (num_steps - 1); at least 2.
         loss: "mse", "l1", or "huber" (smooth L1, quadratic below a difference of 1).
+        time_draw: of the times to train at: "uniform", "low_discrepancy" (evenly spread with one offset for all), or
+            "logit_normal", 1/(1 + e^-z) of a standard normal z (Esser et al. 2024, "Scaling Rectified Flow Transformers", 3.1).
 
     Raises:
-        ValueError: num_steps < 2, or an unknown loss.
+        ValueError: num_steps < 2, an unknown loss or time_draw.
 
     Lipman et al. 2023, "Flow Matching for Generative Modeling", section 4; Liu et al. 2023, "Flow Straight and Fast", eq. 1. Both
     have their time run the other way, from noise at 0 to data at 1.
@@ -281,30 +355,51 @@ class FlowMatching:
 
     num_steps: int = 1000
     loss: str = "mse"
+    time_draw: str = "uniform"
 
     def __post_init__(self) -> None:
         if self.num_steps < 2:
             raise ValueError(f"num_steps must be at least 2; got {self.num_steps}.")
         check_choice("loss", self.loss, tuple(LOSSES))
+        check_choice("time_draw", self.time_draw, (*TIME_DRAWS, "logit_normal"))
 
     @property
     def clean_end(self) -> float:
         """The time of the data, 0."""
         return 0.0
 
-    def level(self, t: Time) -> tuple[Time, Time]:
-        """(alpha, sigma) = (1 - t, t)."""
-        return 1 - t, t
+    def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
+        """(alpha, sigma) = (1 - t, t); of (B,) times, shaped to broadcast against `like`."""
+        t = _wide(t, like) if isinstance(t, Tensor) and like is not None else t
+        return Level(1 - t, t)
 
-    def times(self, num_steps: int) -> NDArray[np.float64]:
-        """(num_steps + 1,) times, evenly spread from 1 down to 0.
+    def times(self, num_steps: int | None = None) -> NDArray[np.float64]:
+        """(num_steps + 1,) times, evenly spread from 1 down to 0; None: the process's own number.
 
         Raises:
             ValueError: num_steps < 1.
         """
+        return np.linspace(1, 0, self.steps(num_steps) + 1)
+
+    def steps(self, num_steps: int | None = None) -> int:
+        """A number of sampling steps; the process's own for None.
+
+        Raises:
+            ValueError: num_steps < 1.
+        """
+        if num_steps is None:
+            return self.num_steps
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
-        return np.linspace(1, 0, num_steps + 1)
+        return num_steps
+
+    def draw_times(self, generator: torch.Generator, n: int) -> Tensor:
+        """(n,) float64 times in [0, 1) to train at, drawn as time_draw says."""
+        if self.time_draw == "logit_normal":
+            return torch.randn(n, generator=generator, dtype=torch.float64).sigmoid()
+        if self.time_draw == "low_discrepancy":
+            return spread(float(torch.rand((), generator=generator, dtype=torch.float64)), n)
+        return torch.rand(n, generator=generator, dtype=torch.float64)
 
     def network_time(self, t: Tensor) -> Tensor:
         """What the network is told of t: t (num_steps - 1)."""
@@ -312,7 +407,7 @@ class FlowMatching:
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = (1 - t) x_0 + t eps."""
-        alpha, sigma = self.level(_wide(t, x_0))
+        alpha, sigma = self.level(t, x_0)
         return alpha * x_0 + sigma * noise
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -321,13 +416,13 @@ class FlowMatching:
 
     def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
         """The pair (x_0, eps) that a network's output at x_t stands for: follow the line to both its ends."""
-        alpha, sigma = self.level(_wide(t, x_t))
+        alpha, sigma = self.level(t, x_t)
         velocity = self._velocity(output)
         return Estimate(x_t - sigma * velocity, x_t + alpha * velocity)
 
     def eps_given_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
         """The eps that leads from x_0 to x_t, t > 0: (x_t - (1 - t) x_0) / t."""
-        alpha, sigma = self.level(_wide(t, x_t))
+        alpha, sigma = self.level(t, x_t)
         return (x_t - alpha * x_0) / sigma
 
     def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -362,6 +457,37 @@ class AlphaBlending(FlowMatching):
 
 Process = GaussianDiffusion | FlowMatching
 """Any process of this module."""
+
+
+def check_clean_end(schedule: Schedule) -> None:
+    """The bound is of x_0 itself, so the chain has to end there.
+
+    Raises:
+        ValueError: A at the clean end is not exactly 1.
+    """
+    if schedule.first > 0 and schedule.alphas_cumprod[0] != 1:
+        raise ValueError(
+            f"alphas_cumprod[0] must be 1 for the bound, which is of clean data; got {schedule.alphas_cumprod[0]}."
+        )
+
+
+def spread(u: float, n: int) -> Tensor:
+    """(n,) float64 numbers of [0, 1), each uniform by itself, evenly spread together: (u + i/n) mod 1.
+
+    Args:
+        u: one uniform draw for the whole batch, in [0, 1).
+        n: at least 1.
+
+    Raises:
+        ValueError: n < 1, or u outside [0, 1).
+
+    Kingma et al. 2021, "Variational Diffusion Models", appendix I.1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1; got {n}.")
+    if not 0 <= u < 1:
+        raise ValueError(f"u must lie in [0, 1); got {u}.")
+    return (u + torch.arange(n, dtype=torch.float64) / n) % 1
 
 
 def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:

@@ -8,29 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_torch_ref.processes import Process
-from ddpm_torch_ref.schedules import Schedule
-
-
-def low_discrepancy_times(schedule: Schedule, num_examples: int, u: float) -> Tensor:
-    """(num_examples,) int64 valid times, each uniform by itself, evenly spread together: first + floor(((u + i/n) mod 1) T).
-
-    Args:
-        schedule: its first valid t and T.
-        num_examples: n, at least 1.
-        u: one uniform draw for the whole batch, in [0, 1).
-
-    Raises:
-        ValueError: num_examples < 1, or u outside [0, 1).
-
-    Kingma et al. 2021, "Variational Diffusion Models", appendix I.1.
-    """
-    if num_examples < 1:
-        raise ValueError(f"num_examples must be at least 1; got {num_examples}.")
-    if not 0 <= u < 1:
-        raise ValueError(f"u must lie in [0, 1); got {u}.")
-    # float64: a product that rounds up to T would be no valid time.
-    fractions = (u + torch.arange(num_examples, dtype=torch.float64) / num_examples) % 1
-    return schedule.first + torch.floor(fractions * schedule.num_steps).to(torch.int64)
 
 
 class LossAwareTimes:

@@ -8,7 +8,7 @@ from math import log2, sqrt
 import numpy as np
 import torch
 
-from ddpm_torch_ref import schedules
+from ddpm_torch_ref import denoisers, samplers, schedules
 from ddpm_torch_ref.processes import AlphaBlending, FlowMatching, GaussianDiffusion
 
 MEAN, STD = -0.7, 0.4
@@ -40,6 +40,17 @@ def predictor(process, mean=MEAN, std=STD):
         return process.target(mean + alpha * std**2 * shift, sigma * shift, t)
 
     return predict
+
+
+def walk(sampler, process, predict, x_T, times, noises=None, *, clip=None):
+    """The sampler along a descending grid of times: the samples, and all states from x_T to them; without noises, on zeros."""
+    denoise = denoisers.of(process, predict)
+    denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
+    rows = samplers.rows(process, times)
+    if isinstance(sampler, samplers.Heun):
+        rows = sampler.churned(process, rows)
+    noises = [torch.zeros_like(x_T)] * len(rows) if noises is None else noises
+    return samplers.walk(denoise, sampler, x_T, noises, rows)
 
 
 def exact(process, x_t, t, s):

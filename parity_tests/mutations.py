@@ -28,6 +28,7 @@ from ddpm_jax.weights import bridge
 from ddpm_torch_ref.models import layers as twin_layers
 from ddpm_torch_ref.models import tiny_unet as twin_tiny_unet
 from ddpm_torch_ref.models import unet as twin_unet
+from ddpm_torch_ref.samplers import ancestral as twin_ancestral
 
 UNET = {"image_size": 8, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4, "attention_resolutions": ()}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -189,7 +190,7 @@ ADD_NOISE, CLIP, STRIDED_TIMES = (
     twins.training._clip_gradients,
     strided.strided_times,
 )
-ANCESTRAL, DDIM = twins.samplers.ancestral_step, ddim.ddim_step
+ANCESTRAL, DDIM = twin_ancestral.ancestral_step, ddim.ddim_step
 RATE, LINEAR, COSINE = twins.training.learning_rate, schedules.linear, twins.schedules.cosine_unclipped
 ADAM = optax.adam
 
@@ -263,7 +264,7 @@ MUTATIONS = [
              setting(training_step, "ema_decay", lambda step, decay: (1 + step) / (10 + step))),
     # sampling
     Mutation("ancestral: posterior variance", "mlp", "sampler step", "t = 999 -> 998", SAMPLING,
-             setting(twins.samplers, "ancestral_step", lambda *args, variance: ANCESTRAL(*args, variance="posterior"))),
+             setting(twin_ancestral, "ancestral_step", lambda *args: ANCESTRAL(*args[:5], variance="posterior"))),
     Mutation("DDIM: eta ignored", "mlp", "sampler step", "t = 999 -> 998", SAMPLING,
              setting(ddim, "ddim_step", lambda *args: DDIM(*args[:5])), sampling("ddim", eta=0.5)),
     Mutation("strided: beta not clipped", "mlp", "sampler step", "t = 0 -> 980", SAMPLING,

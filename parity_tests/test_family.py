@@ -16,12 +16,11 @@ from ddpm_jax import denoisers, models, processes, samplers, schedules
 from ddpm_jax.evaluation import variational_bound
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.training import create_state, loss_aware, make_optimizer, update
-from ddpm_torch_ref import guidance as twin_guidance
+from ddpm_torch_ref import denoisers as twin_denoisers
 from ddpm_torch_ref import likelihood as twin_likelihood
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import samplers as twin_samplers
 from ddpm_torch_ref import schedules as twin_schedules
-from ddpm_torch_ref import solvers as twin_solvers
 from ddpm_torch_ref import training as twin_training
 
 SHAPE = (2, 4, 4, 3)
@@ -79,6 +78,11 @@ SOLVERS = {
 """The twin's name: our sampler."""
 
 
+def twin_of(sampler):
+    """The twin's sampler of the same name and options."""
+    return getattr(twin_samplers, type(sampler).__name__)(**vars(sampler))
+
+
 BY_RATIO = ("euler", "euler_ancestral", "heun")
 """The twin walks these in sigma / alpha, which system 1 takes to 1e16: nothing is left of the data in x / alpha."""
 
@@ -107,15 +111,16 @@ def test_whole_walks(dtype, solver, path, clip):
     process, twin = PATHS[path]()
     predict, twin_predict = networks(dtype)
     x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
-    times = process.times(NUM_STEPS)
     denoise, sampler = denoisers.of(process, predict), SOLVERS[solver]
     denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
     grid = sampler.grid(process, NUM_STEPS, "even")
     walk = jax.jit(lambda x_T, noises: samplers.walk(denoise, sampler, x_T, lambda i: noises[i], grid, NUM_STEPS + 1))
     frames = np.asarray(walk(x_T, noises).frames)
-    fresh = (list(map(to_nchw, noises)),) if solver in ("dpmpp_2m_sde", "euler_ancestral") else ()
-    theirs = getattr(twin_solvers, solver)
-    _, states = theirs(twin, twin_predict, to_nchw(x_T), times.tolist(), *fresh, clip=clip)
+    twin_denoise = twin_denoisers.of(twin, twin_predict)
+    twin_denoise = twin_denoise if clip is None else twin_denoisers.clipped(twin_denoise, clip)
+    twin_sampler = twin_of(sampler)
+    twin_grid = twin_sampler.grid(twin, NUM_STEPS, "even")
+    _, states = twin_samplers.walk(twin_denoise, twin_sampler, to_nchw(x_T), list(map(to_nchw, noises)), twin_grid)
     assert len(frames) == len(states) == NUM_STEPS + 1
     for index, (ours, theirs) in enumerate(zip(frames, states, strict=True)):
         assert_close("trajectory", ours, to_nhwc(theirs), f"{solver} {path} clip {clip} after {index} steps")
@@ -125,14 +130,16 @@ def test_heun_with_churn(dtype):
     process, twin = chain()
     predict, twin_predict = networks(dtype)
     x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
-    times = samplers.GRIDS["karras"](process, NUM_STEPS)
     sampler = samplers.Heun(churn=3.0)
     grid, denoise = sampler.grid(process, NUM_STEPS), denoisers.of(process, predict)
     assert (grid[:, 2] > grid[:, 1]).any()
     ours = samplers.walk(denoise, sampler, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
     # noise i of the twin comes before its step i, ours after the step before
     before = [to_nchw(noises[max(i - 1, 0)]) for i in range(NUM_STEPS)]
-    theirs, _ = twin_solvers.heun(twin, twin_predict, to_nchw(x_T), times.tolist(), churn=3.0, noises=before)
+    twin_sampler = twin_of(sampler)
+    twin_grid = twin_sampler.grid(twin, NUM_STEPS)
+    denoise = twin_denoisers.of(twin, twin_predict)
+    theirs, _ = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), before, twin_grid)
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "heun with churn")
 
 
@@ -142,7 +149,7 @@ def test_inversion(dtype, path):
     predict, twin_predict = networks(dtype)
     x_0, times = normal(dtype, *SHAPE, seed=3), process.times(NUM_STEPS)
     ours = samplers.ddim_inversion(denoisers.of(process, predict), jnp.asarray(x_0), times[::-1]).x_0
-    theirs, _ = twin_solvers.ddim_inversion(twin, twin_predict, to_nchw(x_0), times.tolist())
+    theirs, _ = twin_samplers.invert(twin_denoisers.of(twin, twin_predict), to_nchw(x_0), NUM_STEPS)
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), f"inversion {path}")
 
 
@@ -153,9 +160,9 @@ def test_grids(data):
     num_steps = data.draw(st.integers(2, 300))
     n = data.draw(st.integers(1, num_steps))
     process, twin = chain(schedule, num_steps, prediction="v")
-    for name in ("quadratic", "karras", "log_snr"):
-        theirs = getattr(twin_samplers, f"{name}_times")(twin.schedule, n)
-        np.testing.assert_array_equal(samplers.GRIDS[name](process, n), theirs)
+    assert samplers.GRIDS.keys() == twin_samplers.GRIDS.keys() - {"strided"}
+    for name, grid in samplers.GRIDS.items():
+        np.testing.assert_array_equal(grid(process, n), twin_samplers.GRIDS[name](twin, n))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -202,12 +209,12 @@ def test_every_term_of_the_bound(variance, clip):
     denoise = denoisers.of(process, predict)
     denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
     ours = variational_bound(denoise, jnp.asarray(x_0), lambda i: jnp.asarray(noises)[i], variance=variance)
-    theirs = twin_likelihood.bits_per_dim(
-        twin, twin_predict, to_nchw(x_0), list(map(to_nchw, noises)), variance=variance, clip=clip
-    )
-    assert_close("loss", ours.prior, theirs["prior"], "prior")
-    assert_close("trajectory", ours.terms, theirs["terms"], "terms")
-    assert_close("trajectory", ours.total, theirs["total"], "total")
+    twin_denoise = twin_denoisers.of(twin, twin_predict)
+    twin_denoise = twin_denoise if clip is None else twin_denoisers.clipped(twin_denoise, clip)
+    theirs = twin_likelihood.variational_bound(twin_denoise, to_nchw(x_0), list(map(to_nchw, noises)), variance)
+    assert_close("loss", ours.prior, theirs.prior, "prior")
+    assert_close("trajectory", ours.terms, theirs.terms, "terms")
+    assert_close("trajectory", ours.total, theirs.total, "total")
 
 
 def test_ancestral_sampling_with_a_learned_variance(dtype):
@@ -217,14 +224,10 @@ def test_ancestral_sampling_with_a_learned_variance(dtype):
     sampler, denoise = samplers.Ancestral("learned"), denoisers.clipped(denoisers.of(process, predict))
     grid = sampler.grid(process, NUM_STEPS)
     ours = samplers.walk(denoise, sampler, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
-
-    def twin_step(*arguments, **keywords):
-        return twin_samplers.ancestral_step(*arguments, variance="learned", **keywords)
-
-    theirs, _ = twin_samplers.sample(
-        twin, twin_predict, to_nchw(x_T), twin_samplers.times(twin.schedule, NUM_STEPS), twin_step,
-        list(map(to_nchw, noises)), 1.0, learned_variance=True,
-    )  # fmt: skip
+    twin_sampler = twin_of(sampler)
+    denoise = twin_denoisers.clipped(twin_denoisers.of(twin, twin_predict), 1.0)
+    rows = twin_sampler.grid(twin, NUM_STEPS)
+    theirs, _ = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), list(map(to_nchw, noises)), rows)
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "learned variance")
 
 
@@ -233,7 +236,7 @@ def test_guidance(dtype):
     x_t, t, labels = normal(dtype, *SHAPE, seed=7), [30, 800], [0, 1]
     jax_t, twin_t = indices(t)
     twin_labels = indices(labels)[1]
-    learned, _ = chain(loss="hybrid", learned_variance=True)
+    learned, twin = chain(loss="hybrid", learned_variance=True)
 
     def with_labels(x, t, labels):  # the network is one of two examples, of which each stands twice
         wide = jnp.stack([predict(x[i::2], t[i::2]) for i in range(2)], axis=1).reshape(len(x), *x.shape[1:-1], -1)
@@ -245,9 +248,8 @@ def test_guidance(dtype):
     for rescale in (0.0, 0.7):
         denoise = denoisers.of(learned, with_labels, labels=labels, null_label=2)
         ours = denoisers.guided(denoise, 3.0, interval=(100.0, 900.0), rescale=rescale)
-        theirs = twin_guidance.classifier_free(
-            twin_with_labels, twin_labels, null_label=2, scale=3.0, interval=(100.0, 900.0), rescale=rescale, channels=3
-        )
+        twin_denoise = twin_denoisers.of(twin, twin_with_labels, twin_labels, null_label=2)
+        theirs = twin_denoisers.guided(twin_denoise, 3.0, interval=(100.0, 900.0), rescale=rescale).output
         out = ours.output(jnp.asarray(x_t), jax_t)
         # torch's standard deviation is the unbiased one, whose factor cancels in the quotient
         assert_close("step", np.asarray(out), to_nhwc(theirs(to_nchw(x_t), twin_t)), f"rescale {rescale}")
@@ -259,7 +261,6 @@ def test_guidance_of_an_output_of_one_value(dtype, value):
     x_t, t, labels = normal(dtype, *SHAPE, seed=7), [30, 800], [0, 1]
     jax_t, twin_t = indices(t)
     twin_labels = indices(labels)[1]
-    options = {"null_label": 2, "scale": 3.0, "rescale": 0.7}
 
     def flat(x, t, labels):  # the first example, which stands there twice
         return jnp.where((jnp.arange(len(x)) < 2).reshape(-1, 1, 1, 1), jnp.asarray(value, x.dtype), x)
@@ -267,9 +268,11 @@ def test_guidance_of_an_output_of_one_value(dtype, value):
     def twin_flat(x, t, labels):
         return torch.cat([torch.full_like(x[:1], value), x[1:]])
 
-    denoise = denoisers.of(chain()[0], flat, labels=labels, null_label=2)
+    process, twin = chain()
+    denoise = denoisers.of(process, flat, labels=labels, null_label=2)
     ours = denoisers.guided(denoise, 3.0, rescale=0.7).output(jnp.asarray(x_t), jax_t)
-    theirs = to_nhwc(twin_guidance.classifier_free(twin_flat, twin_labels, **options)(to_nchw(x_t), twin_t))
+    twin_denoise = twin_denoisers.of(twin, twin_flat, twin_labels, null_label=2)
+    theirs = to_nhwc(twin_denoisers.guided(twin_denoise, 3.0, rescale=0.7).output(to_nchw(x_t), twin_t))
     assert np.isfinite(theirs).all()
     assert_close("step", np.asarray(ours), theirs, f"value {value}")
     np.testing.assert_allclose(np.asarray(ours)[0], value, rtol=1e-6)
@@ -283,7 +286,8 @@ def test_classifier_guidance(dtype, prediction):
     jax_t, twin_t = indices(t)
     denoise = denoisers.of(process, predict)
     ours = denoisers.classifier_guided(denoise, lambda x, t: -jnp.cos(x).sum((1, 2, 3)), 2.0)
-    theirs = twin_guidance.classifier_guided(twin, twin_predict, lambda x, t: -torch.cos(x).sum((1, 2, 3)), scale=2.0)
+    twin_denoise = twin_denoisers.of(twin, twin_predict)
+    theirs = twin_denoisers.classifier_guided(twin_denoise, lambda x, t: -torch.cos(x).sum((1, 2, 3)), 2.0).output
     assert_close(
         "gradient", np.asarray(ours.output(jnp.asarray(x_t), jax_t)), to_nhwc(theirs(to_nchw(x_t), twin_t)), prediction
     )
@@ -294,7 +298,7 @@ def test_both_sides_refuse_a_classifier_where_there_is_only_noise():
     denoise = denoisers.of(process, lambda x_t, t: x_t)
     for call in (
         lambda: denoisers.classifier_guided(denoise, lambda x_t, t: x_t),
-        lambda: twin_guidance.classifier_guided(twin, lambda x_t, t: x_t, lambda x_t, t: x_t, scale=1.0),
+        lambda: twin_denoisers.classifier_guided(twin_denoisers.of(twin, lambda x_t, t: x_t), lambda x_t, t: x_t),
     ):
         with pytest.raises(ValueError, match=r"last alphas_cumprod .*above 0.*; got 0"):
             call()
@@ -356,8 +360,7 @@ def test_bits_per_dimension_of_a_network(pair):
     def ours(denoise, x_0, noises):
         return variational_bound(denoise, x_0, lambda i: noises[i], variance="learned").total
 
-    theirs = twin_likelihood.bits_per_dim(
-        twin_process, twin.eval(), to_nchw(x_0), list(map(to_nchw, noises)), variance="learned", clip=1.0
-    )
+    twin_denoise = twin_denoisers.clipped(twin_denoisers.of(twin_process, twin.eval()), 1.0)
+    theirs = twin_likelihood.variational_bound(twin_denoise, to_nchw(x_0), list(map(to_nchw, noises)), "learned")
     total = np.asarray(ours(denoise, x_0, noises))
-    np.testing.assert_allclose(total, theirs["total"].detach().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(total, theirs.total.detach().numpy(), rtol=1e-6)

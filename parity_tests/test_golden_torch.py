@@ -1,14 +1,12 @@
 """The PyTorch twin against the golden records: every number that the originals left."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from golden_records import PRECISIONS, RGB, assert_agrees, convnext_weights, draw, generator, numbers, record, weights
 
 from ddpm_jax.weights.originals import from_original
-from ddpm_torch_ref import models, processes, samplers, schedules, training
+from ddpm_torch_ref import denoisers, models, processes, samplers, schedules, training
 from ddpm_torch_ref.models.layers import timestep_embedding
 from ddpm_torch_ref.models.timesteps import convnext_table, timestep_table
 
@@ -139,17 +137,22 @@ def test_schedule_and_noised_images(name, schedule, tables, tags, precision):
 # Samplers
 
 
+def walk(sampler, process, network, noises, num_steps=None):
+    """The whole walk from the first of the noises on."""
+    return samplers.walk(
+        denoisers.of(process, network), sampler, noises[0], noises[1:], sampler.grid(process, num_steps)
+    )
+
+
 @PRECISIONS
 @pytest.mark.parametrize(("eta", "num_steps"), [(0.0, 35), (0.1, 35), (1.0, 50), (1.0, 7)])
 def test_strided_sampler(eta, num_steps, precision):
     rec = record(f"convnext_sampler_{precision}")
     process = processes.GaussianDiffusion(schedules.cosine_unclipped(500))
     noises = draws(rec, "loop", num_steps + 1, (2, 1, 4, 4), precision)
-    times = samplers.strided_times(process.schedule, num_steps)
     if num_steps == 35:
-        assert times.tolist() == [*rec["tau"][:35][::-1], rec["tau"][-1]]
-    step = partial(samplers.strided_step, eta=eta)
-    _, frames = samplers.sample(process, stand_in, noises[0], times, step, noises[1:], means=True)
+        assert samplers.GRIDS["strided"](process, 35).tolist() == [*rec["tau"][:35][::-1], rec["tau"][-1]]
+    _, frames = walk(samplers.Strided(eta), process, stand_in, noises, num_steps)
     assert_agrees("trajectory", torch.stack(frames), rec[f"loop_eta{eta}_n{num_steps}"], "frames")
 
 
@@ -161,12 +164,11 @@ def test_ddpm_linear(precision):
     x_t, eps = (tensor(rec, tag, shape, precision) for tag in ("x0", "eps"))
     for t in (0, 1, 500, 999):
         noise = tensor(rec, f"step{t}/0", shape, precision) if t else torch.zeros_like(x_t)
-        x_s = samplers.ancestral_step(process.schedule, x_t, eps, t, t - 1, noise)
+        hat = process.estimate(x_t, eps, torch.full(shape[:1], t))
+        x_s = samplers.ancestral_step(x_t, hat, process.level(t), process.level(t - 1), noise)
         assert_agrees("call", x_s, rec[f"step_{t}"], f"step {t}")
     noises = draws(rec, "traj", 1000, rec["traj_final"].shape, precision)
-    x_0, _ = samplers.sample(
-        process, stand_in, noises[0], samplers.times(process.schedule, 1000), samplers.ancestral_step, noises[1:]
-    )
+    x_0, _ = walk(samplers.Ancestral(), process, stand_in, noises)
     assert_agrees("long", x_0, rec["traj_final"], "trajectory")
 
 
@@ -175,9 +177,7 @@ def test_strided_ddpm(precision):
     rec = record(f"strided_ddpm_{precision}")
     process = processes.GaussianDiffusion(schedules.linear_inclusive(400))
     noises = draws(rec, "sample", 400, rec["sample"].shape, precision)
-    x_0, _ = samplers.sample(
-        process, stand_in, noises[0], samplers.times(process.schedule, 400), samplers.ancestral_step, noises[1:]
-    )
+    x_0, _ = walk(samplers.Ancestral(), process, stand_in, noises)
     assert_agrees("trajectory", x_0, rec["sample"], "sample")
 
 
@@ -185,8 +185,7 @@ def test_annotated_sampler():
     rec = record("annotated_sampler")
     process = processes.GaussianDiffusion(schedules.linear(200))
     noises = draws(rec, "traj", 201, rec["final"].shape, "f32")
-    step = partial(samplers.ancestral_step, variance="posterior")
-    x_0, states = samplers.sample(process, stand_in, noises[0], samplers.times(process.schedule, 200), step, noises[1:])
+    x_0, states = walk(samplers.Ancestral("posterior"), process, stand_in, noises)
     # Their list of frames leaves the starting noise out.
     assert_agrees("call", states[1], rec["first"], "first")
     assert_agrees("trajectory", states[101], rec["middle"], "middle")
@@ -203,10 +202,9 @@ def test_toy2d(precision):
     x_t, t = tensor(rec, "x", (16, 2), precision), torch.from_numpy(rec["t"][:, 0])
     process = processes.GaussianDiffusion(schedules.linear(1000))
     noises = draws(rec, "gen", 1000, (64, 2), precision)
-    times = samplers.times(process.schedule, 1000)
     with torch.no_grad():
         assert_agrees("call", model(x_t, t), rec["eps"], "eps")
-    points, _ = samplers.sample(process, model, noises[0], times, samplers.ancestral_step, noises[1:])
+    points, _ = walk(samplers.Ancestral(), process, model, noises)
     mean, std = (rec[f"train_{statistic}"].item() for statistic in ("mean", "std"))
     assert_agrees("long", points * std + mean, rec["generate"], "generate")
 

@@ -1,7 +1,5 @@
 """Single steps between all kinds of times, and whole walks through a network with the same noise on both sides."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from twins import SMALL, indices, normal, to_nchw, to_nhwc
 
 from ddpm_jax import denoisers, processes, samplers, schedules
 from ddpm_jax.compilation import jit
+from ddpm_torch_ref import denoisers as twin_denoisers
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import samplers as twin_samplers
 from ddpm_torch_ref import schedules as twin_schedules
@@ -26,7 +25,7 @@ STEPS = [
     ("ddim", {"eta": 1.0}),
 ]
 STEP_NAMES = [f"{name}-{next(iter(options.values()))}" for name, options in STEPS]
-TWIN_STEPS = {"ancestral": twin_samplers.ancestral_step, "ddim": twin_samplers.ddim_step}
+TWINS = {"ancestral": twin_samplers.Ancestral, "ddim": twin_samplers.DDIM}
 # neighbours and jumps; from the last time, to the first, to the clean end (-1)
 WALKS = [(999, 998), (999, 979), (999, 0), (999, -1), (500, 499), (500, 3), (20, 0), (2, 1), (1, 0), (1, -1), (0, -1)]
 
@@ -42,7 +41,8 @@ def assert_same_step(dtype, schedule, name, options, t, s, num_steps=1000, batch
     denoise = denoisers.of(process, lambda x, time: jnp.asarray(eps))
     sampler = samplers.SAMPLERS[name](**options)
     ours = sampler.step(denoise, jnp.asarray(x_t), jnp.array([t, s], jnp.int32), jnp.asarray(noise), ()).x
-    reference = TWIN_STEPS[name](twin.schedule, to_nchw(x_t), to_nchw(eps), t, s, to_nchw(noise), **options)
+    twin_denoise = twin_denoisers.of(twin, lambda x, time: to_nchw(eps))
+    reference = TWINS[name](**options).step(twin_denoise, to_nchw(x_t), (t, s), to_nchw(noise), ()).x
     assert_close("step", ours, to_nhwc(reference), f"{name} {options} {schedule} {t} -> {s}")
 
 
@@ -70,7 +70,7 @@ def test_any_step(data):
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 50, 250, 999, 1000])
 def test_grids_of_times(num_steps):
     process, twin = make("linear")
-    np.testing.assert_array_equal(process.times(num_steps), twin_samplers.times(twin.schedule, num_steps))
+    np.testing.assert_array_equal(process.times(num_steps), twin.times(num_steps))
 
 
 @pytest.mark.parametrize(
@@ -99,15 +99,11 @@ def test_a_walk_of_50_steps_through_a_network(pair, dtype, step, schedule, predi
         return samplers.walk(denoise, sampler, x_T, lambda i: noises[i], grid, num_frames=num_steps + 1)
 
     samples, frames, *_ = walk(denoise, jnp.asarray(x_T), jnp.asarray(noises))
-    tsamples, states = twin_samplers.sample(
-        twin_process,
-        lambda x_t, t: twin(x_t, t, tlabels),
-        to_nchw(x_T),
-        twin_samplers.times(twin_process.schedule, num_steps),
-        partial(TWIN_STEPS[name], **options),
-        to_nchw(noises),
-        clip,
-    )
+    twin_denoise = twin_denoisers.of(twin_process, twin, tlabels)
+    twin_denoise = twin_denoise if clip is None else twin_denoisers.clipped(twin_denoise, clip)
+    twin_sampler = TWINS[name](**options)
+    twin_grid = twin_sampler.grid(twin_process, num_steps)
+    tsamples, states = twin_samplers.walk(twin_denoise, twin_sampler, to_nchw(x_T), to_nchw(noises), twin_grid)
     assert len(frames) == len(states) == num_steps + 1
     for i, (ours, reference) in enumerate(zip(frames, states, strict=True)):
         assert_close("trajectory", ours, to_nhwc(reference), f"{name} {options} {schedule} {prediction} frame {i}")
@@ -125,10 +121,9 @@ def test_the_last_step_takes_no_noise(dtype):
     denoise = denoisers.of(process, lambda x_t, t: x_t / 2)
     grid = samplers.Ancestral().grid(process)
     ours = samplers.walk(denoise, "ancestral", jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
-    times = twin_samplers.times(twin.schedule, 4)
-    reference, _ = twin_samplers.sample(
-        twin, lambda x_t, t: x_t / 2, to_nchw(x_T), times, twin_samplers.ancestral_step, to_nchw(noises)
-    )
+    sampler = twin_samplers.Ancestral()
+    twin_denoise = twin_denoisers.of(twin, lambda x_t, t: x_t / 2)
+    reference, _ = twin_samplers.walk(twin_denoise, sampler, to_nchw(x_T), to_nchw(noises), sampler.grid(twin))
     assert torch.isfinite(reference).all()
     assert_close("trajectory", ours, to_nhwc(reference), "last noise")
     assert jax.numpy.isfinite(ours).all()

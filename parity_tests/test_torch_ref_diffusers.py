@@ -6,10 +6,11 @@ from math import expm1, log
 import diffusers.schedulers as theirs
 import pytest
 import torch
-from gaussian_data import SHAPE, max_relative, normal
+from gaussian_data import SHAPE, max_relative, normal, walk
 
-from ddpm_torch_ref import samplers, schedules, solvers
+from ddpm_torch_ref import schedules
 from ddpm_torch_ref.processes import FlowMatching, GaussianDiffusion
+from ddpm_torch_ref.samplers import GRIDS, DPMSolver, Euler, Heun, UniPC
 
 
 class DoubleTorch:
@@ -42,22 +43,22 @@ def eps_of():
     return lambda x_t, t: torch.sin(2 * x_t + wild) * (0.6 + t.double().reshape(-1, 1, 1, 1) / 2000) + 0.3 * x_t
 
 
-@pytest.mark.parametrize("grid", [samplers.times, samplers.karras_times])
+@pytest.mark.parametrize("grid", [GRIDS["even"], GRIDS["karras"]])
 @pytest.mark.parametrize(
     ("solver", "kind", "options"),
     [
-        (solvers.dpmpp_2m, theirs.DPMSolverMultistepScheduler, {"solver_order": 2, "lower_order_final": False}),
-        (solvers.unipc, theirs.UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2"}),
+        (DPMSolver(), theirs.DPMSolverMultistepScheduler, {"solver_order": 2, "lower_order_final": False}),
+        (UniPC(), theirs.UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2"}),
     ],
 )
 def test_multistep_solvers_are_those_of_diffusers(solver, kind, options, grid, eps_of, monkeypatch):
     """Difference of definition: its DPMSolver lowers the order over the last steps of grids below 15 (lower_order_final); ours only
     where sigma_s = 0, as its final_sigmas_type "zero" does without that option. Of UniPC: none.
     """
-    times = grid(CHAIN.schedule, 12)
+    times = grid(CHAIN, 12)
     scheduler = scheduler_at(monkeypatch, kind, CHAIN, times, **options)
     x_T = normal(*SHAPE)
-    x_0, states = solver(CHAIN, eps_of, x_T, times)
+    x_0, states = walk(solver, CHAIN, eps_of, x_T, times)
     x_t = x_T
     for i, t in enumerate(scheduler.timesteps):
         x_t = scheduler.step(eps_of(x_t, t.expand(2)), t, x_t).prev_sample
@@ -67,11 +68,11 @@ def test_multistep_solvers_are_those_of_diffusers(solver, kind, options, grid, e
 
 def test_third_order_is_that_of_diffusers_but_for_a_factor(eps_of, monkeypatch):
     """Difference of definition: diffusers, as the authors' code, puts a divided difference D in the place of h^2 f'' = 2 D."""
-    times = samplers.karras_times(CHAIN.schedule, 12)
+    times = GRIDS["karras"](CHAIN, 12)
     options = {"solver_order": 3, "lower_order_final": False}
     scheduler = scheduler_at(monkeypatch, theirs.DPMSolverMultistepScheduler, CHAIN, times, **options)
     x_t = normal(*SHAPE)
-    _, states = solvers.dpmpp_3m(CHAIN, eps_of, x_t, times)
+    _, states = walk(DPMSolver(order=3), CHAIN, eps_of, x_t, times)
     guesses = []
     for i, t in enumerate(scheduler.timesteps[:3]):
         t_batch = torch.full((2,), int(t))
@@ -88,11 +89,11 @@ def test_third_order_is_that_of_diffusers_but_for_a_factor(eps_of, monkeypatch):
 
 def test_sde_solver_is_that_of_diffusers(eps_of, monkeypatch):
     """Difference of definition: its last step, to sigma = 0, is given noise too, which sigma_s = 0 multiplies."""
-    times, noises = samplers.karras_times(CHAIN.schedule, 12), normal(12, *SHAPE, seed=1)
+    times, noises = GRIDS["karras"](CHAIN, 12), normal(12, *SHAPE, seed=1)
     options = {"solver_order": 2, "lower_order_final": False, "algorithm_type": "sde-dpmsolver++"}
     scheduler = scheduler_at(monkeypatch, theirs.DPMSolverMultistepScheduler, CHAIN, times, **options)
     x_t = normal(*SHAPE)
-    _, states = solvers.dpmpp_2m_sde(CHAIN, eps_of, x_t, times, noises)
+    _, states = walk(DPMSolver(sde=True), CHAIN, eps_of, x_t, times, noises)
     for i, t in enumerate(scheduler.timesteps):
         x_t = scheduler.step(eps_of(x_t, t.expand(2)), t, x_t, variance_noise=noises[i]).prev_sample
         assert max_relative(states[i + 1], x_t) < 1e-10, i
@@ -100,10 +101,10 @@ def test_sde_solver_is_that_of_diffusers(eps_of, monkeypatch):
 
 def test_euler_is_that_of_diffusers(eps_of, monkeypatch):
     """Difference of definition: its states are y = x/alpha, which scale_model_input multiplies by alpha again for the network."""
-    times = samplers.karras_times(CHAIN.schedule, 12)
+    times = GRIDS["karras"](CHAIN, 12)
     scheduler = scheduler_at(monkeypatch, theirs.EulerDiscreteScheduler, CHAIN, times)
     x_T = normal(*SHAPE)
-    _, states = solvers.euler(CHAIN, eps_of, x_T, times)
+    _, states = walk(Euler(), CHAIN, eps_of, x_T, times)
     y = x_T / process_alpha(times[0])
     for i, t in enumerate(scheduler.timesteps):
         y = scheduler.step(eps_of(scheduler.scale_model_input(y, t), t.expand(2)), t, y).prev_sample
@@ -118,13 +119,13 @@ def test_heun_is_that_of_diffusers(eps_of, monkeypatch):
     """Differences of definition: it takes two calls for a step and keeps each of the times and sigmas but the first twice; it
     has no churn; its states are y = x/alpha.
     """
-    times = samplers.karras_times(CHAIN.schedule, 12)
+    times = GRIDS["karras"](CHAIN, 12)
     scheduler = scheduler_at(monkeypatch, theirs.HeunDiscreteScheduler, CHAIN, times)
     sigmas, repeated = scheduler.sigmas, scheduler.timesteps
     scheduler.sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
     scheduler.timesteps = torch.cat([repeated[:1], repeated[1:].repeat_interleave(2)])
     x_T = normal(*SHAPE)
-    _, states = solvers.heun(CHAIN, eps_of, x_T, times)
+    _, states = walk(Heun(), CHAIN, eps_of, x_T, times)
     y, arrivals = x_T / process_alpha(times[0]), []
     for i, t in enumerate(scheduler.timesteps):
         y = scheduler.step(eps_of(scheduler.scale_model_input(y, t), t.expand(2)), t, y).prev_sample
@@ -144,7 +145,7 @@ def test_euler_on_a_straight_path_is_that_of_diffusers(eps_of, monkeypatch):
     scheduler.sigmas = torch.from_numpy(process.times(12))
     scheduler.timesteps = scheduler.sigmas[:-1] * 1000
     x_t = normal(*SHAPE)
-    _, states = solvers.euler(process, eps_of, x_t, process.times(12))
+    _, states = walk(Euler(), process, eps_of, x_t, process.times(12))
     for i, t in enumerate(scheduler.timesteps):
         x_t = scheduler.step(eps_of(x_t, t.expand(2) / 1000 * 999), t, x_t).prev_sample
         assert max_relative(states[i + 1], x_t) < 1e-10, i

@@ -5,9 +5,9 @@ from math import log, log2, sqrt
 import numpy as np
 import pytest
 import torch
-from gaussian_data import MEAN, STD, normal, predictor
+from gaussian_data import MEAN, PATHS, STD, normal, predictor
 
-from ddpm_torch_ref import likelihood, schedules
+from ddpm_torch_ref import bound, denoisers, likelihood, schedules
 from ddpm_torch_ref.processes import Estimate, GaussianDiffusion
 
 
@@ -26,19 +26,17 @@ def test_the_terms_are_divergences_of_normals():
         )
         return (before.sqrt() * betas * x_0 + (1 - betas).sqrt() * (1 - before) * x_t) / (1 - abar)
 
-    for clip in (None, 0.5):
-        x_0_hat = estimate.x_0 if clip is None else estimate.x_0.clamp(-clip, clip)
-        for variance, size in variances.items():
-            got = likelihood.term(process, estimate, x_0, x_t, t, variance, clip)
-            ours = torch.distributions.Normal(posterior_mean(x_0), small.sqrt())
-            network = torch.distributions.Normal(posterior_mean(x_0_hat), size.sqrt())
-            wanted = torch.distributions.kl_divergence(ours, network).mean(1) / log(2)
-            torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
+    for variance, size in variances.items():
+        got = process.bound_term(estimate, x_0, x_t, t, variance)
+        ours = torch.distributions.Normal(posterior_mean(x_0), small.sqrt())
+        network = torch.distributions.Normal(posterior_mean(estimate.x_0), size.sqrt())
+        wanted = torch.distributions.kl_divergence(ours, network).mean(1) / log(2)
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
 
     abar = schedule.alphas_cumprod[-1]
     last = torch.distributions.Normal(sqrt(abar) * x_0, sqrt(1 - abar))
     wanted = torch.distributions.kl_divergence(last, torch.distributions.Normal(0.0, 1.0)).mean(1) / log(2)
-    torch.testing.assert_close(likelihood.prior(process, x_0), wanted, rtol=1e-12, atol=0)
+    torch.testing.assert_close(bound.prior(x_0, abar), wanted, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -50,7 +48,7 @@ def test_the_first_term_is_a_distribution_over_256_values(first):
     t = torch.full((256,), first)
     estimate = Estimate(torch.full_like(values, 0.93), torch.zeros_like(values))
     for variance in ("beta", "posterior"):
-        bits = likelihood.term(process, estimate, values, torch.zeros_like(values), t, variance)
+        bits = process.bound_term(estimate, values, torch.zeros_like(values), t, variance)
         # The first entry of both variances is the successor's posterior variance.
         deviation = torch.tensor(sqrt(0.1 * 0.02 / (1 - 0.98 * 0.9)), dtype=torch.float64)
         wide = torch.distributions.Normal(estimate.x_0[0], deviation)
@@ -68,25 +66,29 @@ def test_the_bound_of_gaussian_data():
     process = GaussianDiffusion(schedule, "v")
     x_0 = MEAN + STD * normal(400, 100)
     noises = normal(12, 400, 100, seed=1)
-    bound = likelihood.bits_per_dim(process, predictor(process), x_0, noises)
-    assert bound["prior"].shape == (400,) and bound["terms"].shape == (12, 400) and bound["total"].shape == (400,)
-    torch.testing.assert_close(bound["total"], bound["prior"] + sum(bound["terms"]), rtol=1e-12, atol=0)
+    found = likelihood.variational_bound(denoisers.of(process, predictor(process)), x_0, noises)
+    assert found.prior.shape == (400,) and found.terms.shape == (12, 400) and found.total.shape == (400,)
+    torch.testing.assert_close(found.total, found.prior + sum(found.terms), rtol=1e-12, atol=0)
     for t in range(1, 12):
         abar = schedule.alphas_cumprod[t]
         left = STD**2 * (1 - abar) / (abar * STD**2 + 1 - abar)
         wanted = schedule.posterior_mean_coef1[t] ** 2 * left / schedule.posterior_variance[t] / 2 / log(2)
-        assert float(bound["terms"][t].mean()) == pytest.approx(wanted, rel=0.03)
+        assert float(found.terms[t].mean()) == pytest.approx(wanted, rel=0.03)
     abar = schedule.alphas_cumprod[-1]
     wanted = (abar * (MEAN**2 + STD**2) - abar - log(1 - abar)) / 2 / log(2)
-    assert float(bound["prior"].mean()) == pytest.approx(wanted, rel=0.03)
+    assert float(found.prior.mean()) == pytest.approx(wanted, rel=0.03)
     # At t = 0 row by row, with the noise that its index names.
     x_t = process.add_noise(x_0, noises[4], torch.full((400,), 4))
     estimate = process.estimate(x_t, predictor(process)(x_t, torch.full((400,), 4)), torch.full((400,), 4))
-    assert (likelihood.term(process, estimate, x_0, x_t, torch.full((400,), 4)) == bound["terms"][4]).all()
+    assert (process.bound_term(estimate, x_0, x_t, torch.full((400,), 4)) == found.terms[4]).all()
     with pytest.raises(ValueError, match=r"alphas_cumprod\[0\] must be 1"):
-        likelihood.prior(GaussianDiffusion(schedules.linear_inclusive(5)), x_0)
+        likelihood.variational_bound(
+            denoisers.of(GaussianDiffusion(schedules.linear_inclusive(5)), torch.sin), x_0, noises
+        )
     with pytest.raises(ValueError, match="variance_logit"):
-        likelihood.bits_per_dim(process, predictor(process), x_0, noises, "learned")
+        likelihood.variational_bound(denoisers.of(process, predictor(process)), x_0, noises, "learned")
+    with pytest.raises(ValueError, match="the bound belongs to a GaussianDiffusion; got FlowMatching"):
+        likelihood.variational_bound(denoisers.of(PATHS[0], predictor(PATHS[0])), x_0, noises)
 
 
 def test_the_bound_as_a_loss():
@@ -103,7 +105,7 @@ def test_the_bound_as_a_loss():
 
     plain = GaussianDiffusion(schedule, learned_variance=True)
     x_t = plain.add_noise(x_0, noise, t)
-    terms = likelihood.term(plain, plain.estimate(x_t, output, t), x_0, x_t, t, "learned")
+    terms = plain.bound_term(plain.estimate(x_t, output, t), x_0, x_t, t, "learned")
     torch.testing.assert_close(loss("vlb"), 20 * terms, rtol=1e-13, atol=0)
     torch.testing.assert_close(loss("hybrid"), loss("mse") + 0.02 * terms, rtol=1e-13, atol=0)
     (mean, variance), (of_mse, none), (of_bound, of_variance) = map(gradients, map(loss, ["hybrid", "mse", "vlb"]))
@@ -117,4 +119,4 @@ def test_the_bound_as_a_loss():
     x_0_hat = normal(3, 4, seed=5)
     got = fixed.loss_per_example(lambda x_t, t: x_0_hat, x_0, noise, t)
     estimate = Estimate(x_0_hat, noise)
-    torch.testing.assert_close(got, 20 * likelihood.term(fixed, estimate, x_0, x_t, t, "posterior"), rtol=1e-13, atol=0)
+    torch.testing.assert_close(got, 20 * fixed.bound_term(estimate, x_0, x_t, t, "posterior"), rtol=1e-13, atol=0)

@@ -1,6 +1,5 @@
 """The twin's processes against closed forms: targets, posteriors, losses and their weights, straight paths, learned variance."""
 
-from functools import partial
 from math import log, sqrt
 
 import numpy as np
@@ -13,10 +12,11 @@ from gaussian_data import (
     max_relative,
     normal,
     predictor,
+    walk,
 )
 
-from ddpm_torch_ref import processes, samplers, schedules, solvers
-from ddpm_torch_ref.processes import AlphaBlending, FlowMatching, GaussianDiffusion
+from ddpm_torch_ref import denoisers, processes, samplers, schedules
+from ddpm_torch_ref.processes import AlphaBlending, Estimate, FlowMatching, GaussianDiffusion
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -41,7 +41,8 @@ def test_the_posterior_is_the_ancestral_step(variance, make):
         x_t = process.add_noise(x_0, eps, times)
         mean, spread = process.posterior(x_0, x_t, times, variance)
         for noise in (torch.zeros_like(x_t), torch.ones_like(x_t)):
-            step = samplers.ancestral_step(process.schedule, x_t, eps, t, t - 1, noise, variance)
+            hat, levels = Estimate(x_0, eps), (process.level(t), process.level(t - 1))
+            step = samplers.ancestral_step(x_t, hat, *levels, noise, variance)
             assert max_relative(mean + spread.sqrt() * noise, step) < 1e-10
 
 
@@ -165,54 +166,92 @@ def test_learned_variance_is_the_second_half_of_the_output(shape):
     )
     assert plain.variance_logit is None
 
-    got = process.log_variance(x_t, t, "learned", v)
+    got = process.log_variance(Estimate(x_t, x_t, v), t, "learned")
     for i, time in enumerate(t.tolist()):
         smaller, larger = log(schedule.posterior_variance[max(time, 1)]), log(schedule.betas[time])
         torch.testing.assert_close(got[i], (v[i] + 1) / 2 * larger + (1 - v[i]) / 2 * smaller, rtol=1e-12, atol=1e-12)
-    beta = process.log_variance(x_t, t, "beta").flatten()
+    beta = process.log_variance(Estimate(x_t, x_t), t, "beta").flatten()
     assert beta.tolist() == pytest.approx([log(schedule.posterior_variance[1]), *np.log(schedule.betas[[7, 19]])])
     with pytest.raises(ValueError, match="variance_logit"):
-        process.log_variance(x_t, t, "learned")
+        process.log_variance(Estimate(x_t, x_t), t, "learned")
     with pytest.raises(ValueError, match="variance must be one of beta, posterior, learned; got 'both'"):
-        process.log_variance(x_t, t, "both")
+        process.log_variance(Estimate(x_t, x_t), t, "both")
 
 
 def test_a_learned_step_lies_between_the_two_fixed_ones():
-    schedule = schedules.linear(100)
+    process = GaussianDiffusion(schedules.linear(100))
     x_t, eps, noise = normal(*SHAPE), normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
-    step = partial(samplers.ancestral_step, schedule, x_t, eps, 80, 60, noise)
-    learned = [step("learned", variance_logit=torch.full(SHAPE, v, dtype=torch.float64)) for v in (1.0, -1.0, 0.2)]
+    x_0 = process.estimate(x_t, eps, torch.full((SHAPE[0],), 80)).x_0
+
+    def step(variance="beta", v=None, s=60, noise=noise):
+        logit = None if v is None else torch.full(SHAPE, v, dtype=torch.float64)
+        hat = Estimate(x_0, eps, logit)
+        return samplers.ancestral_step(x_t, hat, process.level(80), process.level(s), noise, variance)
+
+    learned = [step("learned", v) for v in (1.0, -1.0, 0.2)]
     torch.testing.assert_close(learned[0], step("beta"), rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(learned[1], step("posterior"), rtol=1e-13, atol=1e-14)
-    mean = samplers.ancestral_step(schedule, x_t, eps, 80, 60, 0 * noise)
-    deviations = [(step - mean) / noise for step in learned]
+    mean = step(noise=0 * noise)
+    deviations = [(state - mean) / noise for state in learned]
     torch.testing.assert_close(deviations[2], deviations[0] ** 0.6 * deviations[1] ** 0.4, rtol=1e-11, atol=0)
-    clean = partial(samplers.ancestral_step, schedule, x_t, eps, 80, -1)
-    assert (clean(noise, "learned", variance_logit=noise) == clean(0 * noise)).all()
+    assert (step("learned", 0.3, s=-1) == step(s=-1, noise=0 * noise)).all()
     with pytest.raises(ValueError, match="variance_logit"):
         step("learned")
-    with pytest.raises(ValueError, match="variance must be one of beta, posterior, learned"):
-        step("both")
 
 
 def test_sampling_with_a_learned_variance():
-    """v = -1 is the posterior variance; the loop hands the step what the network said."""
+    """v = -1 is the posterior variance; the step is told what the network said."""
     schedule = schedules.linear(30, 0.01, 0.3)
     plain, learned = GaussianDiffusion(schedule), GaussianDiffusion(schedule, learned_variance=True)
-    predict, times = predictor(plain), samplers.times(schedule, 10)
-    noises = normal(10, 5, 3, seed=3)
+    predict, noises = predictor(plain), normal(10, 5, 3, seed=3)
 
     def predict_both(x_t, t):
         return torch.cat([predict(x_t, t), torch.full_like(x_t, -1)], 1)
 
-    wanted, _ = samplers.sample(
-        plain, predict, normal(5, 3), times, partial(samplers.ancestral_step, variance="posterior"), noises
-    )
-    step = partial(samplers.ancestral_step, variance="learned")
-    got, _ = samplers.sample(learned, predict_both, normal(5, 3), times, step, noises, learned_variance=True)
+    wanted, _ = walk(samplers.Ancestral("posterior"), plain, predict, normal(5, 3), plain.times(10), noises)
+    sampler = samplers.Ancestral("learned")
+    denoise = denoisers.clipped(denoisers.of(learned, predict_both), 1e9)
+    got, _ = samplers.walk(denoise, sampler, normal(5, 3), noises, sampler.grid(learned, 10))
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+    got, _ = walk(samplers.DPMSolver(), learned, predict_both, normal(5, 3), plain.times(10))
+    wanted, _ = walk(samplers.DPMSolver(), plain, predict, normal(5, 3), plain.times(10))
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
-    got, _ = solvers.dpmpp_2m(learned, predict_both, normal(5, 3), times)
-    torch.testing.assert_close(got, solvers.dpmpp_2m(plain, predict, normal(5, 3), times)[0], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("draw", ["uniform", "low_discrepancy", "logit_normal"])
+def test_times_to_train_at(draw):
+    """As they are said to be distributed: by their mean, and how evenly they lie."""
+    generator = torch.Generator().manual_seed(0)
+    if draw != "logit_normal":
+        chain = GaussianDiffusion(schedules.linear_inclusive(100), time_draw=draw)
+        t = chain.draw_times(generator, 5000)
+        assert t.dtype == torch.int64 and int(t.min()) == 1 and int(t.max()) == 100
+        counts = torch.bincount(t, minlength=101)[1:]
+        assert ((counts - 50).abs() <= 1).all() if draw == "low_discrepancy" else 30 < float(counts.double().var()) < 75
+    t = FlowMatching(time_draw=draw).draw_times(generator, 5000)
+    assert t.dtype == torch.float64 and float(t.min()) >= 0 and float(t.max()) < 1
+    inner = float(((t > 0.25) & (t < 0.75)).double().mean())
+    wanted = 0.7281 if draw == "logit_normal" else 0.5  # P(|z| < log 3)
+    assert inner == pytest.approx(wanted, abs=0.02)
+    for make in (
+        lambda: GaussianDiffusion(schedules.linear(3), time_draw="logit_normal"),
+        lambda: FlowMatching(time_draw=""),
+    ):
+        with pytest.raises(ValueError, match="time_draw must be one of uniform, low_discrepancy"):
+            make()
+
+
+def test_evenly_spread_draws():
+    for u in (0.0, 0.3, 0.999999999):
+        assert processes.spread(u, 8).tolist() == pytest.approx([(u + i / 8) % 1 for i in range(8)])
+    # Every t exactly as often as any other, over a whole sweep of u.
+    counts = sum(torch.bincount((processes.spread((k + 0.5) / 40, 4) * 10).long(), minlength=10) for k in range(40))
+    assert counts.tolist() == [16] * 10
+    for u in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"u must lie in \[0, 1\)"):
+            processes.spread(u, 8)
+    with pytest.raises(ValueError, match="n must be at least 1; got 0"):
+        processes.spread(0.5, 0)
 
 
 # Errors

@@ -8,7 +8,7 @@ import torch
 from gaussian_data import SHAPE, max_relative, normal
 
 from ddpm_torch_ref import samplers, schedules
-from ddpm_torch_ref.processes import GaussianDiffusion
+from ddpm_torch_ref.processes import Estimate, GaussianDiffusion
 
 MAKERS = [schedules.linear, schedules.cosine, schedules.quadratic, schedules.sigmoid]
 
@@ -72,7 +72,7 @@ def test_one_step_and_a_table_that_starts_at_one():
     assert schedule.alphas_cumprod_prev[1:] == pytest.approx([1, 0.9])
     assert schedule.posterior_variance[1:] == pytest.approx([0, 0.2 * 0.1 / 0.28])
     assert schedule.posterior_log_variance_clipped[1] == schedule.posterior_log_variance_clipped[2]
-    assert samplers.times(schedule, 2).tolist() == [2, 1, 0]
+    assert GaussianDiffusion(schedule).times(2).tolist() == [2, 1, 0]
 
 
 def test_linear_inclusive_starts_from_an_end_that_is_not_quite_clean():
@@ -86,7 +86,8 @@ def test_linear_inclusive_starts_from_an_end_that_is_not_quite_clean():
     assert schedule.posterior_log_variance_clipped[1] == pytest.approx(log(0.2 * 0.1 / 0.28))
     x_t, eps = normal(1, 1, 2, 2), normal(1, 1, 2, 2, seed=1)
     x_0 = (x_t - sqrt(0.28) * eps) / sqrt(0.72)
-    step = samplers.ddim_step(schedule, x_t, eps, 1, 0, torch.zeros_like(x_t))
+    process = GaussianDiffusion(schedule)
+    step = samplers.ddim_step(x_t, Estimate(x_0, eps), process.level(1), process.level(0), torch.zeros_like(x_t))
     assert max_relative(step, sqrt(0.9) * x_0 + sqrt(0.1) * eps) < 1e-14
 
 

@@ -1,7 +1,6 @@
 """The twin's solvers on Gaussian data: orders of convergence, limits, noise, and what they ask the network."""
 
-from functools import partial
-from math import exp, log, sqrt
+from math import exp, inf, log, sqrt
 
 import numpy as np
 import pytest
@@ -18,18 +17,20 @@ from gaussian_data import (
     normal,
     orders,
     predictor,
+    walk,
 )
 
-from ddpm_torch_ref import samplers, schedules, solvers
+from ddpm_torch_ref import denoisers, samplers, schedules
 from ddpm_torch_ref.processes import AlphaBlending, FlowMatching, GaussianDiffusion
+from ddpm_torch_ref.samplers import DDIM, Ancestral, DPMSolver, Euler, Heun, Midpoint, Strided, UniPC
 
-DETERMINISTIC = [solvers.euler, solvers.heun, solvers.dpmpp_2m, solvers.dpmpp_3m, solvers.unipc]
+DETERMINISTIC = [Euler(), Heun(), DPMSolver(), DPMSolver(order=3), UniPC()]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [(solvers.euler, 1), (solvers.heun, 2), (solvers.dpmpp_2m, 2), (solvers.dpmpp_3m, 3), (solvers.unipc, 3)],
+    [(Euler(), 1), (Heun(), 2), (DPMSolver(), 2), (DPMSolver(order=3), 3), (UniPC(), 3)],
 )
 def test_convergence_on_a_chain(solver, order, prediction):
     """At the state before the clean end: the last step is of first order, its error that of sigma there.
@@ -41,17 +42,17 @@ def test_convergence_on_a_chain(solver, order, prediction):
     errors = []
     for num_steps in (32, 64, 128):
         times = [*range(1024, -1, -1024 // num_steps), -1]
-        x_0, states = solver(process, predictor(process), x_T, times)
+        x_0, states = walk(solver, process, predictor(process), x_T, times)
         assert len(states) == num_steps + 2 and states[0] is x_T and states[-1] is x_0
         errors.append(max_relative(states[-2], exact(process, x_T, 1024, 0)))
         assert max_relative(x_0, exact(process, x_T, 1024, -1)) < 0.1
     found = orders(errors)[-1]
-    assert found > order - 0.1 and (solver is solvers.dpmpp_3m or found < order + 0.1)
+    assert found > order - 0.1 and (solver == DPMSolver(order=3) or found < order + 0.1)
     assert errors[-1] < 0.02
 
 
 @pytest.mark.parametrize("process", PATHS)
-@pytest.mark.parametrize(("solver", "order"), [(solvers.euler, 1), (solvers.heun, 2), (solvers.midpoint, 2)])
+@pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (Heun(), 2), (Midpoint(), 2)])
 def test_convergence_on_a_straight_path(solver, order, process):
     """Of a Gaussian, and of dx/dt = t x^2, as on the former the midpoint rule happens to be of order 3.
 
@@ -68,9 +69,9 @@ def test_convergence_on_a_straight_path(solver, order, process):
     of_gaussian, of_curved = [], []
     for num_steps in (32, 64, 128):
         times = process.times(num_steps)
-        x_0, _ = solver(process, predictor(process), x_T, times)
+        x_0, _ = walk(solver, process, predictor(process), x_T, times)
         of_gaussian.append(max_relative(x_0, MEAN + STD * x_T))
-        x_0, states = solver(process, curved, x_T.abs(), times)
+        x_0, states = walk(solver, process, curved, x_T.abs(), times)
         assert len(states) == num_steps + 1 and states[-1] is x_0
         of_curved.append(max_relative(x_0, x_T.abs() / (1 + x_T.abs() / 2)))
     assert orders(of_gaussian)[-1] > order - 0.1
@@ -80,15 +81,14 @@ def test_convergence_on_a_straight_path(solver, order, process):
 @pytest.mark.parametrize(
     "process", [*PATHS, GaussianDiffusion(schedules.zero_terminal_snr(schedules.linear(1000)), "v")]
 )
-@pytest.mark.parametrize("solver", [solvers.dpmpp_2m, solvers.dpmpp_3m, solvers.unipc])
+@pytest.mark.parametrize("solver", [DPMSolver(), DPMSolver(order=3), UniPC()])
 def test_log_snr_solvers_from_nothing_but_noise(solver, process):
     """alpha_T = 0, lambda = -inf: the first step is finite and of first order, and the limit is right."""
     x_T = normal(4, 8)
-    chain = isinstance(process, GaussianDiffusion)
     errors = []
     for num_steps in (20, 80):
-        times = samplers.times(process.schedule, num_steps) if chain else process.times(num_steps)
-        x_0, states = solver(process, predictor(process), x_T, times)
+        times = process.times(num_steps)
+        x_0, states = walk(solver, process, predictor(process), x_T, times)
         errors.append(max_relative(x_0, MEAN + STD * x_T))
         (alpha, sigma), first = process.level(times[1]), states[1]
         torch.testing.assert_close(first, sigma * x_T + alpha * MEAN, rtol=1e-12, atol=1e-12)
@@ -104,13 +104,13 @@ def test_what_an_infinite_lambda_leaves_of_the_second_step(process):
         t = torch.full((4,), t, dtype=torch.float64)
         return process.estimate(x_t, predict(x_t, process.network_time(t)), t).x_0
 
-    for solver in (solvers.dpmpp_2m, solvers.dpmpp_3m):
-        _, states = solver(process, predict, x_T, times)
+    for solver in (DPMSolver(), DPMSolver(order=3)):
+        _, states = walk(solver, process, predict, x_T, times)
         h = log(0.6 / 0.4) - log(0.3 / 0.7)
         wanted = 0.4 / 0.7 * states[1] + 0.6 * (1 - exp(-h)) * x_0_hat(states[1], 0.7)
         torch.testing.assert_close(states[2], wanted, rtol=1e-12, atol=1e-13)
 
-    _, states = solvers.unipc(process, predict, x_T, times)
+    _, states = walk(UniPC(), process, predict, x_T, times)
     m0, m1 = x_0_hat(x_T, 1.0), x_0_hat(states[1], 0.7)
     corrected = 0.7 * x_T + 0.3 * (m0 + 0.5 * (m1 - m0))
     torch.testing.assert_close(states[2], 0.4 / 0.7 * corrected + 0.6 * (1 - exp(-h)) * m1, rtol=1e-12, atol=1e-13)
@@ -126,13 +126,13 @@ def test_what_an_infinite_lambda_leaves_of_the_second_step(process):
 def test_first_order_solvers_are_ddim(prediction):
     """Euler in tau is DDIM's line, step by step; and to sigma = 0 all is x_0 hat."""
     process = GaussianDiffusion(schedules.cosine(100), prediction)
-    predict, x_T, times = predictor(process), normal(*SHAPE), samplers.times(process.schedule, 7)
+    predict, x_T, times = predictor(process), normal(*SHAPE), process.times(7)
     for clip in (None, 0.3):
-        wanted, states = samplers.sample(process, predict, x_T, times, samplers.ddim_step, normal(7, *SHAPE), clip)
-        got, ours = solvers.euler(process, predict, x_T, times, clip=clip)
+        wanted, states = walk(DDIM(), process, predict, x_T, times, normal(7, *SHAPE), clip=clip)
+        got, ours = walk(Euler(), process, predict, x_T, times, clip=clip)
         for state, other in zip(ours, states, strict=True):
             torch.testing.assert_close(state, other, rtol=1e-11, atol=1e-12)
-        one, _ = solvers.dpmpp_2m(process, predict, x_T, times[[0, -1]], clip=clip)
+        one, _ = walk(DPMSolver(), process, predict, x_T, times[[0, -1]], clip=clip)
         x_0 = process.estimate(x_T, predict(x_T, torch.full((2,), 99)), torch.full((2,), 99)).x_0
         torch.testing.assert_close(one, x_0 if clip is None else x_0.clamp(-clip, clip), rtol=1e-12, atol=1e-13)
         assert got.shape == wanted.shape
@@ -141,10 +141,10 @@ def test_first_order_solvers_are_ddim(prediction):
 def test_ancestral_euler_is_ancestral_sampling():
     """k-diffusion's tau_up and tau_down are the posterior's deviation and mean (and DDIM's with eta = 1)."""
     process = GaussianDiffusion(schedules.linear(1000))
-    times, noises = samplers.karras_times(process.schedule, 12), normal(12, *SHAPE, seed=1)
-    got, states = solvers.euler_ancestral(process, predictor(process), normal(*SHAPE), times, noises)
-    for step in (partial(samplers.ancestral_step, variance="posterior"), partial(samplers.ddim_step, eta=1.0)):
-        wanted, others = samplers.sample(process, predictor(process), normal(*SHAPE), times, step, noises)
+    times, noises = samplers.GRIDS["karras"](process, 12), normal(12, *SHAPE, seed=1)
+    got, states = walk(Euler(eta=1.0), process, predictor(process), normal(*SHAPE), times, noises)
+    for sampler in (Ancestral("posterior"), DDIM(eta=1.0)):
+        wanted, others = walk(sampler, process, predictor(process), normal(*SHAPE), times, noises)
         assert max_relative(got, wanted) < 1e-11
         assert max(max_relative(state, other) for state, other in zip(states, others, strict=True)) < 1e-11
 
@@ -152,18 +152,20 @@ def test_ancestral_euler_is_ancestral_sampling():
 @pytest.mark.parametrize(
     ("solver", "process"),
     [
-        *((solver, GaussianDiffusion(schedules.linear(1000))) for solver in (solvers.euler_ancestral, solvers.heun)),
-        *((solvers.dpmpp_2m_sde, process) for process in (GaussianDiffusion(schedules.linear(1000)), *PATHS)),
+        *(
+            (solver, GaussianDiffusion(schedules.linear(1000)))
+            for solver in (Euler(eta=1.0), Heun(churn=20.0, churn_max=50.0))
+        ),
+        *((DPMSolver(sde=True), process) for process in (GaussianDiffusion(schedules.linear(1000)), *PATHS)),
     ],
 )
 def test_a_gaussian_is_recovered_by_stochastic_solvers(solver, process):
     chain = isinstance(process, GaussianDiffusion)
     # Ancestral steps take too little spread from the posterior's variance, by an error that falls as 1/n.
-    num_steps = 400 if solver is solvers.euler_ancestral else 60
-    times = samplers.log_snr_times(process.schedule, num_steps) if chain else process.times(num_steps)
+    num_steps = 400 if solver == Euler(eta=1.0) else 60
+    times = samplers.GRIDS["log_snr"](process, num_steps) if chain else process.times(num_steps)
     noises = normal(num_steps, 100, 100, seed=1)
-    options = {"churn": 20.0, "churn_max": 50.0} if solver is solvers.heun else {}
-    x_0, _ = solver(process, predictor(process), normal(100, 100, seed=2), times, noises=noises, **options)
+    x_0, _ = walk(solver, process, predictor(process), normal(100, 100, seed=2), times, noises)
     assert float(x_0.mean()) == pytest.approx(MEAN, abs=0.015)
     assert float(x_0.std()) == pytest.approx(STD, rel=0.03)
 
@@ -173,7 +175,8 @@ def test_the_noise_of_2m_sde():
     process = GaussianDiffusion(schedules.linear(1000), "v")
     noises, x_T = normal(2, *SHAPE, seed=1), normal(*SHAPE)
     runs = [
-        solvers.dpmpp_2m_sde(process, predictor(process), x_T, [999, 300, -1], n)[1][1] for n in (noises, 0 * noises)
+        walk(DPMSolver(sde=True), process, predictor(process), x_T, [999, 300, -1], n)[1][1]
+        for n in (noises, 0 * noises)
     ]
     (alpha_t, sigma_t), (alpha_s, sigma_s) = process.level(999), process.level(300)
     shrink = alpha_t * sigma_s / (alpha_s * sigma_t)
@@ -190,7 +193,7 @@ def test_churn_goes_back_to_a_time_that_the_network_knows():
 
     taus = np.sqrt(1 / process.schedule.alphas_cumprod - 1)
     times, noises, x_T = [999, 600, 300, 100, -1], normal(4, *SHAPE, seed=1), normal(*SHAPE)
-    _, states = solvers.heun(process, spy, x_T, times, churn=1.0, churn_max=5.0, churn_noise=1.1, noises=noises)
+    _, states = walk(Heun(churn=1.0, churn_max=5.0, churn_noise=1.1), process, spy, x_T, times, noises)
     later = [int(np.argmin(np.abs(np.log(taus) - log(1.25 * taus[t])))) if taus[t] <= 5 else t for t in times[:-1]]
     assert asked == [999, 600, later[1], 300, later[2], 100, later[3]]
     assert later[0] == 999 and later[1] == 600 and later[2] > 300 and later[3] > 100
@@ -199,11 +202,11 @@ def test_churn_goes_back_to_a_time_that_the_network_knows():
     y = states[3] / alpha + 1.1 * sqrt(taus[t_hat] ** 2 - taus[100] ** 2) * noises[3]
     eps = predict(sqrt(process.schedule.alphas_cumprod[t_hat]) * y, torch.full((2,), t_hat))
     torch.testing.assert_close(states[4], y - taus[t_hat] * eps, rtol=1e-11, atol=1e-12)
-    _, quiet = solvers.heun(process, spy, x_T, times, churn=1.0, churn_min=1e9, noises=noises)
-    assert (quiet[-1] == solvers.heun(process, spy, x_T, times)[0]).all()
+    _, quiet = walk(Heun(churn=1.0, churn_min=1e9), process, spy, x_T, times, noises)
+    assert (quiet[-1] == walk(Heun(), process, spy, x_T, times)[0]).all()
     # gamma is at most sqrt(2) - 1.
     asked.clear()
-    solvers.heun(process, spy, x_T, [999, 100, -1], churn=1e9, churn_max=5.0, noises=noises)
+    walk(Heun(churn=1e9, churn_max=5.0), process, spy, x_T, [999, 100, -1], noises)
     assert asked[-1] == int(np.argmin(np.abs(np.log(taus) - log(sqrt(2) * taus[100]))))
 
 
@@ -216,11 +219,12 @@ def test_no_solver_asks_the_network_for_a_time_it_does_not_know():
         asked.append(int(t[0]))
         return predict(x_t, t)
 
-    times, noises = samplers.times(process.schedule, 10), normal(10, *SHAPE)
-    noisy = [partial(f, noises=noises) for f in (solvers.dpmpp_2m_sde, solvers.euler_ancestral)]
-    for solver in (*DETERMINISTIC, *noisy, solvers.ddim_inversion):
-        x_0, states = solver(process, spy, normal(*SHAPE), times)
+    times, noises = process.times(10), normal(10, *SHAPE)
+    for solver in (*DETERMINISTIC, DPMSolver(sde=True), Euler(eta=1.0)):
+        x_0, states = walk(solver, process, spy, normal(*SHAPE), times, noises)
         assert len(states) == 11 and torch.isfinite(x_0).all()
+    x_T, states = samplers.invert(denoisers.of(process, spy), normal(*SHAPE), 10)
+    assert len(states) == 11 and torch.isfinite(x_T).all()
     assert min(asked) == 1
 
 
@@ -229,14 +233,14 @@ def test_inversion_undoes_sampling_on_a_chain(prediction):
     process = GaussianDiffusion(schedules.linear(1000), prediction)
     predict, x_0, errors = predictor(process), MEAN + STD * normal(4, 8), []
     for num_steps in (125, 250, 500):
-        times = samplers.times(process.schedule, num_steps)
-        x_T, states = solvers.ddim_inversion(process, predict, x_0, times)
+        times = process.times(num_steps)
+        x_T, states = samplers.invert(denoisers.of(process, predict), x_0, num_steps)
         assert len(states) == num_steps + 1 and states[0] is x_0 and states[-1] is x_T
-        errors.append(max_relative(solvers.euler(process, predict, x_T, times)[0], x_0))
+        errors.append(max_relative(walk(Euler(), process, predict, x_T, times)[0], x_0))
     assert orders(errors)[-1] == pytest.approx(1, abs=0.3) and errors[-1] < 0.02
     # All predictions of one x_0 and eps lead the same way, the clean end included.
     other = GaussianDiffusion(process.schedule, "eps")
-    wanted, _ = solvers.ddim_inversion(other, predictor(other), x_0, times)
+    wanted, _ = samplers.invert(denoisers.of(other, predictor(other)), x_0, num_steps)
     torch.testing.assert_close(x_T, wanted, rtol=1e-9, atol=1e-10)
     # The first step: eps at the first valid t, from a state with alpha = 1, sigma = 0.
     alpha, sigma = process.level(times[-2])
@@ -247,9 +251,9 @@ def test_inversion_undoes_sampling_on_a_chain(prediction):
 @pytest.mark.parametrize("process", PATHS)
 def test_inversion_undoes_sampling_on_a_straight_path(process):
     predict, x_0, times = predictor(process), MEAN + STD * normal(4, 8), process.times(400)
-    x_T, _ = solvers.ddim_inversion(process, predict, x_0, times)
+    x_T, _ = samplers.invert(denoisers.of(process, predict), x_0, 400)
     assert max_relative(x_T, (x_0 - MEAN) / STD) < 0.02
-    assert max_relative(solvers.euler(process, predict, x_T, times)[0], x_0) < 0.01
+    assert max_relative(walk(Euler(), process, predict, x_T, times)[0], x_0) < 0.01
 
 
 def test_deblending_is_eulers_method():
@@ -259,44 +263,52 @@ def test_deblending_is_eulers_method():
     for i in range(10):
         a, a_next = i / 10, (i + 1) / 10
         x = x + (a_next - a) * predict(x, torch.full((4,), a * 127, dtype=torch.float64))
-    got, _ = solvers.euler(process, predict, normal(4, 8), process.times(10))
+    got, _ = walk(Euler(), process, predict, normal(4, 8), process.times(10))
     torch.testing.assert_close(got, x, rtol=1e-12, atol=1e-13)
 
 
 def test_single_precision_stays_single():
     process, flow = GaussianDiffusion(schedules.linear(50, 1e-3, 0.3)), FlowMatching()
     x_T, noises = normal(2, 4).float(), normal(8, 2, 4).float()
-    times = samplers.times(process.schedule, 8)
-    for solver in (*DETERMINISTIC, partial(solvers.heun, churn=4.0, noises=noises), solvers.ddim_inversion):
-        _, states = solver(process, predictor(process), x_T, times)
+    times = process.times(8)
+    for solver in (*DETERMINISTIC, Heun(churn=4.0)):
+        _, states = walk(solver, process, predictor(process), x_T, times, noises)
         assert all(state.dtype == torch.float32 for state in states)
-    for solver in (*DETERMINISTIC, solvers.midpoint, partial(solvers.dpmpp_2m_sde, noises=noises)):
-        _, states = solver(flow, predictor(flow), x_T, flow.times(8))
+    _, states = samplers.invert(denoisers.of(process, predictor(process)), x_T, 8)
+    assert all(state.dtype == torch.float32 for state in states)
+    for solver in (*DETERMINISTIC, Midpoint(), DPMSolver(sde=True)):
+        _, states = walk(solver, flow, predictor(flow), x_T, flow.times(8), noises)
         assert all(state.dtype == torch.float32 for state in states)
 
 
 def test_what_solvers_refuse():
     chain, flow, x_T = GaussianDiffusion(schedules.linear(10)), FlowMatching(), normal(2, 4)
-    run = partial(solvers.heun, chain, predictor(chain), x_T)
     for times in ([9, 9, -1], [-1], [3, 5, -1]):
         with pytest.raises(ValueError, match="times must be at least two and strictly descending"):
-            run(times)
+            samplers.rows(chain, times)
     with pytest.raises(ValueError, match="times must end at the clean end, -1; got 0"):
-        run([9, 5, 0])
-    with pytest.raises(ValueError, match="churn must be at least 0; got -1"):
-        run([9, -1], churn=-1)
-    with pytest.raises(ValueError, match="noises must be given with churn"):
-        run([9, -1], churn=1)
+        samplers.rows(chain, [9, 5, 0])
+    for churn in (-1, inf):
+        with pytest.raises(ValueError, match=f"churn must be at least 0, and finite; got {churn}"):
+            Heun(churn=churn)
     with pytest.raises(ValueError, match="churn must be 0 on a straight path"):
-        solvers.heun(flow, predictor(flow), x_T, [1.0, 0.0], churn=1, noises=[x_T])
+        Heun(churn=1).grid(flow, 3)
     with pytest.raises(ValueError, match="process must be FlowMatching or AlphaBlending"):
-        solvers.midpoint(chain, predictor(chain), x_T, [9, -1])
+        Midpoint().grid(chain, 3)
+    with pytest.raises(ValueError, match="order must be 2 or 3; got 4"):
+        DPMSolver(order=4)
+    with pytest.raises(ValueError, match="order must be 2 with sde; got 3"):
+        DPMSolver(order=3, sde=True)
+    with pytest.raises(ValueError, match="spacing must be one of even, leading"):
+        Euler().grid(chain, 3, "evenly")
+    for sampler, spacing in ((Euler(), "strided"), (Strided(), "even")):
+        with pytest.raises(ValueError, match="spacing strided belongs to the sampler Strided"):
+            sampler.grid(chain, 3, spacing)
     blind = GaussianDiffusion(schedules.zero_terminal_snr(schedules.linear(10)), "v")
-    noisy = partial(solvers.euler_ancestral, noises=[x_T])
-    for solver, process, times in [
-        (solvers.euler, blind, [9, -1]),
-        (solvers.heun, blind, [9, -1]),
-        (noisy, flow, [1.0, 0.0]),
+    for sampler, process, times in [
+        (Euler(), blind, [9, -1]),
+        (Heun(), blind, [9, -1]),
+        (Euler(eta=1.0), flow, [1, 0]),
     ]:
         with pytest.raises(ValueError, match="alpha above 0"):
-            solver(process, predictor(process), x_T, times)
+            walk(sampler, process, predictor(process), x_T, times)

@@ -58,26 +58,6 @@ def test_train_step_by_hand(grad_clip, kept):
     assert state.step == 3 and int(state.ema_model.calls) == 3
 
 
-def test_low_discrepancy_times():
-    schedule = schedules.cosine_unclipped(100)
-    for u in (0.0, 0.3, 0.999999999):
-        times = training.low_discrepancy_times(schedule, 8, u)
-        assert times.dtype == torch.int64
-        assert times.tolist() == [1 + int((u + i / 8) % 1 * 100) for i in range(8)]
-        assert int(times.min()) >= 1 and int(times.max()) <= 100
-    # Every t exactly as often as any other, over a whole sweep of u.
-    counts = sum(
-        torch.bincount(training.low_discrepancy_times(schedules.linear(10), 4, (k + 0.5) / 40), minlength=10)
-        for k in range(40)
-    )
-    assert counts.tolist() == [16] * 10
-    for u in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"u must lie in \[0, 1\)"):
-            training.low_discrepancy_times(schedule, 8, u)
-    with pytest.raises(ValueError, match="num_examples must be at least 1; got 0"):
-        training.low_discrepancy_times(schedule, 0, 0.5)
-
-
 def test_loss_aware_times():
     times = training.LossAwareTimes(4, history=3, uniform_share=0.1)
     losses = normal(16, seed=3).exp()

@@ -15,6 +15,7 @@ from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import Precision, What, Workload
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import ProcessConfig, SampleConfig
+from ddpm_jax.training.samples import sampler_of
 from ddpm_jax.weights.diffusers import to_config
 
 
@@ -33,11 +34,11 @@ class TorchSide:
     def __init__(self, name: str, work: Workload, device: str):
         import torch
 
+        import ddpm_torch_ref.denoisers
         import ddpm_torch_ref.models
         import ddpm_torch_ref.processes
         import ddpm_torch_ref.samplers
         import ddpm_torch_ref.schedules
-        import ddpm_torch_ref.solvers
         import ddpm_torch_ref.training
 
         self.torch, self.twins = torch, ddpm_torch_ref
@@ -149,7 +150,7 @@ class TorchSide:
 
         def predict(x_t: Any, t: Any) -> Any:
             with self.autocast():
-                return model(x_t, self.process.network_time(t), labels).float()
+                return model(x_t, t, labels).float()
 
         def run(walk: Callable[[Any], Any]) -> None:
             with torch.no_grad():
@@ -215,27 +216,26 @@ def _walk(twins: Any, process: Any, predict: Any, config: SampleConfig) -> Calla
     Raises:
         UserError: the comparison has no such sampler.
     """
-    samplers, solvers = twins.samplers, twins.solvers
-    if config.sampler in ("ancestral", "ddim", "strided"):
-        grid = samplers.strided_times if config.sampler == "strided" else samplers.times
-        times = grid(process.schedule, config.steps or process.schedule.num_steps)
-        step = functools.partial(getattr(samplers, f"{config.sampler}_step"), **config.step_options)
-        learned = {"learned_variance": True} if config.step_options.get("variance") == "learned" else {}
-        return lambda x_T: samplers.sample(process, predict, x_T, times, step, _Noises(x_T), config.clip, **learned)
-    if config.sampler in ("euler", "heun") and not hasattr(process, "schedule"):
-        solver, times = getattr(solvers, config.sampler), process.times(config.steps)
-        return lambda x_T: solver(process, predict, x_T, times, clip=config.clip)
-    raise UserError(
-        "sampler must be one of ancestral, ddim, strided on a chain, or euler, heun on a straight path; "
-        f"got {config.sampler}."
-    )
+    ours = sampler_of(config)
+    kind = getattr(twins.samplers, type(ours).__name__, None)
+    if kind is None:
+        raise UserError(f"the PyTorch twin has no sampler {config.sampler}, which diffrax walks: choose another.")
+    sampler = kind(**vars(ours))
+    denoise = twins.denoisers.of(process, predict)
+    if config.clip is not None:
+        denoise = twins.denoisers.clipped(denoise, config.clip)
+    grid = sampler.grid(process, config.steps, config.spacing)
+    return lambda x_T: twins.samplers.walk(denoise, sampler, x_T, _Noises(x_T, len(grid)), grid)
 
 
 class _Noises:
     """Noise that is drawn when a step asks for it."""
 
-    def __init__(self, like: Any):
-        self.like = like
+    def __init__(self, like: Any, num: int):
+        self.like, self.num = like, num
+
+    def __len__(self) -> int:
+        return self.num
 
     def __getitem__(self, index: int) -> Any:
         import torch

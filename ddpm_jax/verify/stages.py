@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-import functools
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -290,7 +290,7 @@ class Verification:
             output = np.concatenate([output, self.rng.standard_normal(self.x_0.shape)], axis=1)
         times, twin_times = self._times(self.sampling.steps)
         yield row("step", "times", times, twin_times, stage="sampler step", **self._where())
-        sampler, twin_step = sampler_of(self.sampling), self._twin_step()
+        sampler, twin_sampler = sampler_of(self.sampling), self._twin_sampler()
         said = self._jax_images(output)
         denoise = denoisers.of(self.process, lambda x, t: said)
         for index in sorted({0, len(times) // 2, len(times) - 2}):
@@ -298,16 +298,15 @@ class Verification:
             row_of_times = jnp.array([t, s], jnp.int32)
             ours = sampler.step(denoise, self._jax_images(x_t), row_of_times, self._jax_images(noise), ()).x
             x, out, z = map(self._tensor, (x_t, output, noise))
-            _, eps, logit = self.twin_process.estimate(x, out, self.torch.full((BATCH,), t))
-            known = {"variance_logit": logit} if self.learns_steps else {}
-            theirs = twin_step(self.twin_process.schedule, x, eps, t, s, z, **known)
+            believed = self.twins.denoisers.of(self.twin_process, lambda x, t, out=out: out)
+            theirs = twin_sampler.step(believed, x, (t, s), z, ()).x
             yield row("step", f"t = {t} -> {s}", ours, theirs, stage="sampler step", images=True, **self._where())
 
     def _trajectory(self) -> Iterator[Row]:
         model = self._jax_model()
         noises = self.rng.standard_normal((WALK, *self.x_0.shape))
         graphdef, variables = models.split(model)
-        sampler, twin_step = sampler_of(self.sampling), self._twin_step()
+        sampler, twin_sampler = sampler_of(self.sampling), self._twin_sampler()
         times, twin_times = self._times(WALK)
         drawn = jnp.stack([self._jax_images(noise) for noise in noises])
 
@@ -322,37 +321,33 @@ class Verification:
         frames = compile_for(WALK, walk, variables, x_T)(variables, x_T)
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype)).eval()
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
-        _, states = self.twins.samplers.sample(
-            self.twin_process,
-            lambda x_t, t: twin(x_t, t, twin_labels),
-            self._tensor(self.noise),
-            twin_times,
-            twin_step,
-            [self._tensor(noise) for noise in noises],
-            clip=self.sampling.clip,
-            learned_variance=self.learns_steps,
-        )
+        believed = self.twins.denoisers.of(self.twin_process, lambda x_t, t: twin(x_t, t, twin_labels))
+        if self.sampling.clip is not None:
+            believed = self.twins.denoisers.clipped(believed, self.sampling.clip)
+        rows = list(itertools.pairwise(twin_times.tolist()))
+        drawn = [self._tensor(noise) for noise in noises]
+        _, states = self.twins.samplers.walk(believed, twin_sampler, self._tensor(self.noise), drawn, rows)
         for index, (ours, theirs) in enumerate(zip(np.asarray(frames), states, strict=True)):
             yield row(
                 "trajectory", f"after {index} steps", ours, theirs, stage="trajectory", images=True, **self._where()
             )
 
-    @property
-    def learns_steps(self) -> bool:
-        """Whether the sampler's steps are told what the network learned of their variance."""
-        return self.sampling.step_options.get("variance") == "learned"
-
-    def _twin_step(self) -> Any:
-        twin_step = getattr(self.twins.samplers, f"{self.sampling.sampler}_step")
-        return functools.partial(twin_step, **self.sampling.step_options)
+    def _twin_sampler(self) -> Any:
+        sampler = sampler_of(self.sampling)
+        return getattr(self.twins.samplers, type(sampler).__name__)(**vars(sampler))
 
     def _times(self, num_steps: int | None) -> tuple[np.ndarray, np.ndarray]:
         """The sampler's grid on either side; num_steps None: the whole chain."""
         num_steps = num_steps or self.process.schedule.num_steps
-        name, schedule = self.sampling.sampler, self.twin_process.schedule
-        twin_times = self.twins.samplers.strided_times if name == "strided" else self.twins.samplers.times
-        grid = sampler_of(self.sampling).grid(self.process, num_steps)
-        return np.append(grid[:, 0], grid[-1, 1]), twin_times(schedule, num_steps)
+        grids = (
+            np.asarray(sampler.grid(process, num_steps))
+            for sampler, process in (
+                (sampler_of(self.sampling), self.process),
+                (self._twin_sampler(), self.twin_process),
+            )
+        )
+        ours, theirs = (np.append(grid[:, 0], grid[-1, 1]) for grid in grids)
+        return ours, theirs
 
     def _jax_model(self) -> nnx.Module:
         model = nnx.clone(self.model)
