@@ -143,7 +143,7 @@ class Predicted(Denoiser):
 
     function: Callable[..., jax.Array]
     """A callable pytree."""
-    classes: Int[Array, "..."] | None
+    classes: Any
     """(B,), one for all, or None."""
     process: Process = _static()
     none: int | None = _static()
@@ -486,8 +486,8 @@ class SelfConditioned(Wrapper):
     """See `self_conditioned`."""
 
     inner: Denoiser
-    earlier: Float[Array, "b *shape"] | None
-    """The estimate of x_0; None: zeros."""
+    earlier: Any
+    """An estimate of x_0, of the shape of x_t; None: zeros."""
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """What the network says of x_t and the guess, whose channels follow those of x_t."""

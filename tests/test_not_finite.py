@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ddpm_jax.guidance import classifier_free
 from flax import nnx
 from run_checks import assert_same_bits, refusal, state_in
 
-from ddpm_jax import cli, data, editing, figures, processes, samplers, schedules
+from ddpm_jax import cli, data, denoisers, editing, figures, processes, samplers, schedules
 from ddpm_jax.data import Scaling
 from ddpm_jax.errors import NotFiniteError
-from ddpm_jax.training import Run, TrainState, metrics
+from ddpm_jax.training import Drawing, Run, TrainState, metrics
 
 CHAIN = processes.GaussianDiffusion(schedules.linear(20))
 SHAPE = (4, 4, 4, 1)
@@ -35,103 +34,101 @@ class Broken(nnx.Module):
 # Samplers
 
 
-def walk(name, model, labels, process=CHAIN, **options):
-    step, times = samplers.create(name, process), samplers.times(name, process, 10)
-    arguments = model, process, jax.random.key(0), (len(labels), *SHAPE[1:]), jnp.array(labels)
-    return samplers.sample(*arguments, step=step, times=times, **options)
+def network(model, labels, process=CHAIN, **options):
+    return denoisers.of_network(model, process, labels=labels, null_label=2, **options)
 
 
-@pytest.mark.parametrize("name", [name for name in samplers.STEPS if name != "midpoint"])
+def walk(name, denoise):
+    return samplers.sample(denoise, name, 0, (len(denoise.labels), *SHAPE[1:]), 10)
+
+
+@pytest.mark.parametrize("name", [name for name in samplers.SAMPLERS if name not in ("midpoint", "adaptive")])
 def test_the_step_is_named(name):
     """From t = 9 on the network's output is NaN for two of four samples; one value of them is enough."""
-    times = samplers.times(name, CHAIN, 10)
-    step = int(np.argmax(times <= 9)) + 1
+    grid = samplers.as_sampler(name).grid(CHAIN, 10)
+    seen = grid[:, 1] <= 9 if name == "heun" else grid[:, 0] <= 9  # which looks at the end of its step as well
+    step = int(np.argmax(seen)) + 1
     with pytest.raises(NotFiniteError) as found:
-        walk(name, Broken(since=9), [0, 1, 2, 1])
-    shown = (
-        f"2 of 4 samples hold NaN or infinity, the first since step {step} of {len(times) - 1} (t = {times[step - 1]})"
-    )
+        walk(name, network(Broken(since=9), [0, 1, 2, 1]))
+    shown = f"2 of 4 samples hold NaN or infinity, the first since step {step} of 10 (t = {grid[step - 1, 0]})"
     assert shown in str(found.value)
 
 
 def test_the_first_of_several_is_named():
     """Where the samples break at different steps; from the starting noise of step 0 on."""
     with pytest.raises(NotFiniteError, match="step 1 of 10"):
-        walk("ddim", Broken(), [0, 1])
+        walk("ddim", network(Broken(), [0, 1]))
     x_T = jnp.ones((3, 2)).at[1, 0].set(jnp.inf)
 
     def predict(x_t, t):
         return x_t.at[2].set(jnp.where(t[2] < 10, jnp.nan, 0.0))
 
-    options = {"step": samplers.ddim_step, "times": CHAIN.times(10)}
-    found = samplers.run(CHAIN, predict, x_T, lambda i: x_T, **options)
-    step = int(np.argmax(CHAIN.times(10) < 10)) + 1
+    grid = samplers.DDIM().grid(CHAIN, 10)
+    found = samplers.walk(denoisers.of(CHAIN, predict), "ddim", x_T, lambda i: x_T, grid)
+    step = int(np.argmax(grid[:, 0] < 10)) + 1
     assert found.broke.tolist() == [-1, 0, step]
-    with pytest.raises(NotFiniteError, match=r"2 of 3 .* since what the walk starts from\. Try data that is finite\."):
-        samplers.check_finite(found.broke, CHAIN.times(10))
 
 
 @pytest.mark.parametrize(
-    ("options", "advice"),
+    ("wrapped", "options", "advice"),
     [
-        ({}, "Try clip = 1, where data lies in [-1, 1], or more steps or another sampler."),
-        ({"clip": 1.0}, "Try more steps or another sampler."),
-        ({"clip": 1.0, "guidance": {"null_label": 2, "scale": 2.0}}, "Try a lower guidance, or more steps"),
-        ({"clip": 1.0, "dtype": "bfloat16"}, "Try float32, or more steps"),
+        (lambda d: d, {}, "Try clip = 1, where data lies in [-1, 1], or more steps or another sampler."),
+        (denoisers.clipped, {}, "Try more steps or another sampler."),
+        (lambda d: denoisers.clipped(denoisers.guided(d, 2.0)), {}, "Try a lower guidance, or more steps"),
+        (denoisers.clipped, {"dtype": "bfloat16"}, "Try float32, or more steps"),
     ],
 )
-def test_what_to_try(options, advice):
+def test_what_to_try(wrapped, options, advice):
     with pytest.raises(NotFiniteError, match=re.escape(advice)):
-        walk("ddim", Broken(since=9), [0, 1], **options)
+        walk("ddim", wrapped(network(Broken(since=9), [0, 1], **options)))
 
 
 def test_infinity_is_found_and_clipping_hides_none():
     for value in (float("inf"), -float("inf")):
         with pytest.raises(NotFiniteError, match="1 of 2"):
-            walk("ddim", Broken(value), [0, 1])
+            walk("ddim", network(Broken(value), [0, 1]))
     # a bound on x_0 makes something finite of an infinite one, as it says
-    assert np.isfinite(walk("ddim", Broken(float("inf")), [0, 1], clip=1.0)[0]).all()
+    assert np.isfinite(walk("ddim", denoisers.clipped(network(Broken(float("inf")), [0, 1])))).all()
     with pytest.raises(NotFiniteError):
-        walk("ddim", Broken(), [0, 1], clip=1.0, threshold=0.9)
+        walk("ddim", denoisers.thresholded(network(Broken(), [0, 1]), 0.9))
 
 
 def test_samples_that_only_fill_up_are_not_looked_at():
-    samples, _ = walk("ddim", Broken(), [0, 0, 1], kept=2)
+    samples = samplers.draw(network(Broken(), [0, 0, 1]), "ddim", 0, (3, *SHAPE[1:]), 10, kept=2).x_0
     assert np.isfinite(samples[:2]).all() and np.isnan(samples[2]).any()
 
 
 def test_the_adaptive_solver_gives_up_at_once():
     """Where the velocity is not finite no step is short enough: it is not tried thousands of times, and no other sample is lost."""
     flow = processes.FlowMatching()
-    arguments = Broken(since=500.0), flow, jax.random.key(0), SHAPE, jnp.array([0, 1, 2, 0])
+    denoise = network(Broken(since=500.0), [0, 1, 2, 0], flow)
     with pytest.raises(NotFiniteError, match=r"1 of 4 samples could not be solved .* the first from step \d+ on"):
-        samplers.sample_adaptively(*arguments)
-    found, _, steps = samplers.sample_adaptively(*arguments[:-1], jnp.array([0, 0, 2, 1]), kept=3)
-    assert np.isfinite(found[:3]).all() and steps < 30
+        samplers.sample(denoise, "adaptive", 0, SHAPE)
+    found = samplers.draw(denoise.with_labels([0, 0, 2, 1]), "adaptive", 0, SHAPE, kept=3)
+    assert np.isfinite(found.x_0[:3]).all() and found.num_steps[:3].max() < 30
 
     def predict(x_t, t):
         return jnp.where((jnp.arange(2) == 1)[:, None], jnp.nan, -x_t)
 
-    walk, taken = samplers.solve(flow, predict, jnp.ones((2, 3)))
-    assert walk.broke.tolist() == [-1, 1] and taken[1] < 30 and np.isfinite(walk.x_0[0]).all()
+    walk = samplers.solve(denoisers.of(flow, predict), jnp.ones((2, 3)))
+    assert walk.broke.tolist() == [-1, 1] and walk.num_steps[1] < 30 and np.isfinite(walk.x_0[0]).all()
 
 
 def test_edits_and_inversion():
-    x_0, labels = jnp.zeros(SHAPE), jnp.array([0, 1, 0, 1])
-    hidden, key = np.ones(SHAPE[1:3], bool), jax.random.key(0)
-    model = Broken(since=9)
+    x_0, hidden = np.zeros(SHAPE, np.float32), np.ones(SHAPE[1:3], bool)
+    denoise = network(Broken(since=9), [0, 1, 0, 1])
     since = r"2 of 4 samples hold NaN or infinity, the first since step \d+ of \d+ \(t = -?\d+\)"
     for call in (
-        functools.partial(editing.inpaint, model, CHAIN, key, x_0, hidden, labels, num_steps=5, resample=1),
-        functools.partial(editing.vary, model, CHAIN, key, x_0, labels, strength=0.8, num_steps=5),
-        functools.partial(samplers.invert, model, CHAIN, x_0, labels, num_steps=5),
+        functools.partial(editing.inpaint, denoise, 0, x_0, hidden, num_steps=5, resample=1),
+        functools.partial(editing.vary, denoise, 0, x_0, strength=0.8, num_steps=5),
+        functools.partial(editing.invert, denoise, x_0, num_steps=5),
     ):
         with pytest.raises(NotFiniteError, match=since):
             call()
     with pytest.raises(NotFiniteError, match=r"2 of 2 samples .* since step 1 of 5"):
-        editing.interpolate(model, CHAIN, x_0[0], x_0[0] + 1, 3, num_steps=5, label=1)
+        editing.interpolate(denoise.with_labels(1), x_0[0], x_0[0] + 1, 3, num_steps=5)
     with pytest.raises(NotFiniteError, match="what the walk starts from"):
-        samplers.invert(Broken(), CHAIN, x_0 + jnp.nan, labels * 0, num_steps=5)
+        editing.invert(denoisers.of(CHAIN, lambda x_t, t: x_t), np.full((2, 2), np.nan), num_steps=5)
 
 
 def test_the_way_between_two_zeros_is_finite():
@@ -149,11 +146,11 @@ def test_an_output_of_one_value_is_rescaled_to_itself(value):
     """It has no deviation to bring back; one example of two."""
 
     def predict(x_t, t, labels):
-        return x_t.at[0].set(value).at[2].set(value)
+        return x_t.at[:2].set(value)  # which are the first example twice
 
     x_t = jax.random.normal(jax.random.key(0), (2, 7, 5, 3))
-    options = {"null_label": 9, "scale": 3.0, "rescale": 0.7}
-    out = classifier_free(predict, jnp.zeros(2, jnp.int32), **options)(x_t, jnp.zeros(2))
+    denoise = denoisers.of(CHAIN, predict, labels=0, null_label=9)
+    out = denoisers.guided(denoise, 3.0, rescale=0.7).output(x_t, 0)
     np.testing.assert_allclose(out, x_t.at[0].set(value), rtol=1e-6)
 
 
@@ -162,8 +159,7 @@ def test_guidance_of_an_untrained_output_gives_samples():
         def __call__(self, x_t, t, labels=None, *, rngs=None):
             return jnp.zeros_like(x_t)
 
-    guidance = {"null_label": 2, "scale": 2.0, "rescale": 0.7}
-    assert np.isfinite(walk("ancestral", Zero(), [0, 1], guidance=guidance)[0]).all()
+    assert np.isfinite(walk("ancestral", denoisers.guided(network(Zero(), [0, 1]), 2.0, rescale=0.7))).all()
 
 
 # Bytes
@@ -255,16 +251,15 @@ def test_the_picture_of_predicted_noise_and_the_likelihood(broken, capsys):
 
 def test_later_batches_are_looked_at_too(run, capsys, monkeypatch):
     """What was drawn of them before is not left behind."""
-    found = samplers.sample
+    denoiser, batches = Drawing.denoiser, iter(range(3))
 
-    def sample(*arguments, first=0, **options):
-        x_0, frames = found(*arguments, first=first, **options)
-        samplers.check_finite([-1] * 2 + [3] * (first == 4), np.arange(5)[::-1])
-        return x_0, frames
+    def third_is_broken(self, labels):
+        nan = denoisers.of(self.run.process, lambda x_t, t, labels: x_t * jnp.nan, labels=labels)
+        return denoiser(self, labels) if next(batches) < 2 else nan
 
-    monkeypatch.setattr(samplers, "sample", sample)
+    monkeypatch.setattr(Drawing, "denoiser", third_is_broken)
     before = files_of(run.folder)
-    assert "1 of 3 samples" in refusal(capsys, "sample", run.folder, "--num", "6", "--batch-size", "2")
+    assert "2 of 2 samples" in refusal(capsys, "sample", run.folder, "--num", "6", "--batch-size", "2")
     assert files_of(run.folder) == before
 
 
@@ -302,6 +297,9 @@ def test_points_are_refused_too(tmp_path, capsys, monkeypatch):
     options += ["--sample.num", "4", "--sample.steps", "2", "--out", str(tmp_path / "run")]
     assert cli.main(["train", "spiral", *options]) == 0
     before = files_of(tmp_path / "run")
-    monkeypatch.setattr(samplers, "create", lambda *_, **__: lambda x_t, *rest: x_t * jnp.nan)
+    load = Run.load_variables
+    monkeypatch.setattr(
+        Run, "load_variables", lambda self, **_: (jax.tree.map(lambda a: a * jnp.nan, load(self)[0]), 2)
+    )
     assert "4 of 4 samples hold NaN or infinity" in refusal(capsys, "sample", tmp_path / "run")
     assert files_of(tmp_path / "run") == before
