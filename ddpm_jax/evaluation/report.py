@@ -82,7 +82,7 @@ def evaluate_run(
     """
     run, config, seed = drawing.run, drawing.config, drawing.seed
     check_writable(run.folder)
-    drawing.step  # without a checkpoint there is nothing to measure
+    _ = drawing.step  # without a checkpoint there is nothing to measure
 
     def drawn(labels: np.ndarray | None) -> np.ndarray:
         return drawing.draw(labels, config.num).values

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax import denoisers, models, samplers, schedules
+from ddpm_jax import model_configs as configs
 from ddpm_jax.compilation import compile_for, once
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
@@ -295,9 +296,10 @@ class Verification:
         denoise = denoisers.of(self.process, lambda x, t: said)
         for index in sorted({0, len(times) // 2, len(times) - 2}):
             t, s = int(times[index]), int(times[index + 1])
+            z = noise if s != times[-1] else np.zeros_like(noise)  # a walk's last step takes none
             row_of_times = jnp.array([t, s], jnp.int32)
-            ours = sampler.step(denoise, self._jax_images(x_t), row_of_times, self._jax_images(noise), ()).x
-            x, out, z = map(self._tensor, (x_t, output, noise))
+            ours = sampler.step(denoise, self._jax_images(x_t), row_of_times, self._jax_images(z), ()).x
+            x, out, z = map(self._tensor, (x_t, output, z))
             believed = self.twins.denoisers.of(self.twin_process, lambda x, t, out=out: out)
             theirs = twin_sampler.step(believed, x, (t, s), z, ()).x
             yield row("step", f"t = {t} -> {s}", ours, theirs, stage="sampler step", images=True, **self._where())

@@ -19,8 +19,8 @@ def straight_euler_step(x_t: Tensor, hat: Estimate, t: Level, s: Level) -> Tenso
 def euler_step(x_t: Tensor, hat: Estimate, t: Level, s: Level, noise: Tensor | None = None, eta: float = 0.0) -> Tensor:
     """x_t -> x_s along dy/dtau = eps for y = x/alpha, down to tau_down, below tau_s, and noise of tau_up from there.
 
-    tau_down^2 + tau_up^2 = tau_s^2; without eta tau_up is 0, and this is Euler's method (Karras et al. 2022, table 1). Alpha is above
-    0.
+    tau_down^2 + tau_up^2 = tau_s^2; without eta tau_up is 0, and this is Euler's method (Karras et al. 2022, table 1). Alpha must
+    not be 0.
 
     Crowson, k-diffusion, sample_euler_ancestral; with eta = 1 this is Ho et al. 2020, algorithm 2, with the posterior variance.
     """
