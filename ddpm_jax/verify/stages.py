@@ -327,8 +327,8 @@ class Verification:
         if self.sampling.clip is not None:
             believed = self.twins.denoisers.clipped(believed, self.sampling.clip)
         rows = list(itertools.pairwise(twin_times.tolist()))
-        drawn = [self._tensor(noise) for noise in noises]
-        _, states = self.twins.samplers.walk(believed, twin_sampler, self._tensor(self.noise), drawn, rows)
+        their_noises = [self._tensor(noise) for noise in noises]
+        _, states = self.twins.samplers.walk(believed, twin_sampler, self._tensor(self.noise), their_noises, rows)
         for index, (ours, theirs) in enumerate(zip(np.asarray(frames), states, strict=True)):
             yield row(
                 "trajectory", f"after {index} steps", ours, theirs, stage="trajectory", images=True, **self._where()
