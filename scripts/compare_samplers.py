@@ -64,7 +64,7 @@ def draw_clusters(seed: int) -> np.ndarray:
     return (CENTRES[rng.integers(3, size=POINTS)] + noise).astype(np.float32)
 
 
-def on_clusters(names: list[str], counts: list[int]) -> dict[str, Any]:
+def on_clusters(names: list[Any], counts: list[int]) -> dict[str, Any]:
     """Sliced Wasserstein distance to held-out points, of each sampler by evaluations; beside that of other real points."""
     process = processes.GaussianDiffusion(schedules.linear(1000))
     denoise, real = exact(process), draw_clusters(1)
