@@ -273,7 +273,6 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
     join(args.parallel)
 
     from ddpm_jax.parallel import layout_of
-
     from ddpm_jax.training import Drawing
 
     drawing = Drawing(run, args.config, seed=args.seed, batch_size=args.batch_size, layout=layout_of(args.parallel))

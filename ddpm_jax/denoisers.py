@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
 from ddpm_jax import models
 from ddpm_jax.errors import UserError
@@ -62,7 +62,7 @@ class Denoiser(abc.ABC):
         return self.process.estimate(x_t, output, t)
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
-        """What a network that believes this would say: eps, x_0, v or a velocity, as the process has it, and its word on the variance."""
+        """What a network that believes this would say: eps, x_0, v or a velocity, and its word on the variance, if it learns it."""
         t = self._times(t, x_t)
         hat = self(x_t, t)
         mean = self.process.target(hat.x_0, hat.eps, t)
@@ -112,10 +112,6 @@ class Denoiser(abc.ABC):
         return jnp.broadcast_to(found, x_t.shape[:1])
 
 
-def _static() -> Any:
-    return field(metadata={"static": True})
-
-
 # What all others wrap
 
 
@@ -128,7 +124,7 @@ class Network:
     """Its parameters and running statistics."""
     graphdef: nnx.GraphDef = field(metadata={"static": True}, repr=False)
     """Its structure."""
-    dtype: Any = _static()
+    dtype: Any = field(metadata={"static": True})
     """What it computes in; None: in the dtype of its parameters."""
 
     def __call__(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
@@ -145,8 +141,8 @@ class Predicted(Denoiser):
     """A callable pytree."""
     classes: Any
     """(B,), one for all, or None."""
-    process: Process = _static()
-    none: int | None = _static()
+    process: Process = field(metadata={"static": True})
+    none: int | None = field(metadata={"static": True})
     """The class that stands for none."""
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
@@ -342,8 +338,7 @@ def guided(
     within which to guide; elsewhere the output is the conditional one (Kynkäänniemi et al. 2024). rescale: share, in [0, 1], of the
     guided output that is brought back to the conditional one's standard deviation over each example (Lin et al. 2024, eq. 15-16).
     other: what to be led away from, as a weaker network (Karras et al. 2024), or denoise.with_labels(None); None: the same
-    network told `null_label`, asked in one batch with the conditional one. Where a network learns the variance, its word on it stays
-    the conditional one's.
+    network told `null_label`, asked in one batch with the conditional one. A word on the variance stays the conditional one's.
 
     Raises:
         UserError: no labels to guide to, a network that knows no missing label, numbers out of range, or another process.

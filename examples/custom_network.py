@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ddpm_jax import data, figures, models, presets, processes, samplers, schedules, training
+from ddpm_jax import data, denoisers, figures, models, presets, processes, samplers, schedules, training
 
 STEPS = 600
 OUT = Path("runs/examples")
@@ -74,10 +74,8 @@ for step, batch in zip(range(1, STEPS + 1), batches, strict=False):
 
 trained = models.split(model)[0], state.variables(ema=True)
 labels = jnp.arange(40) % 10
-ddim = samplers.create("ddim", eta=0.0)
-images, _ = samplers.sample(
-    trained, process, jax.random.key(1), (40, 8, 8, 1), labels, step=ddim, num_steps=50, clip=1.0
-)
+denoise = denoisers.clipped(denoisers.of_network(trained, process, labels=labels))
+images = samplers.sample(denoise, samplers.DDIM(), jax.random.key(1), (40, 8, 8, 1), num_steps=50)
 path = figures.save_grid(
     OUT / "custom_network.png", data.to_images(images), [str(label) for label in labels], columns=10
 )

@@ -1,13 +1,14 @@
-"""A sampler of one's own: one function, run by the library's loop.
+"""A sampler of one's own: a dataclass with one step, run by the library's loop.
 
-A sampler is a pure step x_t -> x_s. It is given x_t, what the network makes of it (hat.x_0 and hat.eps), the levels (alpha,
-sigma) of both times, and fresh noise. The loop, the grid of times, clipping, guidance and compilation are the library's.
+A sampler goes from x_t to x_s: it asks the denoiser what x_t is made of (hat.x_0 and hat.eps), looks up the levels (alpha, sigma)
+of both times, and mixes the two anew. What it remembers from step to step is a pytree of its own. The loop, the grid of times,
+clipping, guidance and compilation are the library's.
 
 This one is the two-step Adams-Bashforth method for the probability flow dy/du = eps in y = x / alpha and u = sigma / alpha
-(Karras et al. 2022, section 4). It looks back at the state before.
+(Karras et al. 2022, section 4).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -19,14 +20,25 @@ STEPS = 20_000
 OUT = Path("runs/examples")
 
 
-@samplers.looks_back(1)
-def adams_bashforth_step(x_t, hat, t, s, noise, past):
+@dataclass(frozen=True)
+class AdamsBashforth(samplers.Sampler):
     """x_t -> x_s along the slope in the middle of the step, continued by the line through the last two slopes."""
-    before = past.seen[0]
-    u_t, u_s, u_before = (level.sigma / level.alpha for level in (t, s, before.level))
-    share = jnp.where(past.taken > 0, (u_s - u_t) / (u_t - u_before) / 2, 0)  # the first step is Euler's
-    slope = hat.eps + share * (hat.eps - before.hat.eps)
-    return s.alpha * (x_t / t.alpha + (u_s - u_t) * slope)
+
+    spacing = "karras"
+
+    def init(self, x_T):
+        """The slope before, where it was found, and whether there was one."""
+        return jnp.zeros_like(x_T), jnp.zeros((1,) * x_T.ndim), False
+
+    def step(self, denoise, x_t, times, noise, memory):
+        """x_t -> x_s."""
+        t, s = samplers.levels(denoise.process, times, x_t)
+        u_t, u_s = (level.sigma / level.alpha for level in (t, s))
+        hat = denoise(x_t, times[0])
+        before, u_before, known = memory
+        share = jnp.where(known, (u_s - u_t) / (u_t - u_before) / 2, 0)  # the first step is Euler's
+        slope = hat.eps + share * (hat.eps - before)
+        return samplers.Stepped(s.alpha * (x_t / t.alpha + (u_s - u_t) * slope), hat, (hat.eps, u_t, True))
 
 
 # A trained network: system 4's, in its own run folder
@@ -44,27 +56,25 @@ config = replace(
     ),
 )
 run = training.train(config, OUT / "spiral", overwrite=True).run
-graphdef, variables, _ = run.load()
+denoise = run.denoiser()
 
 
-def draw(step, times):
+def draw(sampler, num_steps):
     """2,000 points from the same noise every time."""
-    trained = graphdef, variables
-    points, _ = samplers.sample(trained, run.process, jax.random.key(0), (2000, 2), step=step, times=times)
-    return run.to_data(points)
+    return run.to_data(samplers.sample(denoise, sampler, jax.random.key(0), (2000, 2), num_steps))
 
 
 # All three solve the same equation from the same noise, so that the one with many steps says how wrong those with few are
-ddim = samplers.create("ddim", eta=0.0)
-exact = draw(samplers.create("heun"), samplers.times("heun", run.process, 300))
+exact = draw(samplers.Heun(), 300)
 print("root mean square error of a point after so many steps")
-print("steps    DDIM    Adams-Bashforth")
+print("steps   Euler    Adams-Bashforth")
 for num_steps in (10, 20, 40, 80):
-    times = samplers.times("euler", run.process, num_steps)
-    errors = [jnp.sqrt(jnp.mean((draw(step, times) - exact) ** 2)) for step in (ddim, adams_bashforth_step)]
+    errors = [
+        jnp.sqrt(jnp.mean((draw(sampler, num_steps) - exact) ** 2)) for sampler in (samplers.Euler(), AdamsBashforth())
+    ]
     print(f"{num_steps:5} {errors[0]:7.4f} {errors[1]:18.4f}")
 
-points = draw(adams_bashforth_step, samplers.times("euler", run.process, 20))
+points = draw(AdamsBashforth(), 20)
 real = run.open_source().points[:2000]
 path = figures.save_scatter(OUT / "custom_sampler.png", real, points, heading="Adams-Bashforth, 20 steps")
 print(f"samples in {path}")

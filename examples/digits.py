@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ddpm_jax import data, figures, models, presets, processes, samplers, schedules, training
+from ddpm_jax import data, denoisers, figures, models, presets, processes, samplers, schedules, training
+from ddpm_jax.samplers import DDIM
 
 STEPS = 400
 OUT = Path("runs/examples")
@@ -59,14 +60,13 @@ print(f"{models.num_params(model):,} parameters; loss {losses[0]:.2f} at first, 
 
 # %%
 trained = models.split(model)[0], state.variables(ema=True)
-labels = jnp.arange(10)
-settings = {"step": samplers.create("ddim", eta=0.0), "num_steps": 50, "clip": 1.0, "num_frames": 11}
+denoise = denoisers.of_network(trained, process, labels=jnp.arange(10), null_label=NONE)
 
 
 def draw(scale):
     """The ten digits, and eleven states on the way to them: (10, 8, 8, 1) and (11, 10, 8, 8, 1)."""
-    guidance = {"null_label": NONE, "scale": scale}
-    return samplers.sample(trained, process, jax.random.key(1), (10, *shape), labels, guidance=guidance, **settings)
+    guided = denoisers.clipped(denoisers.guided(denoise, scale))
+    return samplers.sample_with_frames(guided, DDIM(), jax.random.key(1), (10, *shape), num_steps=50, num_frames=11)
 
 
 scales = (0.0, 1.0, 2.0, 4.0)

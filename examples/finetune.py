@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import data, figures, presets, samplers, training
+from ddpm_jax import data, denoisers, figures, presets, samplers, training
 
 STEPS = 400
 OUT = Path("runs/examples")
@@ -43,16 +43,7 @@ print(f"{tuned.folder} started from step {tuned.origin['step']} of {tuned.origin
 # The same noise through both
 drawn = []
 for run in (origin, tuned):
-    graphdef, variables, _ = run.load()
-    images, _ = samplers.sample(
-        (graphdef, variables),
-        run.process,
-        jax.random.key(0),
-        (10, *run.shape),
-        step=samplers.create("ddim", eta=0.0),
-        num_steps=50,
-        clip=1.0,
-    )
-    drawn.append(images)
+    denoise = denoisers.clipped(run.denoiser())
+    drawn.append(samplers.sample(denoise, samplers.DDIM(), jax.random.key(0), (10, *run.shape), num_steps=50))
 rows = data.to_images(jnp.concatenate(drawn))
 print("samples in", figures.save_grid(OUT / "finetune.png", rows, columns=10, row_titles=["before", "after"]))

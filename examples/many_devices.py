@@ -11,10 +11,10 @@ Where there is no accelerator, four devices are simulated on the CPU.
 import itertools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from ddpm_jax import data, models, presets, processes, samplers, schedules, training
+from ddpm_jax import data, denoisers, models, noise, presets, processes, samplers, schedules, training
 from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.parallel import layout_of
 
@@ -29,7 +29,8 @@ unet = {"dim": 32, "dim_mults": (1,), "num_blocks": 1, "attention_resolutions": 
 model = models.create("unet", rngs=nnx.Rngs(0), image_size=8, channels=1, num_classes=10, **unet)
 graphdef, _ = models.split(model, training=True)
 source = data.open_source("digits")
-labels = jnp.arange(20) % 10
+labels = np.arange(20, dtype=np.int32) % 10
+keys = np.asarray(jax.random.key_data(noise.sample_keys(1, 20)))  # one for each sample, whatever the devices
 
 
 def in_memory(state):
@@ -59,15 +60,8 @@ for name, asked_for in {
             config=config,
             layout=layout,
         )
-    images, _ = samplers.sample(
-        (models.split(model)[0], state.variables(ema=True)),
-        process,
-        jax.random.key(1),
-        (20, 8, 8, 1),
-        layout.deal(labels),
-        step=samplers.create("ddim", eta=0.0),
-        num_steps=10,
-        clip=1.0,
-        layout=layout,
-    )
+    trained = models.split(model)[0], layout.everywhere(state.variables(ema=True))
+    denoise = denoisers.clipped(denoisers.of_network(trained, process, labels=layout.deal(labels)))
+    # where the keys lie decides where the batch is drawn
+    images = samplers.sample(denoise, samplers.DDIM(), layout.deal(keys), (20, 8, 8, 1), num_steps=10)
     print(f"{name:12} {metrics['loss']:19.6f} {megabytes:24.2f} {layout.gather(images).mean():21.6f}", flush=True)

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import data, evaluation, models, presets, processes, samplers, schedules, training
+from ddpm_jax import data, denoisers, evaluation, models, presets, processes, samplers, schedules, training
 
 STEPS = 20_000
 PER_CALL = 100  # steps in one call of the compiled program: one alone takes no longer than its dispatch
@@ -65,9 +65,10 @@ print(f"loss: {losses[0]:.3f} at the beginning, {losses[-1]:.3f} at the end")
 # A hundred steps of DDIM by the averaged parameters, from random points. Every state is kept, to draw the paths.
 
 # %%
-trained = models.split(model)[0], state.variables(ema=True)
-ddim = samplers.create("ddim", eta=0.0)
-points, path = samplers.sample(trained, process, jax.random.key(1), (2000, 2), step=ddim, num_steps=100, num_frames=101)
+denoise = denoisers.of_network((models.split(model)[0], state.variables(ema=True)), process)
+points, path = samplers.sample_with_frames(
+    denoise, samplers.DDIM(), jax.random.key(1), (2000, 2), num_steps=100, num_frames=101
+)
 points, path = source.scaling.undo(points), source.scaling.undo(path)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.2), layout="constrained")

@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import figures, processes, samplers, schedules
+from ddpm_jax import denoisers, figures, processes, samplers, schedules
 from ddpm_jax.evaluation import evaluate_run, sliced_wasserstein
 from ddpm_jax.files import write_atomically
-from ddpm_jax.training import open_run
+from ddpm_jax.presets import SampleConfig
+from ddpm_jax.training import Drawing, open_run
+from ddpm_jax.training.samples import sampler_of
 
 EVALUATIONS = (6, 10, 15, 25, 50, 100, 250)
 """Evaluations of the network; methods of two a step take half as many steps."""
@@ -42,8 +44,8 @@ def steps_of(name: str, evaluations: int) -> int:
     return (evaluations + 1) // 2 if name == "heun" else evaluations
 
 
-def exact(process: processes.Process) -> processes.Predict:
-    """The network that is exactly right for three equally likely round clusters in the plane."""
+def exact(process: processes.Process) -> denoisers.Denoiser:
+    """The denoiser that is exactly right for three equally likely round clusters in the plane."""
 
     def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
         alpha, sigma = process.level(t, x_t)
@@ -52,7 +54,7 @@ def exact(process: processes.Process) -> processes.Predict:
         share = jax.nn.softmax(-0.5 * (away**2).sum(-1) / variance, axis=1)[..., None]
         return (share * sigma[..., None] * away / variance[..., None]).sum(1)
 
-    return predict
+    return denoisers.of(process, predict)
 
 
 def draw_clusters(seed: int) -> np.ndarray:
@@ -65,25 +67,16 @@ def draw_clusters(seed: int) -> np.ndarray:
 def on_clusters(names: list[str], counts: list[int]) -> dict[str, Any]:
     """Sliced Wasserstein distance to held-out points, of each sampler by evaluations; beside that of other real points."""
     process = processes.GaussianDiffusion(schedules.linear(1000))
-    predict, real = exact(process), draw_clusters(1)
+    denoise, real = exact(process), draw_clusters(1)
     found: dict[str, list[float]] = {}
     for name in names:
         found[name] = []
         for evaluations in counts:
-            step = samplers.create(name, process)
-            times = samplers.times(name, process, steps_of(name, evaluations), **SAMPLERS[name])
-
-            @jax.jit
-            def walk(key: jax.Array, step: Any = step, times: Any = times) -> jax.Array:
-                start, steps = jax.random.split(key)
-                x_T = jax.random.normal(start, (POINTS, 2))
-
-                def noise(index: jax.Array) -> jax.Array:
-                    return jax.random.normal(jax.random.fold_in(steps, index), x_T.shape)
-
-                return samplers.run(process, predict, x_T, noise, step=step, times=times)[0]
-
-            distances = [sliced_wasserstein(np.asarray(walk(jax.random.key(seed))), real) for seed in range(DRAWS)]
+            changes: dict[str, Any] = {"sampler": name}
+            sampler = sampler_of(dataclasses.replace(SampleConfig(), **changes))
+            steps, spacing = steps_of(name, evaluations), SAMPLERS[name]
+            drawn = [samplers.sample(denoise, sampler, seed, (POINTS, 2), steps, **spacing) for seed in range(DRAWS)]
+            distances = [sliced_wasserstein(np.asarray(points), real) for points in drawn]
             found[name].append(float(np.mean(distances)))
         print(f"{name:<18}" + "".join(f"{value:>9.4f}" for value in found[name]), flush=True)
     apart = float(np.mean([sliced_wasserstein(draw_clusters(2 + k), real) for k in range(DRAWS)]))
@@ -107,7 +100,8 @@ def on_run(folder: Path, num: int, names: list[str], counts: list[int]) -> dict[
                     "spacing": None,
                     **SAMPLERS[name],
                 }
-                evaluation, _ = evaluate_run(run, dataclasses.replace(run.config.sample, **changes), batch_size=num)
+                config = dataclasses.replace(run.config.sample, **changes)
+                evaluation, _ = evaluate_run(Drawing(run, config, batch_size=num))
                 metrics = {metric.name: metric for metric in evaluation.metrics}
                 for key in rows:
                     rows[key].append(metrics[key].samples)

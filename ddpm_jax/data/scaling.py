@@ -86,7 +86,7 @@ def as_x_0(name: str, values: Any) -> np.ndarray:
         raise UserError(f"{name} must be uint8 pixels 0..255 or floats in [-1, 1]; got {found.dtype}.")
     if found.ndim > 2 and found.size:
         least, most = float(found.min()), float(found.max())
-        if not (-1 - ROUNDING <= least and most <= 1 + ROUNDING):
+        if not (least >= -1 - ROUNDING and most <= 1 + ROUNDING):
             raise UserError(
                 f"{name} must be uint8 pixels 0..255, or floats in [-1, 1] as the network sees them; got floats in "
                 f"[{least:.4g}, {most:.4g}]."

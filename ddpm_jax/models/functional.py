@@ -1,7 +1,6 @@
 """A network as a pure function of plain pytrees, so that jit never sees a module."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax import denoisers, models, samplers, schedules
+from ddpm_jax import model_configs as configs
 from ddpm_jax.compilation import compile_for, once
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
