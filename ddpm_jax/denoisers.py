@@ -62,7 +62,7 @@ class Denoiser(abc.ABC):
         return self.process.estimate(x_t, output, t)
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
-        """What a network that believes this would say: eps, x_0, v or a velocity, and its word on the variance."""
+        """What a network that believes this would say: eps, x_0, v or a velocity, and its word on the variance, if it learns it."""
         t = self._times(t, x_t)
         hat = self(x_t, t)
         mean = self.process.target(hat.x_0, hat.eps, t)
@@ -338,7 +338,7 @@ def guided(
     within which to guide; elsewhere the output is the conditional one (Kynkäänniemi et al. 2024). rescale: share, in [0, 1], of the
     guided output that is brought back to the conditional one's standard deviation over each example (Lin et al. 2024, eq. 15-16).
     other: what to be led away from, as a weaker network (Karras et al. 2024), or denoise.with_labels(None); None: the same
-    network told `null_label`, asked in one batch with the conditional one. A learned variance stays that of the conditional one.
+    network told `null_label`, asked in one batch with the conditional one. A word on the variance stays the conditional one's.
 
     Raises:
         UserError: no labels to guide to, a network that knows no missing label, numbers out of range, or another process.

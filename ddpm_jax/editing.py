@@ -130,7 +130,7 @@ def vary(
     *,
     strength: float = 0.5,
     num_steps: int | None = None,
-    sampler: Any = DDIM,
+    sampler: Any = "ddim",
 ) -> Float[Array, "b *shape"]:
     """Other data like the given: noised part of the way and denoised from there (SDEdit, Meng et al. 2022).
 
@@ -224,13 +224,13 @@ def _as_batch(name: str, values: Any) -> tuple[np.ndarray, bool]:
 
 
 def _checked(
-    walked: Walked, denoise: Denoiser, grid: np.ndarray, single: bool = False, sampler: Sampler | None = None
+    walked: Walked, denoise: Denoiser, grid: np.ndarray, single: bool = False, sampler: Any = "ddim"
 ) -> jax.Array:
     broke = np.asarray(walked.broke)
     bad = broke[broke >= 0]
     if len(bad):
         samplers.check_finite(
-            len(bad), len(broke), int(bad.min()), denoise=denoise, sampler=sampler or DDIM(), grid=grid
+            len(bad), len(broke), int(bad.min()), denoise=denoise, sampler=samplers.as_sampler(sampler), grid=grid
         )
     return walked.x_0[0] if single else walked.x_0
 

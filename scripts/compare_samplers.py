@@ -64,7 +64,7 @@ def draw_clusters(seed: int) -> np.ndarray:
     return (CENTRES[rng.integers(3, size=POINTS)] + noise).astype(np.float32)
 
 
-def on_clusters(names: list[Any], counts: list[int]) -> dict[str, Any]:
+def on_clusters(names: list[str], counts: list[int]) -> dict[str, Any]:
     """Sliced Wasserstein distance to held-out points, of each sampler by evaluations; beside that of other real points."""
     process = processes.GaussianDiffusion(schedules.linear(1000))
     denoise, real = exact(process), draw_clusters(1)
@@ -72,11 +72,9 @@ def on_clusters(names: list[Any], counts: list[int]) -> dict[str, Any]:
     for name in names:
         found[name] = []
         for evaluations in counts:
-            sampler, steps, spacing = (
-                sampler_of(dataclasses.replace(SampleConfig(), sampler=name)),
-                steps_of(name, evaluations),
-                SAMPLERS[name],
-            )
+            changes: dict[str, Any] = {"sampler": name}
+            sampler = sampler_of(dataclasses.replace(SampleConfig(), **changes))
+            steps, spacing = steps_of(name, evaluations), SAMPLERS[name]
             drawn = [samplers.sample(denoise, sampler, seed, (POINTS, 2), steps, **spacing) for seed in range(DRAWS)]
             distances = [sliced_wasserstein(np.asarray(points), real) for points in drawn]
             found[name].append(float(np.mean(distances)))

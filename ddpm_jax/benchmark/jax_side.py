@@ -104,9 +104,9 @@ class JaxSide:
 
 
 def _facts(lower: Callable[..., Any], times: int = 1) -> Facts:
-    """What the compiler says of a program.
+    """What the compiler says of the program that lower(platforms=None) gives.
 
-    lower(platforms=None): the program, lowered. times: how often its loop's body runs, which the compiler counts once.
+    times: how often its loop's body runs, which the compiler counts once.
     """
     jax.clear_caches()  # so that the program on disk is what is left of it
     begun = time.perf_counter()

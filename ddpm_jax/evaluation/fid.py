@@ -97,7 +97,7 @@ def evaluate_fid(
     run, config, seed, batch_size = drawing.run, drawing.config, drawing.seed, drawing.batch_size
     _check(run, config, reference, save_reference)
     labels = run.labels(config.num)
-    _ = drawing.step  # without a checkpoint there is nothing to measure
+    facts = facts_of(drawing)  # without a checkpoint there is nothing to measure
     features = inception.load_extractor(weights)
     file = None if reference is None else read_reference(reference, inception.NUM_FEATURES)
     try:
@@ -115,7 +115,7 @@ def evaluate_fid(
     else:
         assert source is not None
         held = _against_data(features, source, config.num)
-    facts = facts_of(drawing) | {
+    facts |= {
         "seed of training": run.config.train.seed,
         "held against": held.told,
         "network": f"Inception-v3 of 2015, {features.told}",

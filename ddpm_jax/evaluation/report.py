@@ -82,7 +82,7 @@ def evaluate_run(
     """
     run, config, seed = drawing.run, drawing.config, drawing.seed
     check_writable(run.folder)
-    _ = drawing.step  # without a checkpoint there is nothing to measure
+    facts = facts_of(drawing)  # without a checkpoint there is nothing to measure
 
     def drawn(labels: np.ndarray | None) -> np.ndarray:
         return drawing.draw(labels, config.num).values
@@ -93,7 +93,7 @@ def evaluate_run(
         metrics, by_class, told = _of_points(run, config.num, drawn, seed)
     else:
         raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
-    evaluation = Evaluation(tuple(metrics), facts_of(drawing) | told, by_class)
+    evaluation = Evaluation(tuple(metrics), facts | told, by_class)
     return evaluation, save(run, "evaluation.json", evaluation.json())
 
 

@@ -32,12 +32,12 @@ def solve(
     start: Any = 1.0,
     num_frames: int = 0,
 ) -> Walked:
-    """Integrate dx/dt = eps - x_0 from `start` to 0 by Tsit5 (Tsitouras 2011), errors per step below tolerance; traceable.
+    """Integrate dx/dt = eps - x_0 from `start` to 0 by Tsit5 (Tsitouras 2011); traceable.
 
-    Each sample is a system of its own, with its own steps, so that none depends on what is solved beside it; the denoiser sees all
-    of them at once, as long as any is on its way. A denoiser that clips knows nothing at t = 0: the last step, as long as the
-    tolerance, is Euler's. Keeps num_frames states at even times, and counts the accepted and refused
-    steps, of six evaluations each. A sample that could not be solved is not finite.
+    tolerance: relative and absolute error per step. Each sample is a system of its own, with its own steps, so that none depends on
+    what is solved beside it; the denoiser sees all of them at once, as long as any is on its way. A denoiser need not know what it
+    believes at t = 0, as one that clips does not: the last step, as long as the tolerance, is Euler's. Keeps num_frames states at
+    even times, and counts the accepted and refused steps, of six evaluations each. A sample that could not be solved is not finite.
     """
     import diffrax
 

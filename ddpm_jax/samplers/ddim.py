@@ -68,12 +68,10 @@ def check_share(name: str, value: float) -> None:
 
 
 def ddim_inversion(denoise: Denoiser, x_0: Float[Array, "b *shape"], times: np.ndarray) -> Walked:
-    """The noise that deterministic DDIM takes to x_0, by its steps upwards (Song et al. 2021, section 5.4); traceable.
+    """The noise x_T that deterministic DDIM takes to x_0, by its steps upwards (Song et al. 2021, section 5.4); traceable.
 
-    It is the x_0 of the walk that is returned.
-
-    times: ascending, the clean end first. The denoiser is asked at the time that is left. No network is trained at the clean end
-    of a chain: there the noise is what it sees at the first timestep.
+    It is the x_0 of the walk that is returned.     times: ascending, the clean end first. The denoiser is asked at the time that is
+    left. No network is trained at the clean end of a chain: there the noise is what it sees at the first timestep.
     """
     process = denoise.process
     clean, first = times[:2]

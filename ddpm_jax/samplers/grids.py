@@ -87,8 +87,8 @@ def rows(times: np.ndarray) -> np.ndarray:
 def raised(process: Process, grid: np.ndarray, churn: float) -> np.ndarray:
     """Rows (t, s, up): once at s, noise is added up to the time `up`, where the next row begins (Karras et al. 2022, algorithm 2).
 
-    It lies higher by the factor 1 + min(churn / N, sqrt(2) - 1) in sigma / alpha, rounded to a timestep; none follows the
-    last step.
+    It lies higher by the factor 1 + min(churn / N, sqrt(2) - 1) in sigma / alpha, rounded to a timestep; the last row
+    stays.
 
     Raises:
         UserError: the process has no timesteps.

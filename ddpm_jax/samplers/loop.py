@@ -28,8 +28,8 @@ def walk(
     """Walk x_T down a grid, with noise that is given; traceable, so jit it or use `sample`.
 
     sampler: a sampler, or the name of one. drawn(i): noise of the i-th step, of the shape of x_T; the last step takes none. grid:
-    as made by the sampler's `grid`. num_frames: states to keep, evenly spaced over the walk, from the starting noise to the
-    samples; 0 or 2..steps + 1.
+    as made by the sampler's `grid`. num_frames: states to keep, evenly spaced over the walk, the starting noise first and the
+    samples last; 0 or 2..steps + 1.
     """
     return as_sampler(sampler).walk(as_denoiser(denoise), x_T, drawn, grid, num_frames)
 
@@ -74,7 +74,7 @@ def sample(
     Sample n of a key is given the same noise, bit for bit, in whatever batch and on however many devices it is drawn, and so comes
     out the same up to the rounding of that batch's program.
 
-    sampler: a sampler, or the name of one. key: a key, a seed, or a key for each sample (`noise.sample_keys`); where keys lie
+    sampler: a sampler, or the name of one. key: a key, a seed, or a key for each sample (`noise.sample_keys`); where they lie
     decides where the batch is computed. shape: (B, H, W, C) of the samples. num_steps: None for the whole chain. spacing: one of
     GRIDS, or times of one's own, descending, the clean end last; None: the sampler's own.
 
