@@ -226,6 +226,7 @@ class Wrapper(Denoiser):
     """What hands labels and guesses on to the denoiser within."""
 
     inner: Denoiser
+    """The denoiser within."""
 
     @property
     def process(self) -> Process:  # type: ignore[override]

@@ -21,6 +21,7 @@ class Denoiser(ABC):
     """What is believed of x_t: called as (x_t, t), t one time or (B,) of them, it gives an Estimate of (x_0, eps)."""
 
     process: Process
+    """What x_t came about by, and what the output stands for."""
 
     @abstractmethod
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
@@ -113,7 +114,9 @@ class Wrapper(Denoiser):
     """A denoiser made of another."""
 
     inner: Denoiser
+    """What it wraps."""
     process: Process = field(init=False, repr=False)
+    """That of the inner one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "process", self.inner.process)
@@ -137,9 +140,13 @@ class Guided(Wrapper):
     """See `guided`."""
 
     scale: float = 1.0
+    """How far to go from u through c."""
     interval: tuple[float, float] = (0, inf)
+    """Between which t."""
     rescale: float = 0.0
+    """Share of the output that is scaled to c's deviation."""
     other: Denoiser | None = None
+    """What says u; None: the inner one without labels."""
 
     def output(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """u + scale (c - u), in the space of what the network predicts."""
@@ -205,7 +212,9 @@ class ClassifierGuided(Wrapper):
     """See `classifier_guided`."""
 
     log_prob: LogProb
+    """The classifier."""
     scale: float = 1.0
+    """Of its gradient."""
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """eps led up the slope, and the x_0 that belongs to it."""
@@ -246,6 +255,7 @@ class Clipped(Wrapper):
     """See `clipped`."""
 
     bound: float = 1.0
+    """The largest |x_0|."""
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """x_0 within the bound, and the eps that belongs to it."""
@@ -270,7 +280,9 @@ class Thresholded(Wrapper):
     """See `thresholded`."""
 
     quantile: float = 0.995
+    """Of each example's |x_0|."""
     bound: float = 1.0
+    """The largest |x_0| in the end."""
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """x_0 within each example's own bound, scaled back to the common one."""

@@ -62,6 +62,7 @@ class Euler(Sampler):
     eta: float = 0.0
 
     spacing: ClassVar[str] = "karras"
+    """The grid of Karras et al.."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

@@ -38,6 +38,7 @@ class Heun(Sampler):
     churn_noise: float = 1.0
 
     spacing: ClassVar[str] = "karras"
+    """The grid of Karras et al.."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.churn < inf:

@@ -43,6 +43,7 @@ class Strided(Sampler):
     eta: float = 0.1
 
     spacing: ClassVar[str] = "strided"
+    """The grid of system 1."""
 
     def __post_init__(self) -> None:
         if not self.eta >= 0:
