@@ -247,7 +247,7 @@ def test_a_read_only_run_folder_is_found_before_anything_is_done(
 def test_what_reads_a_read_only_run_needs_another_place_to_write(finished_run, monkeypatch, capsys, command):
     """Said before samples are drawn."""
     read_only(monkeypatch, finished_run)
-    monkeypatch.setattr("ddpm_jax.training.run.Run.load", None)
+    monkeypatch.setattr("ddpm_jax.training.run.Run.load_variables", None)
     name, *options = command.split()
     what = ["vary"] if name == "edit" else []
     assert cli.main([name, str(finished_run), *what, *options]) == 2

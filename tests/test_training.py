@@ -65,7 +65,7 @@ def test_what_a_run_leaves(finished_run):
 
 
 def test_samples_come_from_the_average(finished_run):
-    _, variables, step = open_run(finished_run).load()
+    variables, step = open_run(finished_run).load_variables()
     state = state_in(finished_run)
     assert step == 12
     assert_same_bits(variables["params"], state.ema_params)
@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(exploded):
     assert "training stopped at step 2: " in message and ("nan" in message or "inf" in message)
     assert "--train.lr" in message
     assert [line["step"] for line in read_metrics(folder)] == [1]
-    _, variables, step = open_run(folder).load()
+    variables, step = open_run(folder).load_variables()
     assert step == 1 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
 
 
