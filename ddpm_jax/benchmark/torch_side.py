@@ -224,7 +224,10 @@ def _walk(twins: Any, process: Any, predict: Any, config: SampleConfig) -> Calla
     denoise = twins.denoisers.of(process, predict)
     if config.clip is not None:
         denoise = twins.denoisers.clipped(denoise, config.clip)
-    grid = sampler.grid(process, config.steps, config.spacing)
+    try:
+        grid = sampler.grid(process, config.steps, config.spacing)
+    except ValueError as error:
+        raise UserError(f"the PyTorch twin does not sample so: {error}") from error
     return lambda x_T: twins.samplers.walk(denoise, sampler, x_T, _Noises(x_T, len(grid)), grid)
 
 

@@ -68,6 +68,16 @@ class Euler(Sampler):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1]; got {self.eta}.")
 
+    def grid(self, process: Process, num_steps: int | None = None, spacing: str | None = None) -> list[Row]:
+        """As every sampler's.
+
+        Raises:
+            ValueError: fresh noise on a straight path, at whose start tau is infinite; and as `Sampler.grid`.
+        """
+        if self.eta and isinstance(process, FlowMatching):
+            raise ValueError(f"eta must be 0 on a straight path, at whose start tau is infinite; got {self.eta}.")
+        return super().grid(process, num_steps, spacing)
+
     def step(self, denoise: Denoiser, x_t: Tensor, times: Row, noise: Tensor, memory: Any) -> Stepped:
         """`euler_step`, or without fresh noise on a straight path `straight_euler_step`.
 
