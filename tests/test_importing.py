@@ -103,6 +103,7 @@ def test_folders(pipeline, tensors, tmp_path, layout):
     assert run.origin == {
         "source": str(folder),
         "library": "diffusers",
+        "weights": None,
         "revision": None,
         "licence": "apache-2.0",
         "sha256": {name: sha256(folder / name) for name in files},

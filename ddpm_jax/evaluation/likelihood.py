@@ -155,7 +155,7 @@ def evaluate_likelihood(
     total = of_prior + of_terms.sum(axis=0)
     facts = {
         "step": step,
-        "weights": "ema",
+        "weights": run.weights_at(step),
         "images": f"{len(x_0)} {told}",
         "seed": seed,
         "variance": variance,

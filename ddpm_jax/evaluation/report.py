@@ -118,7 +118,7 @@ def facts_of(run: Run, config: SampleConfig, step: int, seed: int) -> dict[str, 
     """What every figure of samples depends on."""
     steps = run.process.checked(config.steps)
     sampler = "adaptive" if config.sampler == "adaptive" else f"{config.sampler}, {steps} steps"
-    facts = {"step": step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": seed}
+    facts = {"step": step, "weights": run.weights_at(step), "samples": config.num, "sampler": sampler, "seed": seed}
     return facts | {"data": run.config.data.source}
 
 
