@@ -329,6 +329,8 @@ def _blocks(
         attends[way] = [size in wanted for size in sizes]
         # what resamples belongs to the level that is left, on the way up too
         between = options.resampling("down" if way == "down" else "up")
+        if "fixed" in between:
+            problems.append(f"levels that resample without convolutions (fixed) on the way {way}")
         resampling = (*between, None) if way == "down" else (None, *between)
         found = {kind for kind, attending in zip(resampling, attends[way], strict=True) if attending and kind}
         if len(found) > 1:
@@ -336,7 +338,7 @@ def _blocks(
         kinds[way] = min(found, default="conv")
         names = {value: name for name, value in table.items()}
         types[way] = [
-            names[True, None] if attending else names[False, kind or "conv"]
+            names[True, None] if attending else names.get((False, kind or "conv"), "")
             for kind, attending in zip(resampling, attends[way], strict=True)
         ]
     return attends, types, kinds
