@@ -129,7 +129,7 @@ class ConvertArgs:
 
     model: Annotated[configs.ModelConfig, tyro.conf.AvoidSubcommands]
     weights: Literal["ema", "params", "state"] = "ema"
-    """Of a run: the averaged parameters, those being trained, or everything that training needs."""
+    """The averaged parameters, or those being trained; or, of a run, everything that training needs."""
     to: Literal["diffusers"] | None = None
     """Of a run of a unet: write a pipeline's folder that the library diffusers loads."""
 
@@ -156,10 +156,8 @@ class OpenAIArgs:
 
 @dataclass(frozen=True)
 class DDPArgs:
-    """How a file of denoising-diffusion-pytorch was made, and which of its networks to take."""
+    """How a file of denoising-diffusion-pytorch was made."""
 
-    weights: Literal["ema", "model"] | None = None
-    """Of a Trainer's file: the averaged weights, or those being trained; ema unless given."""
     objective: Literal["pred_noise", "pred_x0", "pred_v"] | None = None
     """objective, where the file does not say; of a Unet saved alone, pred_v unless given."""
     dropout: float | None = None
@@ -174,6 +172,10 @@ class ImportArgs:
 
     out: Path
     """The run folder."""
+    weights: Literal["ema", "params"] | None = None
+    """The averaged parameters, or those being trained, where there are both; ema unless given."""
+    variant: str | None = None
+    """Of the weights in a folder of diffusers, as fp16; those without one, or the only ones, unless given."""
     revision: str | None = None
     """Of a repository of the Hub: branch, tag or commit; main unless given."""
     data: str = ""
@@ -197,7 +199,8 @@ class VerifyArgs:
     all: bool = False
     """All networks, in float64 and in float32."""
     weights: Path | None = None
-    """Weights of the one network that is named: .pt, .pth, .safetensors or .npz, of an original or of this project."""
+    """Weights of the one network that is named: .pt, .pth, .safetensors or .npz, of an original or of this project; the averaged
+    ones of a .pt that holds both."""
     dtype: Literal["float64", "float32"] = "float64"
     """What both sides compute in."""
     device: Literal["cpu", "gpu", "tpu"] = "cpu"

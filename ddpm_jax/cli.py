@@ -225,7 +225,8 @@ def _sample(name: str | None, rest: list[str]) -> int:
     speed = f"{first} samples in one call of {drawn.first_call_s:.1f} s, compilation included"
     if drawn.later_call_s is not None:
         speed += f"; each later call {drawn.later_call_s:.1f} s"
-    print(f"{args.config.num} samples by {args.config.sampler} in {steps} steps: {speed}")
+    which = {"ema": ", averaged weights", "params": ", weights not averaged"}.get(run.weights_at(step), "")
+    print(f"{args.config.num} samples by {args.config.sampler} in {steps} steps{which}: {speed}")
     for path in paths:
         print(f"  {path}")
     return 0
@@ -323,11 +324,15 @@ def _convert(source: str | None, rest: list[str]) -> int:
 def _import(source: str | None, rest: list[str]) -> int:
     args = _parse(ImportArgs, f"ddpm import {source or 'PATH_OR_HUB_ID'}", rest)
 
-    from ddpm_jax.conversion import import_weights
+    from ddpm_jax.conversion import import_weights, recognised
+    from ddpm_jax.training import open_run
 
     options = {key: value for key, value in vars(args).items() if key not in ("out", "openai", "ddp")}
     options |= {"openai": vars(args.openai), "ddp": vars(args.ddp)}
-    print(import_weights(str(source), args.out, **options))
+    out = import_weights(str(source), args.out, **options)
+    print(out)
+    for line in recognised(open_run(out)):
+        print(f"  {line}")
     return 0
 
 

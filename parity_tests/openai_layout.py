@@ -67,18 +67,18 @@ class Attention(nn.Module):
 
 
 class Halve(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, conv):
         super().__init__()
-        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
 
     def forward(self, x, emb):
         return self.op(x)
 
 
 class Double(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, conv):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = nn.Conv2d(width, width, 3, padding=1) if conv else nn.Identity()
 
     def forward(self, x, emb):
         return self.conv(resize(x, "up"))
@@ -111,6 +111,7 @@ class OpenAIUNet(nn.Module):
         num_head_channels: int | None = None,
         use_scale_shift_norm: bool = False,
         resblock_updown: bool = False,
+        conv_resample: bool = True,
         use_new_attention_order: bool = False,
         groups: int = 4,
     ):
@@ -139,7 +140,9 @@ class OpenAIUNet(nn.Module):
                 width = out
                 skips.append(width)
             if level < len(widths) - 1:
-                self.input_blocks.append(Chain(residual(width, width, "down") if resblock_updown else Halve(width)))
+                self.input_blocks.append(
+                    Chain(residual(width, width, "down") if resblock_updown else Halve(width, conv_resample))
+                )
                 skips.append(width)
         self.middle_block = Chain(residual(width, width), attention(width), residual(width, width))
         self.output_blocks = nn.ModuleList()
@@ -149,7 +152,7 @@ class OpenAIUNet(nn.Module):
                 width = widths[level]
                 layers += [attention(width)] * (2**level in attention_ds)
                 if level and index == num_res_blocks:
-                    layers.append(residual(width, width, "up") if resblock_updown else Double(width))
+                    layers.append(residual(width, width, "up") if resblock_updown else Double(width, conv_resample))
                 self.output_blocks.append(Chain(*layers))
         self.out = nn.Sequential(Norm(width, groups), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
 

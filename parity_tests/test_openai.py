@@ -34,9 +34,13 @@ CONFIGS = {
     "256 px": ADM | {"attention_ds": (2, 4), "channel_mult": (1, 1, 2)},
     "512 px: half the width first": ADM | {"channel_mult": (0.5, 1, 1), "model_channels": 16},
     "lsun": ADM | {"num_classes": None, "num_res_blocks": 2},
+    "without convolutions that resample": ADM | {"resblock_updown": False, "conv_resample": False},
+    "without them, three levels": IMPROVED
+    | {"conv_resample": False, "channel_mult": (1, 3, 2), "attention_ds": (2, 4), "num_res_blocks": 2},
+    "residual blocks, whatever conv_resample says": ADM | {"conv_resample": False},
     "one level": ADM | {"channel_mult": (1,), "attention_ds": (1,)},
 }
-WITH_JAX = ("improved-diffusion", "512 px: half the width first")
+WITH_JAX = ("improved-diffusion", "512 px: half the width first", "without them, three levels")
 """The maps are the same for the twin and for ours, whose tensors are its; these are proof of the network's options."""
 
 
@@ -86,6 +90,13 @@ def test_checkpoints(name):
         assert_close("output", ours, to_nhwc(wanted), name)
 
 
+def test_resampling_is_read_off_the_tensors():
+    kinds = {name: read(*checkpoint(name))[0].resample for name in CONFIGS}
+    fixed = {"without convolutions that resample", "without them, three levels"}
+    assert {name for name, kind in kinds.items() if kind == "fixed"} == fixed
+    assert kinds["residual blocks, whatever conv_resample says"] == kinds["64 px"] == "residual"
+
+
 def test_the_order_of_heads_matters():
     theirs, told = checkpoint("64 px")
     right, wrong = (read(theirs, told | {"new_attention_order": new})[1] for new in (True, False))
@@ -116,6 +127,11 @@ def test_scaled_times():
         (lambda state: state.pop("out.2.bias"), {}, r"missing: out.2.bias \(3,\)"),
         (lambda state: state.update(extra=torch.zeros(2)), {}, r"not of this network: extra \(2,\)"),
         (lambda state: state.pop("time_embed.0.weight"), {}, "time_embed.0.weight is missing"),
+        (
+            lambda state: [state.pop(f"input_blocks.2.0.op.{part}") for part in ("weight", "bias")],
+            {},
+            "no whole checkpoint.*input_blocks.2 are missing",
+        ),
         (
             lambda state: state.update({"input_blocks.0.0.weight": torch.zeros(8, 6, 3, 3)}),
             {},

@@ -117,7 +117,7 @@ def test_unet_starts_at_zero_within_xavier_bounds():
             assert 0.9 * bound < float(parameter.detach().abs().max()) <= bound, name
 
 
-@pytest.mark.parametrize("resample", ["conv", "residual"])
+@pytest.mark.parametrize("resample", ["conv", "residual", "fixed"])
 @pytest.mark.parametrize("time_conditioning", ["add", "scale_shift"])
 def test_unet_options(resample, time_conditioning):
     options = SMALL | {
@@ -208,7 +208,7 @@ def test_the_unet_trains():
         (lambda: models.create("unet", num_classes=0), r"num_classes must be at least 1; got 0"),
         (lambda: models.create("unet", dropout=1.0), r"dropout must lie in \[0, 1\); got 1.0"),
         (lambda: models.create("unet", time_conditioning="film"), r"add, scale_shift; got 'film'"),
-        (lambda: models.create("unet", resample="pool"), r"conv, residual; got 'pool'"),
+        (lambda: models.create("unet", resample="pool"), r"conv, residual, fixed; got 'pool'"),
     ],
 )
 def test_errors_name_the_argument_its_value_and_what_is_allowed(call, message):

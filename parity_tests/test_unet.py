@@ -22,6 +22,7 @@ CONFIGS = {
     "head_dim": SMALL | {"attention_resolutions": (8, 4), "head_dim": 4},
     "scale_shift": SMALL | {"time_conditioning": "scale_shift"},
     "residual": SMALL | {"resample": "residual"},
+    "fixed": SMALL | {"resample": "fixed"},
     "classes": SMALL | {"num_classes": 5},
     "learn_variance": SMALL | {"learn_variance": True, "channels": 1},
     "widths and odd sizes": SMALL | {"image_size": 12, "dim_mults": (1, 3, 2), "attention_resolutions": (6, 3)},
@@ -39,7 +40,7 @@ CONFIGS = {
 }
 
 
-QUICK = {"small", "scale_shift", "residual", "classes", "learn_variance", "adm"}
+QUICK = {"small", "scale_shift", "residual", "fixed", "classes", "learn_variance", "adm"}
 QUICK_IN_FLOAT32 = {"small", "adm"}
 """The others are slow; those in float64 have the sharper tolerance."""
 

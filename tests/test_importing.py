@@ -103,6 +103,7 @@ def test_folders(pipeline, tensors, tmp_path, layout):
     assert run.origin == {
         "source": str(folder),
         "library": "diffusers",
+        "weights": None,
         "revision": None,
         "licence": "apache-2.0",
         "sha256": {name: sha256(folder / name) for name in files},
@@ -279,6 +280,25 @@ def test_a_checkpoint_of_openai(tmp_path, monkeypatch, capsys):
     assert "pass num_heads or head_dim" in error
 
 
+def test_a_checkpoint_without_convolutions_that_resample(tmp_path, monkeypatch, capsys):
+    """conv_resample = False is read off the numbers that are left out; the run samples, and goes out and in again."""
+    monkeypatch.setattr(weights.openai, "GROUPS", 4)
+    model = openai_model(configs.UNet(**vars(MODEL) | {"dim_mults": (1, 2, 1), "resample": "fixed", "num_blocks": 2}))
+    tensors = random_tensors(model)
+    theirs = weights.to_openai(model, tensors)
+    assert not any(name.startswith(("input_blocks.3.", "input_blocks.6.")) for name in theirs)
+    path = weights.write_tensors(tmp_path / "model100.safetensors", theirs)
+    run = imported(path, tmp_path, "--image-size", "8", "--openai.head-dim", "4")
+    assert run.config.model == model
+    same(run, tensors)
+    assert main(["sample", str(run.folder), "--num", "1", "--steps", "1"]) == 0
+    assert main(["convert", str(run.folder), str(tmp_path / "ours.npz")]) == 0
+    ours = weights.read_tensors(tmp_path / "ours.npz")
+    assert all((theirs[key] == array).all() for key, array in weights.to_openai(model, ours).items())
+    arguments = ["convert", str(run.folder), str(tmp_path / "out"), "--to", "diffusers"]
+    assert "resample without convolutions (fixed)" in refused(arguments, capsys)
+
+
 def test_a_published_file_is_known_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(weights.openai, "GROUPS", 4)
     model = openai_model(
@@ -427,6 +447,7 @@ def test_old_schedulers():
             {"dim_mults": (1, 1, 1), "attention_resolutions": (8, 4), "halving": ("conv", "residual")},
             "resample differently on the way down",
         ),
+        ({"resample": "fixed"}, "levels that resample without convolutions (fixed) on the way down"),
     ],
 )
 def test_networks_that_cannot_be_written(options, named):

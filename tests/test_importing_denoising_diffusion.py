@@ -78,7 +78,7 @@ def test_the_file_of_a_trainer_becomes_a_run(trainer, tmp_path, capsys):
 
 def test_the_weights_being_trained(trainer, tmp_path):
     folder = tmp_path / "run"
-    options = ["--image-size", "8", "--ddp.weights", "model", "--ddp.dropout", "0.1"]
+    options = ["--image-size", "8", "--weights", "params", "--ddp.dropout", "0.1"]
     assert main(["import", str(trainer), "--out", str(folder), *options]) == 0
     assert open_run(folder).config.model.dropout == 0.1
     same(open_run(folder), 1)

@@ -107,11 +107,11 @@ def test_json_round_trip(name):
         ("unet", {"time_dim": 0}, "time_dim must be at least 1, or None; got 0"),
         ("unet", {"freq_shift": 2}, "freq_shift must be 0 or 1; got 2"),
         ("unet", {"time_scale": 0.0}, r"time_scale must be positive; got 0\.0"),
-        ("unet", {"halving": ("conv",)}, "halving must be `conv` or `residual` for each of 3 levels; got"),
+        ("unet", {"halving": ("conv",)}, "halving must be one of conv, residual, fixed for each of 3 levels; got"),
         (
             "unet",
             {"doubling": ("conv",) * 4},
-            "doubling must be `conv` or `residual` for each of 3 levels; got",
+            "doubling must be one of conv, residual, fixed for each of 3 levels; got",
         ),
         ("unet", {"middle_norm_groups": 48}, "middle_norm_groups must divide the last width, 256, or be 0; got 48"),
         ("mlp", {"channels": 1}, "mlp has no option 'channels'; it has data_dim, dim, num_steps"),

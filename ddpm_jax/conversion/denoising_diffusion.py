@@ -1,4 +1,4 @@
-"""Files of denoising-diffusion-pytorch: which network of a Trainer's file is taken, and the process that its tables tell of."""
+"""Files of denoising-diffusion-pytorch: which network of an EMA is taken, and the process that its tables tell of."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs import RMSUNet
 from ddpm_jax.presets import ProcessConfig, SampleConfig
-from ddpm_jax.weights import from_denoising_diffusion
+from ddpm_jax.weights import Which, from_denoising_diffusion
 
 OBJECTIVES: dict[str, Literal["eps", "x0", "v"]] = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}
 SCHEDULES = {"sigmoid": "sigmoid_cumprod", "cosine": "cosine", "linear": "linear"}
@@ -19,6 +19,27 @@ SCHEDULES = {"sigmoid": "sigmoid_cumprod", "cosine": "cosine", "linear": "linear
 
 AGREEMENT = 1e-3
 """Relative, of betas: the tables are kept in float32, and their sigmoid is computed in it at both ends."""
+
+
+def chosen(
+    path: Path, tensors: Mapping[str, np.ndarray], which: Which | None
+) -> tuple[dict[str, np.ndarray], Which | None]:
+    """One of the two networks that the state dict of an EMA holds, and which; any other as it is, and None.
+
+    Raises:
+        UserError: the network being trained is asked of an EMA that was saved without it.
+    """
+    averaged, trained = (
+        {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for prefix in ("ema_model.", "online_model.")
+    )
+    if not averaged:
+        return dict(tensors), None
+    if which != "params":
+        return averaged, "ema"
+    if not trained:
+        raise UserError(f"{path} holds averaged weights alone; those being trained were asked for.")
+    return trained, "params"
 
 
 def from_file(
@@ -29,7 +50,7 @@ def from_file(
     dropout: float | None = None,
     objective: str | None = None,
 ) -> tuple[RMSUNet, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
-    """A network, the twin's state dict, and how it was trained and is sampled, of what `read_tensors` found.
+    """A network, the twin's state dict, and how it was trained and is sampled, of what `chosen` gave.
 
     image_size: in pixels, never in a file. dropout: the one it was trained with; 0 unless given. objective: one of OBJECTIVES,
     where the file has no weights of the loss to tell it by.
@@ -39,12 +60,10 @@ def from_file(
     """
     if image_size is None:
         raise UserError(f"{path.name} does not say how large the images are: pass --image-size.")
-    averaged = {key.removeprefix("ema_model."): value for key, value in tensors.items() if key.startswith("ema_model.")}
-    found = averaged or dict(tensors)
-    inner = {key.removeprefix("model."): value for key, value in found.items() if key.startswith("model.")}
-    model, ours = from_denoising_diffusion(inner or found, image_size=image_size, dropout=dropout or 0.0)
-    if "betas" in found:
-        process = _process(path, found, objective)
+    inner = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+    model, ours = from_denoising_diffusion(inner or tensors, image_size=image_size, dropout=dropout or 0.0)
+    if "betas" in tensors:
+        process = _process(path, tensors, objective)
     else:  # a Unet that was saved alone: everything as it is there unless told otherwise
         usual = "pred_noise" if model.learn_variance else "pred_v"  # LearnedGaussianDiffusion knows no pred_v
         process = _told(ProcessConfig("sigmoid_cumprod", 1000), objective or usual)

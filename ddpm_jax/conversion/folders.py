@@ -1,6 +1,7 @@
 """Folders of the library diffusers: a `UNet2DModel` alone, or a pipeline's with its scheduler; read and written."""
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -9,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.conversion.json_files import read_json
 from ddpm_jax.conversion.scheduler import to_scheduler
+from ddpm_jax.conversion.weight_files import WEIGHTS, find_weights
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import Preset
-from ddpm_jax.weights import read_tensors, to_diffusers, write_tensors
+from ddpm_jax.weights import Which, to_diffusers, write_tensors
+from ddpm_jax.weights.diffusers import is_averaged
 
 CONFIG, SCHEDULER, PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""The network's files, the first that is there."""
+TRAINED, AVERAGED, CHECKPOINT = "unet", "unet_ema", "checkpoint-"
+"""Folders: of a network, of its average beside it, and what the name of a checkpoint of training begins with."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class DiffusersFolder:
     config: dict[str, Any]
     """The network's config.json."""
     tensors: dict[str, np.ndarray]
+    weights: Which | None
+    """Whether the tensors are averaged or those being trained; None: nothing there says."""
     scheduler: dict[str, Any] | None
     """scheduler_config.json; None: there is none."""
     files: tuple[Path, ...]
@@ -36,36 +42,57 @@ class DiffusersFolder:
 
 def is_diffusers_folder(folder: Path) -> bool:
     """Whether a folder looks like one: a pipeline's, or a network's config.json that names its class."""
-    if (folder / PIPELINE).is_file() or (folder / "unet" / CONFIG).is_file():
+    if (folder / PIPELINE).is_file() or any((folder / name / CONFIG).is_file() for name in (AVERAGED, TRAINED)):
         return True
     path = folder / CONFIG
-    return path.is_file() and "_class_name" in _json(path)
+    return path.is_file() and "_class_name" in read_json(path)
 
 
-def read_folder(folder: Path) -> DiffusersFolder:
-    """The network, and the scheduler if any; both in folders `unet` and `scheduler`, or, as in early pipelines, side by side.
+def read_folder(folder: Path, *, weights: Which | None = None, variant: str | None = None) -> DiffusersFolder:
+    """The network, and the scheduler if any: in folders `unet` and `scheduler`, side by side as in early pipelines, or as training
+    scripts leave them, the average in `unet_ema` beside `unet`, and the scheduler in the folder that holds the checkpoint.
+
+    weights: the average, or those being trained; None: the average where there is one. variant: see `find_weights`.
 
     Raises:
-        UserError: files are missing or damaged, or hold anything but plain tensors.
+        UserError: files are missing or damaged, or hold anything but plain tensors; or there are no such weights.
     """
-    inside = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = inside / CONFIG
-    if not config.is_file():
-        raise UserError(f"{folder} holds no {CONFIG}, alone or in a folder unet: it is no folder of diffusers.")
-    found = [inside / name for name in WEIGHTS if (inside / name).is_file()]
-    if not found:
-        raise UserError(f"{inside} holds no weights: {' or '.join(WEIGHTS)} is needed.")
-    places = [folder / "scheduler" / SCHEDULER, folder / SCHEDULER]
-    if folder.name == "unet":
-        places.append(folder.parent / "scheduler" / SCHEDULER)
-    scheduler = next((path for path in places if path.is_file()), None)
+    folder = folder.absolute()
+    inside = _network(folder, weights)
+    path = inside / CONFIG
+    if not path.is_file():
+        raise UserError(f"{inside} holds no {CONFIG}, alone or in a folder unet: it is no folder of diffusers.")
+    config = read_json(path)
+    found = find_weights(inside, variant=variant, which=weights)
+    which = found.which or ("ema" if is_averaged(config) or inside.name == AVERAGED else None)
+    if which is None and inside.name == TRAINED and (inside.parent / AVERAGED).is_dir():
+        which = "params"
+    scheduler = _scheduler(folder)
+    files = (path, *found.files, *([] if scheduler is None else [scheduler]))
+    root = folder if all(folder in file.parents for file in files) else Path(os.path.commonpath(files))
     return DiffusersFolder(
-        _json(config),
-        read_tensors(found[0]),
-        None if scheduler is None else _json(scheduler),
-        (config, found[0], *([] if scheduler is None else [scheduler])),
-        folder.parent if scheduler is not None and folder not in scheduler.parents else folder,
+        config, found.read(), which, None if scheduler is None else read_json(scheduler), files, root
     )
+
+
+def _network(folder: Path, weights: Which | None) -> Path:
+    """The folder of the network that was asked for."""
+    averaged, trained = ((folder / name).is_dir() for name in (AVERAGED, TRAINED))
+    if averaged and weights != "params":
+        return folder / AVERAGED
+    if averaged and not trained:
+        raise UserError(f"{folder} holds averaged weights alone ({AVERAGED}); those being trained were asked for.")
+    return folder / TRAINED if trained else folder
+
+
+def _scheduler(folder: Path) -> Path | None:
+    """The scheduler that belongs to a folder: its own, or that of the folder around a network or a checkpoint of training."""
+    for path in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER):
+        if path.is_file():
+            return path
+    if folder.name in (AVERAGED, TRAINED) or folder.name.startswith(CHECKPOINT):
+        return _scheduler(folder.parent)
+    return None
 
 
 def write_folder(folder: Path, config: Preset, tensors: dict[str, np.ndarray]) -> list[Path]:
@@ -100,13 +127,3 @@ def write_folder(folder: Path, config: Preset, tensors: dict[str, np.ndarray]) -
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
     return [folder / name for name in (*files, f"unet/{WEIGHTS[0]}")]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} cannot be read: it holds no options.")
-    return tree

@@ -12,7 +12,7 @@ from ddpm_jax.conversion.runs import Which, from_run, to_run
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs import UNet
 from ddpm_jax.training.run import open_run
-from ddpm_jax.weights import from_original, from_torch, layout, read_tensors, write_tensors
+from ddpm_jax.weights import from_original, from_torch, layout, read_weights, write_tensors
 from ddpm_jax.weights.files import SUFFIXES
 from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
 
@@ -23,8 +23,8 @@ def convert(
     """Write the weights in `source` to `target`; what either is, its suffix says (none: a run folder). Returns what was written.
 
     model: config of the network that a file's weights belong to, where the source is no run folder and the target is one, or the
-    names are those of an original. which: of a run, the averaged or the trained parameters, or the whole state of training. to:
-    another library's form, that of a pipeline's folder of diffusers; the source is then a run folder of a unet.
+    names are those of an original. which: the averaged or the trained parameters, where there are both, or of a run the whole state
+    of training. to: another library's form, that of a pipeline's folder of diffusers; the source is then a run folder of a unet.
 
     Raises:
         UserError: unreadable or unfit weights, a target that exists as a folder, a model that is needed and not given, or a run
@@ -46,7 +46,9 @@ def convert(
         if not target.suffix:
             raise UserError(f"{source} is a run folder already; convert it to one of {', '.join(SUFFIXES)}.")
         return [write_tensors(target, arrays)]
-    arrays = read_tensors(source)
+    arrays, found = read_weights(source, None if which == "state" else which)
+    if found is not None:
+        print(_TOLD[found].format(source))
     if model is not None and "step" not in arrays:
         arrays = fitted(model, arrays)
     if target.suffix:
@@ -55,7 +57,13 @@ def convert(
         raise UserError(
             f"a run folder needs to know the network: pass --network, one of {', '.join(model_configs.NETWORKS)}."
         )
-    return [to_run(target, model, arrays)]
+    return [to_run(target, model, arrays, origin={"source": str(source.absolute()), "weights": found})]
+
+
+_TOLD = {
+    "ema": "of {}, the averaged weights are taken (--weights params: those being trained)",
+    "params": "of {}, the weights being trained are taken (--weights ema: the averaged ones)",
+}
 
 
 def fitted(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

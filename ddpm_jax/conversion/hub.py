@@ -5,28 +5,36 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.conversion.folders import AVERAGED, TRAINED
+from ddpm_jax.conversion.weight_files import STEM
 from ddpm_jax.errors import UserError
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """What an id looks like: owner/name."""
+_FOLDERS = ("", f"{TRAINED}/", f"{AVERAGED}/")
 CONFIGS = [
     "model_index.json",
-    "config.json",
     "scheduler_config.json",
-    "unet/config.json",
     "scheduler/scheduler_config.json",
+    *(f"{folder}config.json" for folder in _FOLDERS),
 ]
-WEIGHTS = [
-    [f"{folder}diffusion_pytorch_model.{suffix}" for folder in ("", "unet/")] for suffix in ("safetensors", "bin")
-]
-"""Files of which one is needed: the second kind where there is none of the first."""
 
 
-def snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
+def _patterns(variant: str | None) -> list[list[str]]:
+    """Patterns of files of which one is needed: each kind where there is none of those before."""
+    names = [f"{STEM}*{variant}*"] if variant else []
+    for suffix in () if variant else ("safetensors", "bin"):
+        names += [f"{STEM}.{suffix}", f"{STEM}.{suffix}.index.json {STEM}-?????-of-?????.{suffix}"]
+    if not variant:
+        names += [f"{STEM}*.safetensors*", f"{STEM}*.bin*"]  # variants
+    return [[folder + name for folder in _FOLDERS for name in kind.split()] for kind in names]
+
+
+def snapshot(name: str, revision: str | None = None, variant: str | None = None) -> tuple[Path, str]:
     """The folder of a repository's files, and the commit that they are of.
 
     Kept where huggingface_hub keeps it ($HF_HOME, $HF_HUB_CACHE); with $HF_HUB_OFFLINE nothing is asked of the network. revision:
-    a branch, tag or commit; None: main.
+    a branch, tag or commit; None: main. variant: of the weights' files, as fp16; None: plain ones, or else whichever there are.
 
     Raises:
         UserError: huggingface_hub is not installed, or the repository is neither there nor to be had.
@@ -42,19 +50,20 @@ def snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
 
     failure: Any = None
-    for weights in WEIGHTS:
+    for weights in _patterns(variant):
         try:
             folder = fetch(*CONFIGS, *weights)
         except Exception as error:  # which errors a missing network raises has changed with its HTTP library
             failure = failure or error
             continue
-        if any((folder / path).is_file() for path in weights):
+        if any(next(folder.glob(pattern), None) for pattern in weights):
             with contextlib.suppress(Exception):  # the card, which names the licence, is not needed
                 fetch("README.md")
             return folder, folder.name
     if failure is None:
+        of = f" of the variant {variant}" if variant else ""
         raise UserError(
-            f"{name} holds no weights of diffusers: none of {', '.join(path for paths in WEIGHTS for path in paths)}."
+            f"{name} holds no weights of diffusers{of}: no {STEM}.safetensors or .bin, nor an index of shards."
         )
     at = f" --revision {revision}" if revision else ""
     reason = ": ".join([type(failure).__name__, *str(failure).splitlines()[:1]])

@@ -3,25 +3,47 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from ddpm_jax import model_configs, models, schedules
 from ddpm_jax.conversion import denoising_diffusion, hub, openai
-from ddpm_jax.conversion.folders import is_diffusers_folder, read_folder
+from ddpm_jax.conversion.folders import SCHEDULER, is_diffusers_folder, read_folder
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs import RMSUNet, UNet
 from ddpm_jax.presets import ProcessConfig, SampleConfig
-from ddpm_jax.weights import from_diffusers, read_tensors
+from ddpm_jax.training.run import Run
+from ddpm_jax.weights import Which, from_diffusers, read_weights
 from ddpm_jax.weights.denoising_diffusion import is_denoising_diffusion
+
+
+class Imported(NamedTuple):
+    """What was read, in our terms."""
+
+    library: str
+    model: UNet | RMSUNet
+    tensors: dict[str, np.ndarray]
+    """The twin's state dict."""
+    weights: Which | None
+    """Whether they are averaged or those being trained; None: the files do not say."""
+    process: ProcessConfig
+    sampling: SampleConfig
+    files: tuple[Path, ...]
+    """All that was read."""
+    root: Path
+    """The folder that they lie in."""
 
 
 def import_weights(
     source: str,
     out: Path,
     *,
+    weights: Which | None = None,
+    variant: str | None = None,
     revision: str | None = None,
     image_size: int | None = None,
     num_classes: int | None = None,
@@ -35,42 +57,86 @@ def import_weights(
     A folder is taken for one of diffusers, a file for a checkpoint of denoising-diffusion-pytorch where its names say so, and of
     improved-diffusion or guided-diffusion otherwise.
 
-    revision: of the repository: a branch, tag or commit; None: main. image_size, num_classes: where the files do not say them.
-    scheduler: take the process and the way of sampling from the folder's scheduler; otherwise, and where there is none, they are
-    DDPM's. data: what the network was trained on, as `--data.source`. openai: the options of `openai.from_file`, None for those
-    that are left out. ddp: weights (`ema` or `model` of a Trainer's file) and the options of `denoising_diffusion.from_file`, None
-    for those that are left out.
+    weights: the average, or those being trained; None: the average where there is one. variant: of a folder's weights, as fp16;
+    None: the plain ones, or the only ones. revision: of the repository: a branch, tag or commit; None: main. image_size,
+    num_classes: where the files do not say them. scheduler: take the process and the way of sampling from the folder's scheduler;
+    otherwise, and where there is none, they are DDPM's. data: what the network was trained on, as `--data.source`. openai: the
+    options of `openai.from_file`, None for those that are left out. ddp: those of `denoising_diffusion.from_file`, likewise.
 
     Raises:
-        UserError: nothing is there, it cannot be read or holds more than plain tensors, or it has no counterpart here (by name).
+        UserError: nothing is there, it cannot be read or holds more than plain tensors, it has no counterpart here (by name), or it
+            does not hold the weights that were asked for.
     """
     if out.exists():
         raise UserError(f"{out} exists; choose another --out.")
-    path, commit = _found(source, revision)
-    files: tuple[Path, ...] = (path,)
+    path, commit = _found(source, revision, variant)
     if path.is_file():
-        root = path.parent
-        library, model, tensors, process, sampling = _checkpoint(path, image_size, openai or {}, dict(ddp or {}))
+        if variant is not None:
+            raise UserError(f"--variant belongs to a folder of diffusers, and {source} is a file.")
+        found = _checkpoint(path, weights, image_size, openai or {}, ddp or {})
     elif is_diffusers_folder(path):
-        found = read_folder(path)
-        library, files, root = "diffusers", found.files, found.root
-        model, tensors = from_diffusers(found.config, found.tensors, image_size=image_size, num_classes=num_classes)
-        variance = "learned_range" if model.learn_variance else "fixed_large"
-        options = found.scheduler if scheduler and found.scheduler is not None else {"variance_type": variance}
-        process, sampling = from_scheduler(options, model)
+        folder = read_folder(path, weights=weights, variant=variant)
+        model, tensors = from_diffusers(folder.config, folder.tensors, image_size=image_size, num_classes=num_classes)
+        fixed = {"variance_type": "learned_range" if model.learn_variance else "fixed_large"}
+        options = folder.scheduler if scheduler and folder.scheduler is not None else fixed
+        how = from_scheduler(options, model)
+        found = Imported("diffusers", model, tensors, folder.weights, *how, folder.files, folder.root)
     else:
         raise UserError(f"{path} is no folder of diffusers: no config.json there says _class_name.")
+    if weights is not None and found.weights != weights:
+        raise UserError(f"--weights {weights}: {source} {_HOLDS[found.weights]}.")
     origin = {
         "source": source if commit else str(path.absolute()),
-        "library": library,
+        "library": found.library,
+        "weights": found.weights,
         "revision": commit,
-        "licence": hub.licence(root),
-        "sha256": {str(file.relative_to(root)): _sha256(file) for file in files},
+        "licence": hub.licence(found.root),
+        "sha256": {str(file.relative_to(found.root)): _sha256(file) for file in found.files},
     }
-    return to_run(out, model, tensors, process=process, sampling=sampling, data=data, origin=origin)
+    return to_run(
+        out, found.model, found.tensors, process=found.process, sampling=found.sampling, data=data, origin=origin
+    )
 
 
-def _found(source: str, revision: str | None) -> tuple[Path, str | None]:
+_HOLDS = {
+    "ema": "holds averaged weights alone",
+    "params": "holds weights that are not averaged",
+    None: "does not say whether its weights are averaged; leave --weights out",
+}
+
+
+def recognised(run: Run) -> list[str]:
+    """What an imported run was taken for, in lines: network, weights, noise, prediction, sampler."""
+    config, origin = run.config, run.origin or {}
+    params = models.split(models.abstract(config.model))[1]["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = "x".join(map(str, run.shape))
+    classes = f", {len(run.class_names)} classes" if run.class_names else ""
+    process, sample = config.process, config.sample
+    noise = f"{process.schedule}, {process.num_steps:,} steps"
+    if process.schedule not in schedules.WITHOUT_BETAS:
+        noise += f", betas from {process.beta_start:g} to {process.beta_end:g}"
+    if process.zero_terminal_snr:
+        noise += ", zero terminal SNR"
+    if origin.get("library") == "diffusers" and not any(SCHEDULER in name for name in origin["sha256"]):
+        noise += f" (no {SCHEDULER} there: as in Ho et al. 2020)"
+    learned = ", and the variance" if getattr(config.model, "learn_variance", False) else ""
+    steps = f"{sample.steps or process.num_steps:,} steps"
+    spacing = f", spacing {sample.spacing}" if sample.spacing else ""
+    variance = f", variance {sample.variance}" if sample.sampler == "ancestral" else ""
+    clip = "nothing clipped" if sample.clip is None else f"x_0 clipped at {sample.clip:g}"
+    told = {"ema": "averaged", "params": "those being trained, not averaged", None: "the files do not say which"}
+    files = ", ".join(name for name in origin["sha256"] if not name.endswith("config.json"))
+    return [
+        f"network: {model_configs.name_of(config.model)} of {origin.get('library')}, {count:,} parameters, {size}{classes}",
+        f"weights: {told[origin['weights']]} ({files})",
+        f"noise: {noise}",
+        f"prediction: {process.prediction}{learned}",
+        f"sampler: {sample.sampler}, {steps}{spacing}{variance}, {clip}",
+    ]
+
+
+def _found(source: str, revision: str | None, variant: str | None) -> tuple[Path, str | None]:
     """Where the files are, and the commit that they are of (None: they are no repository's)."""
     path = Path(source)
     if path.exists():
@@ -79,18 +145,26 @@ def _found(source: str, revision: str | None) -> tuple[Path, str | None]:
         return path, None
     if not hub.NAME.fullmatch(source):
         raise UserError(f"{source} does not exist, and is no id of the Hub (owner/name) either.")
-    return hub.snapshot(source, revision)
+    return hub.snapshot(source, revision, variant)
 
 
 def _checkpoint(
-    path: Path, image_size: int | None, openai_options: Mapping[str, Any], ddp_options: dict[str, Any]
-) -> tuple[str, UNet | RMSUNet, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
-    averaged = ("ema",) if ddp_options.pop("weights", None) != "model" else ()
-    tensors = read_tensors(path, (*averaged, "state_dict", "model"))
+    path: Path,
+    weights: Which | None,
+    image_size: int | None,
+    openai_options: Mapping[str, Any],
+    ddp_options: Mapping[str, Any],
+) -> Imported:
+    tensors, which = read_weights(path, weights)
     if is_denoising_diffusion(tensors):
-        found = denoising_diffusion.from_file(path, tensors, image_size=image_size, **ddp_options)
-        return "denoising-diffusion-pytorch", *found
-    return "openai", *openai.from_file(path, tensors, image_size=image_size, **openai_options)
+        tensors, of_two = denoising_diffusion.chosen(path, tensors, weights)
+        library, which = "denoising-diffusion-pytorch", of_two or which
+        made: Any = denoising_diffusion.from_file(path, tensors, image_size=image_size, **ddp_options)
+    else:
+        library, which = "openai", which or openai.which_of(path)
+        made = openai.from_file(path, tensors, image_size=image_size, **openai_options)
+    model, ours, process, sampling = made
+    return Imported(library, model, ours, which, process, sampling, (path,), path.parent)
 
 
 def _sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 What OpenAI published is known by name; of other files it is told.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ddpm_jax.conversion.denoising_diffusion import spread_betas
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs import UNet
 from ddpm_jax.presets import ProcessConfig, SampleConfig
-from ddpm_jax.weights import from_openai
+from ddpm_jax.weights import Which, from_openai
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ FILES: dict[str, Published] = {
 }
 """Name of a file, without its suffix -> how it was made, as the READMEs of both libraries say."""
 # fmt: on
+
+
+def which_of(path: Path) -> Which | None:
+    """What the name of a file says of its weights: training writes ema_RATE_STEP and modelSTEP; None: it is neither."""
+    found = re.fullmatch(r"(ema)_[\d.]+_\d+|model\d+", path.stem)
+    return None if found is None else "ema" if found[1] else "params"
 
 
 def from_file(

@@ -152,7 +152,7 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
     total = of_prior + of_terms.sum(axis=0)
     facts = {
         "step": step,
-        "weights": "ema",
+        "weights": run.weights_at(step),
         "images": f"{len(x_0)} {told}",
         "seed": seed,
         "variance": variance,

@@ -108,7 +108,14 @@ def facts_of(drawing: Drawing) -> dict[str, Any]:
     run, config = drawing.run, drawing.config
     steps = run.process.sampling_steps(config.steps)
     sampler = "adaptive" if config.sampler == "adaptive" else f"{config.sampler}, {steps} steps"
-    facts = {"step": drawing.step, "weights": "ema", "samples": config.num, "sampler": sampler, "seed": drawing.seed}
+    step = drawing.step
+    facts = {
+        "step": step,
+        "weights": run.weights_at(step),
+        "samples": config.num,
+        "sampler": sampler,
+        "seed": drawing.seed,
+    }
     return facts | {"data": run.config.data.source}
 
 

@@ -1,10 +1,14 @@
 """The options of `unet`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs.checks import at_least_1, droppable, even_dim, for_each_level
+
+Resampling = Literal["conv", "residual", "fixed"]
+RESAMPLING: tuple[str, ...] = get_args(Resampling)
+"""How a level may halve, or be reached on the way up."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,10 @@ class UNet:
     """Groups of every GroupNorm."""
     time_conditioning: Literal["add", "scale_shift"] = "add"
     """How time enters a block: added (DDPM), or as scale and shift of its second norm (ADM)."""
-    resample: Literal["conv", "residual"] = "conv"
-    """How levels halve and double: a convolution (DDPM), or a resampling residual block (ADM)."""
+    resample: Resampling = "conv"
+    """How levels halve and double: a convolution (DDPM), a resampling residual block (ADM), or fixed: 2x2 means and nearest
+    neighbours alone (ADM with conv_resample = False).
+    """
     learn_variance: bool = False
     """Twice the output channels: the second half says where the variance lies (improved DDPM)."""
     self_conditioning: bool = False
@@ -51,9 +57,9 @@ class UNet:
     """Width of the embedding of time and class; None: four times dim."""
     up_attention_resolutions: tuple[int, ...] | None = None
     """attention_resolutions of the way up; None: the same."""
-    halving: tuple[Literal["conv", "residual"], ...] | None = None
+    halving: tuple[Resampling, ...] | None = None
     """How each level but the last halves, the largest first; None: all as resample says."""
-    doubling: tuple[Literal["conv", "residual"], ...] | None = None
+    doubling: tuple[Resampling, ...] | None = None
     """How each level but the last is reached on the way up, the largest first; None: all as resample says."""
     middle: Literal["attention", "plain", "none"] = "attention"
     """Between the ways down and up: two blocks with attention between them, two blocks, or nothing."""
@@ -96,7 +102,7 @@ class UNet:
         return frozenset(sizes).intersection(self.attention_resolutions), frozenset(sizes).intersection(up)
 
     def resampling(self, way: Literal["down", "up"]) -> tuple[str, ...]:
-        """How each level but the last halves, or is reached on the way up: `conv` or `residual`, the largest first."""
+        """How each level but the last halves, or is reached on the way up: one of RESAMPLING, the largest first."""
         given = self.halving if way == "down" else self.doubling
         return (self.resample,) * (len(self.level_widths) - 1) if given is None else given
 
@@ -119,9 +125,9 @@ class UNet:
             raise UserError(f"freq_shift must be 0 or 1; got {self.freq_shift}.")
         for name in ("halving", "doubling"):
             kinds = getattr(self, name)
-            if kinds is not None and (len(kinds) != len(self.level_widths) - 1 or {*kinds} - {"conv", "residual"}):
+            if kinds is not None and (len(kinds) != len(self.level_widths) - 1 or {*kinds} - {*RESAMPLING}):
                 raise UserError(
-                    f"{name} must be `conv` or `residual` for each of {len(self.level_widths) - 1} levels; got {kinds}."
+                    f"{name} must be one of {', '.join(RESAMPLING)} for each of {len(self.level_widths) - 1} levels; got {kinds}."
                 )
         if self.num_classes is not None and self.num_classes < 1:
             raise UserError(f"num_classes must be at least 1, or None; got {self.num_classes}.")

@@ -179,6 +179,17 @@ class Attention(nnx.Module):
         return scaled(x + self.proj(rearrange(out, "b heads (h w) d -> b h w (heads d)", h=height)), self.scale)
 
 
+class Resize(nnx.Module):
+    """Halve or double the image without parameters, by `halve_mean` or `double_nearest`; time and rngs are not used."""
+
+    def __init__(self, resize: Callable[[Image], Resized]):
+        self.resize = resize
+
+    def __call__(self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None) -> Resized:
+        """(B, H, W, C) -> (B, H', W', C)."""
+        return self.resize(x)
+
+
 class Downsample(nnx.Module):
     """Halve the image: 3x3 convolution of stride 2, padded at the bottom and right only, as TensorFlow's SAME does.
 

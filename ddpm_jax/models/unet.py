@@ -12,6 +12,7 @@ from ddpm_jax.models.layers import (
     Downsample,
     Image,
     ResBlock,
+    Resize,
     Resized,
     TimeMLP,
     Upsample,
@@ -22,11 +23,14 @@ from ddpm_jax.models.layers import (
     zeros,
 )
 
+Resampling = Downsample | Upsample | Resize | ResBlock
+"""What takes one level to the next."""
+
 
 class DownLevel(nnx.Module):
     """Blocks at one image size, each with its attention if any, then the halving unless it is the smallest."""
 
-    def __init__(self, blocks: list[ResBlock], attentions: list[Attention], downsample: Downsample | ResBlock | None):
+    def __init__(self, blocks: list[ResBlock], attentions: list[Attention], downsample: Resampling | None):
         self.blocks = nnx.List(blocks)
         self.attentions = nnx.List(attentions)
         self.downsample = downsample
@@ -59,7 +63,7 @@ class Middle(nnx.Module):
 class UpLevel(nnx.Module):
     """Blocks on [x, skip], each with its attention if any, then the doubling unless it is the largest."""
 
-    def __init__(self, blocks: list[ResBlock], attentions: list[Attention], upsample: Upsample | ResBlock | None):
+    def __init__(self, blocks: list[ResBlock], attentions: list[Attention], upsample: Resampling | None):
         self.blocks = nnx.List(blocks)
         self.attentions = nnx.List(attentions)
         self.upsample = upsample
@@ -116,10 +120,14 @@ class UNet(nnx.Module):
         def downsample(dim, kind):
             if kind == "residual":
                 return block(dim, dim, halve_mean)
+            if kind == "fixed":
+                return Resize(halve_mean)
             return Downsample(dim, pad_all_sides=config.pad_all_sides, rngs=rngs)
 
         def upsample(dim, kind):
-            return block(dim, dim, double_nearest) if kind == "residual" else Upsample(dim, rngs=rngs)
+            if kind == "residual":
+                return block(dim, dim, double_nearest)
+            return Resize(double_nearest) if kind == "fixed" else Upsample(dim, rngs=rngs)
 
         def time_mlp():
             options = {"freq_shift": config.freq_shift, "cos_first": config.cos_first}

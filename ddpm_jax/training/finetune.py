@@ -52,5 +52,6 @@ def finetune(
     provenance: dict[str, Any] = {"run": str(origin.folder.absolute()), "step": step, "weights": weights}
     if origin.origin is not None:
         provenance["origin"] = origin.origin
+    print(f"start: {origin.folder}, step {step}, {'averaged weights' if weights == 'ema' else 'weights not averaged'}")
     start = Start(variables, origin.scaling, provenance)
     return train(config, folder, resume=resume, overwrite=overwrite, start=start, parallel=parallel, profile=profile)

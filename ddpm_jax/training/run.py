@@ -57,7 +57,7 @@ class Run:
     """Between its data and what the network sees."""
     origin: dict[str, Any] | None = None
     """Of a fine-tuned run: the run it started from, that run's step, and which of its weights; of an imported one: its source,
-    revision, licence, and the SHA-256 of every file."""
+    which weights (None: nothing there says), revision, licence, and the SHA-256 of every file."""
 
     @property
     def process(self) -> Process:
@@ -152,6 +152,15 @@ class Run:
         with Checkpoints(self.checkpoint_folder) as checkpoints:
             state = checkpoints.restore(layout.abstract(self.abstract_state()))
         return state.variables(ema=ema), int(state.step)
+
+    def weights_at(self, step: int) -> str:
+        """Which parameters `load` gives: `ema`; before the first step those that the run was made of, `unknown` where nothing says.
+
+        They are `ema`, or `params` where they are not averaged.
+        """
+        if step or self.origin is None:
+            return "ema"
+        return self.origin.get("weights") or "unknown"
 
     def labels(self, num: int, wanted: tuple[str, ...] = ()) -> np.ndarray | None:
         """num labels that go through the wanted classes in turn (names or numbers; none: all it is trained on); None for an

@@ -3,13 +3,14 @@
 from ddpm_jax.weights.bridge import Entry, from_torch, layout, load_torch, to_numpy, to_torch
 from ddpm_jax.weights.denoising_diffusion import from_denoising_diffusion, to_denoising_diffusion
 from ddpm_jax.weights.diffusers import from_diffusers, to_diffusers
-from ddpm_jax.weights.files import read_tensors, write_tensors
+from ddpm_jax.weights.files import Which, read_tensors, read_weights, write_tensors
 from ddpm_jax.weights.openai import from_openai, to_openai
 from ddpm_jax.weights.originals import from_original
 from ddpm_jax.weights.states import state_from_numpy, state_to_numpy
 
 __all__ = [
     "Entry",
+    "Which",
     "from_denoising_diffusion",
     "from_diffusers",
     "from_openai",
@@ -18,6 +19,7 @@ __all__ = [
     "layout",
     "load_torch",
     "read_tensors",
+    "read_weights",
     "state_from_numpy",
     "state_to_numpy",
     "to_denoising_diffusion",

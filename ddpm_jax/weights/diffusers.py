@@ -44,6 +44,11 @@ DEFAULTS: dict[str, Any] = {
 }
 """Every option there, and what it is where a config.json does not say."""
 
+AVERAGER = (
+    "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
+)  # fmt: skip
+"""What an average of a network's weights keeps of itself in the network's config.json."""
+
 DOWN = {"DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, None), "ResnetDownsampleBlock2D": (False, "residual")}
 UP = {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "residual")}
 """block -> whether it attends, and how it resamples; None: as downsample_type or upsample_type says."""
@@ -114,6 +119,11 @@ def to_diffusers(options: configs.UNet, tensors: Mapping[str, Any]) -> tuple[dic
     return to_config(options), foreign.write(foreign.rows(options, _source), tensors)
 
 
+def is_averaged(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of averaged weights, as training with an EMAModel leaves it."""
+    return "optimization_step" in config
+
+
 def _source(ours: str) -> Source:
     name = ours
     for pattern, replacement in RENAMED:
@@ -133,7 +143,8 @@ def to_options(
     problems = []
     if config.get("_class_name", CLASS) != CLASS:
         raise UserError(f"_class_name must be {CLASS}; got {config['_class_name']!r}. {SUPPORTED}")
-    unknown = [name for name in config if name not in DEFAULTS and not name.startswith("_")]
+    known = {*DEFAULTS, *(AVERAGER if is_averaged(config) else ())}
+    unknown = [name for name in config if name not in known and not name.startswith("_")]
     problems += [f"{name} = {config[name]!r}" for name in unknown if config[name] is not None]
     c = {name: config.get(name, default) for name, default in DEFAULTS.items()}
 
@@ -318,6 +329,8 @@ def _blocks(
         attends[way] = [size in wanted for size in sizes]
         # what resamples belongs to the level that is left, on the way up too
         between = options.resampling("down" if way == "down" else "up")
+        if "fixed" in between:
+            problems.append(f"levels that resample without convolutions (fixed) on the way {way}")
         resampling = (*between, None) if way == "down" else (None, *between)
         found = {kind for kind, attending in zip(resampling, attends[way], strict=True) if attending and kind}
         if len(found) > 1:
@@ -325,7 +338,7 @@ def _blocks(
         kinds[way] = min(found, default="conv")
         names = {value: name for name, value in table.items()}
         types[way] = [
-            names[True, None] if attending else names[False, kind or "conv"]
+            names[True, None] if attending else names.get((False, kind or "conv"), "")
             for kind, attending in zip(resampling, attends[way], strict=True)
         ]
     return attends, types, kinds

@@ -1,12 +1,12 @@
 """Files of named tensors: safetensors, npz and PyTorch's pt, read without ever unpickling code."""
 
-import functools
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.archives import BROKEN, check_unpacked, read_npz
@@ -15,28 +15,48 @@ from ddpm_jax.files import write_atomically
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 
+Which = Literal["ema", "params"]
+"""Averaged weights, or those being trained."""
+AVERAGED = ("ema", "model_ema", "state_dict_ema")
+"""Keys under which a pt file may hold averaged weights, beside those being trained."""
+WRAPPERS = ("state_dict", "model")
+"""Keys under which a pt file may hold its one state dict, or that being trained; each looked for in turn."""
 
-def read_tensors(path: Path, wrappers: tuple[str, ...] = ("state_dict", "model")) -> dict[str, np.ndarray]:
-    """The tensors of a file by name, as NumPy arrays.
 
-    wrappers: keys under which a pt file may hold the state dict, each looked for in turn.
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file by name, as NumPy arrays: of averaged weights and those being trained, the averaged ones.
 
     Raises:
         UserError: the file is missing, damaged or of another kind, holds anything but plain tensors, or NaN or infinity (named).
     """
+    return read_weights(path)[0]
+
+
+def read_weights(path: Path, which: Which | None = None) -> tuple[dict[str, np.ndarray], Which | None]:
+    """`read_tensors`, with a choice where a file holds both; and which they are, None: the file has no keys that say.
+
+    which: the average, or the weights being trained; None: the average where there is one. Numbers of bfloat16, which NumPy does
+    not know, come as float32.
+
+    Raises:
+        UserError: as `read_tensors`; or those being trained are asked of a file that says it holds their average alone.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file.")
     readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {".safetensors": _read_safetensors, ".npz": read_npz}
-    readers |= dict.fromkeys((".pt", ".pth", ".bin"), functools.partial(_read_pt, wrappers=wrappers))
-    if path.suffix not in readers:
+    if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: weights must be one of {', '.join(SUFFIXES)}.")
-    tensors = readers[path.suffix](path)
+    found: Which | None = None
+    if path.suffix in readers:
+        tensors = readers[path.suffix](path)
+    else:
+        tensors, found = _read_pt(path, which)
     if not tensors:
         raise UserError(f"{path} holds no tensors.")
     bad = [key for key, array in tensors.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if bad:
         raise UserError(f"{path}: weights must be finite; these hold NaN or infinity: {', '.join(bad)}.")
-    return tensors
+    return tensors, found
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None) -> Path:
@@ -61,12 +81,14 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], *, metadata: Ma
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     safetensors = _safetensors(path)
     try:
-        return safetensors.numpy.load_file(path)
+        tensors = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
+    brief = jnp.dtype("bfloat16")
+    return {key: array.astype(np.float32) if array.dtype == brief else array for key, array in tensors.items()}
 
 
-def _read_pt(path: Path, wrappers: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read_pt(path: Path, which: Which | None) -> tuple[dict[str, np.ndarray], Which | None]:
     torch = _torch(path)
     try:
         size = path.stat().st_size
@@ -85,9 +107,7 @@ def _read_pt(path: Path, wrappers: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise
     except (OSError, AttributeError, *BROKEN) as error:
         raise UserError(f"{path} is not a readable PyTorch file: {_first_line(error)}.") from error
-    for wrapper in wrappers:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
+    state, found = _chosen(path, state, which)
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}, where a state dict is needed.")
     strangers = [f"{key} ({type(value).__name__})" for key, value in state.items() if not hasattr(value, "detach")]
@@ -97,7 +117,28 @@ def _read_pt(path: Path, wrappers: tuple[str, ...]) -> dict[str, np.ndarray]:
         )
     for key, tensor in state.items():  # one number may stand for all of a tensor
         check_unpacked(f"{path}: {key}", packed=size, unpacked=tensor.numel() * tensor.element_size())
-    return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
+    state = {key: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for key, tensor in state.items()}
+    return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}, found
+
+
+def _chosen(path: Path, state: Any, which: Which | None) -> tuple[Any, Which | None]:
+    """The state dict within what a pt file holds, and which of two it is."""
+    if not isinstance(state, Mapping):
+        return state, None
+    averaged = [key for key in AVERAGED if isinstance(state.get(key), Mapping)]
+    trained = [key for key in WRAPPERS if isinstance(state.get(key), Mapping)]
+    found: Which | None = None
+    if averaged:
+        found = "params" if which == "params" else "ema"
+        if found == "params" and not trained:
+            raise UserError(
+                f"{path} holds averaged weights alone ({averaged[0]!r}); those being trained were asked for."
+            )
+        state = state[(trained if found == "params" else averaged)[0]]
+    for wrapper in WRAPPERS:
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    return state, found
 
 
 def _first_line(error: Exception) -> str:

@@ -103,12 +103,12 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         )
     numbers = [int(found[1]) for name in tensors if (found := re.match(r"output_blocks\.(\d+)\.", name))]
     ups = [name for name in tensors if re.match(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight$", name)]
-    levels, blocks_up = len(ups) + 1, max(numbers, default=-1) + 1
+    down_numbers = {int(found[1]) for name in tensors if (found := re.match(r"input_blocks\.(\d+)\.", name))}
+    # halving without parameters (conv_resample = False) leaves its number out
+    gaps = {*range(max(down_numbers))} - down_numbers
+    levels, blocks_up = len(ups or gaps) + 1, max(numbers, default=-1) + 1
     if blocks_up % levels or blocks_up // levels < 2:
-        raise UserError(
-            f"{blocks_up} output_blocks do not make {levels} levels; resampling without parameters (conv_resample = False) has no "
-            "counterpart here."
-        )
+        raise UserError(f"{blocks_up} output_blocks do not make {levels} levels.")
     per_level = blocks_up // levels
     first_down = [1 + level * per_level for level in range(levels)]
     widths = tuple(shape(f"input_blocks.{n}.0.out_layers.3.weight")[0] for n in first_down)
@@ -119,7 +119,12 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         for level, size in enumerate(sizes)
         if f"output_blocks.{(levels - 1 - level) * per_level}.1.qkv.weight" in tensors
     )
-    residual = any("in_layers" in name for name in ups)
+    if gaps and (ups or gaps != {level * per_level for level in range(1, levels)}):
+        missing = ", ".join(f"input_blocks.{number}" for number in sorted(gaps))
+        raise UserError(
+            f"this is no whole checkpoint of improved-diffusion or guided-diffusion: {missing} are missing."
+        )
+    resample = "fixed" if gaps else "residual" if any("in_layers" in name for name in ups) else "conv"
     scale_shift = shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
     regular = width_in == dim and all(width % dim == 0 for width in widths)
     return {
@@ -132,7 +137,7 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         "attention_resolutions": down,
         "up_attention_resolutions": None if up == down else up,
         "time_conditioning": "scale_shift" if scale_shift else "add",
-        "resample": "residual" if residual else "conv",
+        "resample": resample,
         "learn_variance": out_channels != channels,
         "time_dim": None if time_dim == 4 * dim else time_dim,
         "norm_groups": GROUPS,

@@ -161,6 +161,18 @@ class Attention(nn.Module):
         return (x + h.transpose(1, 2).reshape(batch, width, height, breadth)) / self.scale
 
 
+class Resize(nn.Module):
+    """Double or halve the map without parameters (see resample_map); emb is not used (a ResBlock may stand in)."""
+
+    def __init__(self, direction: str):
+        super().__init__()
+        self.direction = direction
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H', W')."""
+        return resample_map(x, self.direction)
+
+
 class Downsample(nn.Module):
     """Halve the map by a 3x3 convolution of stride 2; emb is not used (a ResBlock may stand in).
 

@@ -12,6 +12,7 @@ from ddpm_torch_ref.models.layers import (
     Attention,
     Downsample,
     ResBlock,
+    Resize,
     TimeMLP,
     Upsample,
     conv,
@@ -92,13 +93,14 @@ class UNet(nn.Module):
         num_classes: number of labels; None: unconditional.
         norm_groups: groups of every GroupNorm.
         time_conditioning: "add", or "scale_shift" of the second norm.
-        resample: "conv" (Ho et al.), or "residual" blocks that resample (ADM).
+        resample: "conv" (Ho et al.), "residual" blocks that resample (ADM), or "fixed": 2x2 means and nearest pixels
+            alone (ADM with conv_resample False).
         learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
         self_conditioning: twice the channels at the input, the second half for a guess at x_0 (Chen et al. 2023).
         widths: of the levels, in place of dim_mults; then conv_in has the first of them.
         time_dim: width of the embedding of time and class; None: 4 dim.
         up_attention_resolutions: attention_resolutions going up; None: the same.
-        halving: "conv" or "residual" for each level but the last, highest resolution first; None: all as resample says.
+        halving: "conv", "residual" or "fixed" for each level but the last, highest resolution first; None: all as resample says.
         doubling: the same for the way up to each of those levels.
         middle: "attention" between two blocks, "plain" for the two blocks alone, or "none".
         middle_norm_groups: of the middle's attention; 0: no norm there; None: norm_groups.
@@ -168,7 +170,7 @@ class UNet(nn.Module):
         last = len(widths) - 1
         halving, doubling = ([resample] * last if kinds is None else list(kinds) for kinds in (halving, doubling))
         for kind in (resample, *halving, *doubling):
-            check_choice("resample", kind, ("conv", "residual"))
+            check_choice("resample", kind, ("conv", "residual", "fixed"))
         if len(halving) != last or len(doubling) != last:
             raise ValueError(f"halving and doubling must name {last} levels; got {len(halving)} and {len(doubling)}.")
         check_dropout(dropout)
@@ -209,6 +211,13 @@ class UNet(nn.Module):
         def attentions(resolutions: Sequence[int], level: int, count: int) -> list[nn.Module]:
             return [attention(widths[level]) for _ in range(count)] if sizes[level] in resolutions else []
 
+        def resampling(kind: str, direction: str, width: int) -> nn.Module:
+            if kind == "residual":
+                return block(width, width, direction)
+            if kind == "fixed":
+                return Resize(direction)
+            return Downsample(width, pad_all_sides=pad_all_sides) if direction == "down" else Upsample(width)
+
         def time_mlp() -> TimeMLP:
             return TimeMLP(dim, time_dim, freq_shift=freq_shift, cos_first=cos_first)
 
@@ -234,11 +243,7 @@ class UNet(nn.Module):
                 skip_widths.append(width)
             downsample: nn.Module | None = None
             if level < last:
-                downsample = (
-                    block(width, width, "down")
-                    if halving[level] == "residual"
-                    else Downsample(width, pad_all_sides=pad_all_sides)
-                )
+                downsample = resampling(halving[level], "down", width)
                 skip_widths.append(width)
             self.down.append(DownLevel(blocks, attentions(attention_resolutions, level, num_blocks), downsample))
 
@@ -259,7 +264,7 @@ class UNet(nn.Module):
                 width = width_out
             upsample: nn.Module | None = None
             if level > 0:
-                upsample = block(width, width, "up") if doubling[level - 1] == "residual" else Upsample(width)
+                upsample = resampling(doubling[level - 1], "up", width)
             self.up.append(UpLevel(blocks, attentions(up_attention_resolutions, level, num_blocks + 1), upsample))
 
         self.norm_out = group_norm(norm_groups, width, norm_eps)
