@@ -225,7 +225,7 @@ def _sample(name: str | None, rest: list[str]) -> int:
     speed = f"{first} samples in one call of {drawn.first_call_s:.1f} s, compilation included"
     if drawn.later_call_s is not None:
         speed += f"; each later call {drawn.later_call_s:.1f} s"
-    which = {"ema": ", averaged weights", "params": ", weights not averaged"}.get(run.weights_at(step), "")
+    which = {"ema": ", averaged weights", "params": ", weights not averaged"}.get(run.weights_at(drawing.step), "")
     print(f"{args.config.num} samples by {args.config.sampler} in {steps} steps{which}: {speed}")
     for path in paths:
         print(f"  {path}")
