@@ -420,6 +420,13 @@ def classifier_guided(denoise: Denoiser, log_prob: Callable[..., Any], scale: fl
     return ClassifierGuided(denoise, _as_pytree(log_prob), _number("scale", scale))
 
 
+def _with_x_0(process: Process, hat: Estimate, x_0: jax.Array, x_t: jax.Array, t: jax.Array) -> Estimate:
+    """An estimate with another x_0, and the noise that takes it to x_t; at the clean end any noise does, so that it stays."""
+    _, sigma = process.level(t, x_t)
+    eps = jnp.where(sigma > 0, process.eps_given_x_0(x_t, x_0, t), hat.eps)
+    return Estimate(x_0, eps, hat.variance_logit)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Clipped(Wrapper):
@@ -433,7 +440,7 @@ class Clipped(Wrapper):
         t = self._times(t, x_t)
         hat = self.inner(x_t, t)
         x_0 = jnp.clip(hat.x_0, -self.bound, self.bound)
-        return Estimate(x_0, self.process.eps_given_x_0(x_t, x_0, t), hat.variance_logit)
+        return _with_x_0(self.process, hat, x_0, x_t, t)
 
 
 def clipped(denoise: Denoiser, bound: float = 1.0) -> Denoiser:
@@ -462,7 +469,7 @@ class Thresholded(Wrapper):
         largest = jnp.quantile(jnp.abs(hat.x_0), self.quantile, axis=axes, keepdims=True)
         limit = jnp.maximum(largest, self.bound).astype(x_t.dtype)
         x_0 = jnp.clip(hat.x_0, -limit, limit) * (self.bound / limit)
-        return Estimate(x_0, self.process.eps_given_x_0(x_t, x_0, t), hat.variance_logit)
+        return _with_x_0(self.process, hat, x_0, x_t, t)
 
 
 def thresholded(denoise: Denoiser, quantile: float, bound: float = 1.0) -> Denoiser:
