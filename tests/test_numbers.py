@@ -103,6 +103,18 @@ def test_each_sample_of_the_adaptive_solver_takes_its_own_steps():
         assert alone.num_steps[0] == walk.num_steps[i]
 
 
+def test_the_adaptive_solvers_steps_are_not_decided_by_rounding():
+    """Of a network that is rough in t the lengths of steps hang on every digit of the error, and the samples on the lengths."""
+    # network times run to 999
+    rough = denoisers.of(processes.FlowMatching(), lambda x_t, t: jnp.sin(t)[:, None] * jnp.tanh(3 * x_t) - x_t)
+    x_T = jax.random.normal(jax.random.key(0), (64, 3))
+    shaken = x_T * (1 + 1e-6 * jax.random.normal(jax.random.key(1), x_T.shape))
+    expected, found = (samplers.solve(rough, x, 1e-3) for x in (x_T, shaken))
+    assert expected.num_steps.max() > 50
+    np.testing.assert_array_equal(found.num_steps, expected.num_steps)
+    np.testing.assert_allclose(found.x_0, expected.x_0, **CLOSE)
+
+
 def test_edits_do_not_depend_on_what_is_edited_beside():
     network = denoisers.of_network(Small(), processes.GaussianDiffusion(schedules.linear(20)))
     x_0 = np.random.default_rng(0).uniform(-1, 1, size=(5, *SHAPE)).astype(np.float32)
