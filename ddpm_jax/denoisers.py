@@ -550,7 +550,7 @@ def as_denoiser(found: Any) -> Denoiser:
     if isinstance(found, Denoiser):
         return found
     if callable(getattr(found, "denoiser", None)):
-        how = "take its own: state.denoiser(process), run.denoiser()"
+        how = "take its own: run.denoiser()"
     elif isinstance(found, nnx.Module | tuple):
         how = "write denoisers.of_network(model, process)"
     else:

@@ -46,7 +46,7 @@ def inpaint(
     return _checked(walked, denoise, grid, single)
 
 
-@functools.partial(jit)
+@jit
 def _inpainted(denoise, keys, x_0, hidden, grid):
     return RePaint(x_0, hidden).walk(denoise, *noise.of_walk(keys, x_0.shape[1:]), grid)
 
@@ -207,7 +207,7 @@ def interpolate(
     return _checked(_sampled(denoise, between, grid), denoise, grid)
 
 
-@functools.partial(jit)
+@jit
 def _sampled(denoise, x_T, grid):
     return DDIM().walk(denoise, x_T, lambda _: jnp.zeros_like(x_T), grid)
 

@@ -229,13 +229,6 @@ class SampleConfig:
     num: int = 36
     """How many samples."""
 
-    @property
-    def step_options(self) -> dict[str, Any]:
-        """The options of the sampler's step, as `samplers.create` takes them."""
-        if self.sampler == "ancestral":
-            return {"variance": self.variance}
-        return {"eta": self.eta} if self.sampler in ("ddim", "strided") else {}
-
     def __post_init__(self) -> None:
         if self.num < 1:
             raise UserError(f"sample.num must be at least 1; got {self.num}.")

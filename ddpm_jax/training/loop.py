@@ -207,9 +207,8 @@ def _run_steps(
         if config.sample_every and step % config.sample_every == 0 and not last:
             try:
                 _save_samples(run, layout, state, last=False)
-            except (
-                NotFiniteError
-            ) as error:  # a network that is not trained yet may blow up where the trained one does not
+            except NotFiniteError as error:
+                # a network that is not trained yet may blow up where the trained one does not
                 metrics.say(f"step {step}: no picture of samples. {error}")
             metrics.restart_clock(step)
     return state

@@ -154,7 +154,7 @@ class Run:
         return state.variables(ema=ema), int(state.step)
 
     def weights_at(self, step: int) -> str:
-        """Which parameters `load` gives: `ema`; before the first step those that the run was made of, `unknown` where nothing says.
+        """The parameters a run is drawn with: `ema`; before the first step those that it was made of, `unknown` where nothing says.
 
         They are `ema`, or `params` where they are not averaged.
         """
