@@ -1,6 +1,7 @@
 """Devices: which of them holds what, and how a program is compiled for all of them. The rest of the project knows of none."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
 from ddpm_jax.launch import MIN_SHARD, ParallelConfig
 
@@ -24,8 +24,7 @@ AXIS = "data"
 class Layout:
     """What lies where. Every device works on its share of each batch.
 
-    A program is written for the whole batch: draws what it draws for all of it, and passes batches, parameters and means through
-    the methods below, which do nothing on one device.
+    A program is written for the whole batch and knows of no device: the compiler shares it out by where its arguments lie.
     """
 
     mesh: Mesh | None = None
@@ -35,7 +34,7 @@ class Layout:
     min_shard: int = MIN_SHARD
     """Of fsdp: tensors of fewer numbers are whole on every device."""
 
-    # Outside programs ---------------------------------------------------------------------------------------------
+    # Around programs ----------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
@@ -108,50 +107,15 @@ class Layout:
 
     # Within programs ----------------------------------------------------------------------------------------------
 
-    @property
-    def programs(self) -> int:
-        """Of how many programs, each with a share of the batch, one is written: one for each device with pmap."""
-        return self.size if self.mode == "pmap" else 1
-
-    def share(self, batch: Any, *, axis: int = 0) -> Any:
-        """Of arrays drawn for the whole batch, what this program works on, spread over its devices."""
-        if self.mode == "pmap":
-            index = jax.lax.axis_index(AXIS)
-
-            def cut(a: jax.Array) -> jax.Array:
-                size = a.shape[axis] // self.size
-                return jax.lax.dynamic_slice_in_dim(a, index * size, size, axis)
-
-            return jax.tree.map(cut, batch)
-        return self.spread(batch, axis=axis)
-
-    def spread(self, batch: Any, *, axis: int = 0) -> Any:
-        """A batch, kept spread over the devices of this program."""
-        return batch if self.mode == "pmap" else self._constrained(batch, P(*(None,) * axis, AXIS))
-
-    def whole(self, params: Any) -> Any:
-        """Parameters that may lie in shares, brought together to compute with; their gradients are put back into shares."""
-        return _gathered(params, self) if self.mode == "fsdp" and self.mesh is not None else params
+    def brought_together(self, params: Any) -> Any:
+        """Parameters that may lie in shares, whole on every device to compute with; their gradients are put back into shares."""
+        return _gathered(params, self)
 
     def as_state(self, tree: Any) -> Any:
         """A state, or part of one, kept as `place` lays it out."""
         if self.mesh is None or self.mode == "pmap":
             return tree
         return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, self._of_state(a)), tree)
-
-    def mean(self, tree: Any) -> Any:
-        """The mean over programs of what each has found as a mean over its share."""
-        return jax.lax.pmean(tree, AXIS) if self.mode == "pmap" else tree
-
-    def every(self, batch: Any) -> Any:
-        """The whole batch, of which each program holds its share."""
-        if self.mode != "pmap":
-            return batch
-        return jax.tree.map(functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True), batch)
-
-    def own_key(self, key: jax.Array) -> jax.Array:
-        """A key that differs between programs."""
-        return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if self.mode == "pmap" else key
 
     def _constrained(self, tree: Any, spec: P) -> Any:
         if self.mesh is None:
@@ -233,43 +197,48 @@ def check_batch(layout: Layout, batch_size: int, accumulate: int = 1, examples: 
     )
 
 
-def compiled(
-    function: Callable[..., Any],
-    static: tuple[str, ...],
-    *,
-    donate: bool = False,
-    batch_axis: int = 0,
-    in_batch: tuple[bool, ...],
-    out_axes: tuple[int | None, ...],
-) -> Callable[..., Any]:
-    """function(*arrays, layout=…, **static) compiled for the devices of a layout, `ALONE` unless given; by pmap, where it says so.
+def shared(update: Any, layout: Layout) -> Callable[..., Any]:
+    """An update of a state, update(state, batch, key), as the devices of a layout share it: to be compiled.
 
-    static: names of the other keyword arguments, all hashable. donate: whether the first argument is consumed. in_batch: for each
-    argument, whether it is a batch; batch_axis: where its examples are. out_axes: where they are in each result, None: nowhere.
+    update: has pure `draw`, `gradients` and `apply`, and a field `gather`, as `training.update.Update`.
+    """
+    if layout.mesh is None:
+        return update
+    if layout.mode == "fsdp":
+        update = dataclasses.replace(update, gather=layout.brought_together)
+    gradients = _mapped(update.gradients, layout.mesh) if layout.mode == "pmap" else update.gradients
+
+    def program(state: Any, batch: Any, key: jax.Array) -> Any:
+        examples, chance = update.draw(state, batch, key)
+        state, metrics = update.apply(state, examples, gradients(state, examples, chance))
+        return layout.as_state(state), metrics
+
+    return program
+
+
+def _mapped(gradients: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """gradients(state, examples, chance) by jax.pmap: each device sees its share of the examples.
+
+    Dropout has a key for each device. The losses are then those of all examples; gradients and statistics are means over the
+    devices.
     """
 
-    @functools.wraps(function)
-    def program(*arrays: Any, layout: Layout = ALONE, **options: Any) -> Any:
-        apply = functools.partial(function, layout=layout, **options)
-        if layout.mode != "pmap" or layout.mesh is None:
-            return apply(*arrays)
+    def on_one(index: jax.Array, state: Any, examples: Any, chance: Any) -> Any:
+        chance = chance._replace(key=jax.random.fold_in(chance.key, index))
+        losses, grads, statistics = gradients(state, examples, chance)
+        return losses, *jax.lax.pmean((grads, statistics), AXIS)
 
-        def apart(a: Any) -> Any:
-            return a.reshape(*a.shape[:batch_axis], layout.size, -1, *a.shape[batch_axis + 1 :])
+    on_all = jax.pmap(
+        on_one,
+        axis_name=AXIS,
+        in_axes=(0, None, 0, None),
+        out_axes=(0, None, None),
+        devices=tuple(mesh.devices.flat),
+    )
 
-        def together(axis: int | None, part: Any) -> Any:
-            if axis is None:
-                return part
-            return jax.tree.map(lambda a: a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :]), part)
+    def on_shares(state: Any, examples: Any, chance: Any) -> Any:
+        shares = jax.tree.map(lambda a: a.reshape(mesh.size, -1, *a.shape[1:]), examples)
+        losses, grads, statistics = on_all(jnp.arange(mesh.size), state, shares, chance)
+        return losses.reshape(-1), grads, statistics
 
-        mapped = jax.pmap(
-            lambda _, *arrays: apply(*arrays),  # pmap needs something to map over
-            axis_name=AXIS,
-            in_axes=(0, *(batch_axis if batch else None for batch in in_batch)),
-            out_axes=out_axes,
-            devices=tuple(layout.mesh.devices.flat),
-        )
-        arrays = tuple(jax.tree.map(apart, a) if batch else a for a, batch in zip(arrays, in_batch, strict=True))
-        return tuple(map(together, out_axes, mapped(jnp.arange(layout.size), *arrays)))
-
-    return jit(program, static_argnames=(*static, "layout"), donate_argnums=(0,) if donate else ())
+    return on_shares

@@ -1,17 +1,17 @@
 """A network of one's own, trained and sampled by the library: residual blocks told the time and the class.
 
-What the library asks of a network: it is an nnx.Module whose state is of nnx.Param and nnx.BatchStat alone; it is called as
-model(x_t, t, labels, rngs=...), with images (B, H, W, C), times (B,), and labels (B,) or None; and it returns the shape of x_t
-(twice its channels where it learns the variance). Dropout, if any, takes its randomness from the rngs of the call.
+What the library asks of a network: it is an nnx.Module, called as model(x_t, t, labels) with images (B, H, W, C), times (B,), and
+labels (B,) or None, and it returns the shape of x_t (twice its channels where it learns the variance).
 """
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
-from ddpm_jax import data, denoisers, figures, models, presets, processes, samplers, schedules, training
+from ddpm_jax import data, denoisers, figures, models, processes, samplers, schedules, training
 
 STEPS = 600
 OUT = Path("runs/examples")
@@ -46,9 +46,7 @@ class ResNet(nnx.Module):
         self.norm = nnx.GroupNorm(dim, num_groups=8, rngs=rngs)
         self.last = nnx.Conv(dim, channels, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs)
 
-    def __call__(
-        self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
+    def __call__(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """Images x_t (B, H, W, C), times t (B,), labels (B,) -> (B, H, W, C)."""
         angles = t[:, None] * 10_000 ** -jnp.linspace(0, 1, self.dim // 2)
         condition = self.time(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))
@@ -62,19 +60,17 @@ class ResNet(nnx.Module):
 
 model = ResNet(channels=1, num_classes=10, dim=48, depth=4, rngs=nnx.Rngs(0))
 process = processes.GaussianDiffusion(schedules.cosine(1000), prediction="v")
-config = presets.TrainConfig(steps=STEPS, batch_size=64, lr=2e-3, warmup_steps=20, lr_decay="cosine", ema_decay=0.99)
-state = training.create_state(model, training.make_optimizer(config))
-static = {"graphdef": models.split(model, training=True)[0], "process": process, "config": config}
+optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 2e-3, warmup_steps=20, decay_steps=STEPS))
+train_step, state = training.make_step(process, optimizer, ema=0.99), training.create_state(model, optimizer)
 
-batches = data.batches(data.open_source("digits"), shape=(8, 8, 1), batch_size=config.batch_size)
+batches = data.batches(data.open_source("digits"), shape=(8, 8, 1), batch_size=64)
 for step, batch in zip(range(1, STEPS + 1), batches, strict=False):
-    state, metrics = training.train_step(state, batch, jax.random.key(0), **static)
+    state, metrics = train_step(state, batch, jax.random.key(0))
     if step % 100 == 0 or step == STEPS:
         print(f"step {step}: loss {metrics['loss']:.3f}", flush=True)
 
-trained = models.split(model)[0], state.variables(ema=True)
 labels = jnp.arange(40) % 10
-denoise = denoisers.clipped(denoisers.of_network(trained, process, labels=labels))
+denoise = denoisers.clipped(state.denoiser(process, labels))
 images = samplers.sample(denoise, samplers.DDIM(), jax.random.key(1), (40, 8, 8, 1), num_steps=50)
 path = figures.save_grid(
     OUT / "custom_network.png", data.to_images(images), [str(label) for label in labels], columns=10

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
-from ddpm_jax import data, denoisers, figures, models, presets, processes, samplers, schedules, training
+from ddpm_jax import data, denoisers, figures, models, processes, samplers, schedules, training
 from ddpm_jax.samplers import DDIM
 
 STEPS = 400
@@ -32,24 +33,24 @@ picture
 
 # %% [markdown]
 # ## Training
-# There are ten classes, and an eleventh that stands for none.
+# There are ten classes, and an eleventh that stands for none: it takes the place of a label one time in ten.
 
 # %%
 NONE = 10
-config = presets.TrainConfig(
-    steps=STEPS, batch_size=64, lr=2e-3, warmup_steps=20, lr_decay="cosine", ema_decay=0.99, label_dropout=0.1
-)
 process = processes.GaussianDiffusion(schedules.cosine(1000), prediction="v")
 unet = {"dim": 32, "dim_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,), "norm_groups": 8}
 model = models.create("unet", rngs=nnx.Rngs(0), image_size=8, channels=1, num_classes=11, **unet)
-state = training.create_state(model, training.make_optimizer(config))
-graphdef, _ = models.split(model, training=True)
-static = {"graphdef": graphdef, "process": process, "config": config, "inputs": training.Inputs(null_label=NONE)}
+rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, warmup_steps=20, decay_steps=STEPS)
+optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+step, state = (
+    training.make_step(process, optimizer, ema=0.99, label_dropout=0.1),
+    training.create_state(model, optimizer),
+)
 
 losses = []
-batches = data.batches(source, shape=shape, batch_size=config.batch_size)
+batches = data.batches(source, shape=shape, batch_size=64)
 for _, batch in zip(range(STEPS), batches, strict=False):
-    state, metrics = training.train_step(state, batch, jax.random.key(0), **static)
+    state, metrics = step(state, batch, jax.random.key(0))
     losses.append(metrics["loss"])
 print(f"{models.num_params(model):,} parameters; loss {losses[0]:.2f} at first, {sum(losses[-50:]) / 50:.2f} at last")
 
@@ -59,8 +60,7 @@ print(f"{models.num_params(model):,} parameters; loss {losses[0]:.2f} at first, 
 # same in every row.
 
 # %%
-trained = models.split(model)[0], state.variables(ema=True)
-denoise = denoisers.of_network(trained, process, labels=jnp.arange(10), null_label=NONE)
+denoise = state.denoiser(process, labels=jnp.arange(10), null_label=NONE)
 
 
 def draw(scale):

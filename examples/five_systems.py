@@ -8,9 +8,10 @@ import time
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
-from ddpm_jax import data, denoisers, models, presets, samplers, schedules, training
+from ddpm_jax import data, models, samplers, schedules, training
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.samplers import Ancestral, Strided
 
@@ -28,23 +29,19 @@ SYSTEMS = {
 }
 # fmt: on
 
-config = presets.TrainConfig(steps=STEPS, batch_size=16, lr=1e-3, grad_clip=None)
+optimizer = optax.adam(1e-3)
 for name, (shape, process, sampler, num_steps) in SYSTEMS.items():
     begun = time.perf_counter()
     model = models.create(name, rngs=nnx.Rngs(0))
     classes = getattr(model.config, "num_classes", None)
     source = data.open_source("spiral" if shape == (2,) else "digits")  # images are resized to the network's shape
-    state = training.create_state(model, training.make_optimizer(config))
-    graphdef, _ = models.split(model, training=True)
-    batches = data.batches(source, shape=shape, batch_size=config.batch_size)
+    step, state = training.make_step(process, optimizer), training.create_state(model, optimizer)
+    batches = data.batches(source, shape=shape, batch_size=16)
     for batch in itertools.islice(batches, STEPS):
         if not classes:
             batch = {"x_0": batch["x_0"]}
-        state, metrics = training.train_step(
-            state, batch, jax.random.key(0), graphdef=graphdef, process=process, config=config
-        )
-    trained, labels = (models.split(model)[0], state.variables(ema=True)), jnp.arange(NUM) if classes else None
-    denoise = denoisers.of_network(trained, process, labels=labels)
+        state, metrics = step(state, batch, jax.random.key(0))
+    denoise = state.denoiser(process, labels=jnp.arange(NUM) if classes else None)
     samples = samplers.sample(denoise, sampler, jax.random.key(1), (NUM, *shape), num_steps)
     print(
         f"{name:15} {models.num_params(model):>9,} parameters, loss {metrics['loss']:.2f}, samples {samples.shape}, "

@@ -12,22 +12,23 @@ import itertools
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
-from ddpm_jax import data, denoisers, models, noise, presets, processes, samplers, schedules, training
+from ddpm_jax import data, denoisers, models, noise, processes, samplers, schedules, training
 from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.parallel import layout_of
 
-STEPS = 20
+STEPS, BATCH = 20, 64
 
 jax.config.update("jax_num_cpu_devices", 4)  # before the first call of jax; accelerators are what they are
 print(f"{jax.device_count()} devices: {jax.devices()[0].device_kind}")
 
-config = presets.TrainConfig(steps=STEPS, batch_size=64, lr=1e-3)
 process = processes.GaussianDiffusion(schedules.cosine(1000), prediction="v")
 unet = {"dim": 32, "dim_mults": (1,), "num_blocks": 1, "attention_resolutions": (), "norm_groups": 8}
 model = models.create("unet", rngs=nnx.Rngs(0), image_size=8, channels=1, num_classes=10, **unet)
-graphdef, _ = models.split(model, training=True)
+optimizer = optax.adam(1e-3)
+train_step = training.make_step(process, optimizer)
 source = data.open_source("digits")
 labels = np.arange(20, dtype=np.int32) % 10
 keys = np.asarray(jax.random.key_data(noise.sample_keys(1, 20)))  # one for each sample, whatever the devices
@@ -47,21 +48,12 @@ for name, asked_for in {
     ),  # small tensors are whole everywhere; here even small ones are shared out
 }.items():
     layout = layout_of(asked_for)
-    state = layout.place(training.create_state(model, training.make_optimizer(config)))
+    step, state = train_step.on(layout), layout.place(training.create_state(model, optimizer))
     megabytes = in_memory(state)
-    batches = data.batches(source, shape=(8, 8, 1), batch_size=config.batch_size)
+    batches = data.batches(source, shape=(8, 8, 1), batch_size=BATCH)
     for batch in itertools.islice(batches, STEPS):
-        state, metrics = training.train_step(
-            state,
-            layout.feed(batch),
-            jax.random.key(0),
-            graphdef=graphdef,
-            process=process,
-            config=config,
-            layout=layout,
-        )
-    trained = models.split(model)[0], layout.everywhere(state.variables(ema=True))
-    denoise = denoisers.clipped(denoisers.of_network(trained, process, labels=layout.deal(labels)))
+        state, metrics = step(state, layout.feed(batch), jax.random.key(0))
+    denoise = denoisers.clipped(state.denoiser(process, labels=layout.deal(labels)))
     # where the keys lie decides where the batch is drawn
     images = samplers.sample(denoise, samplers.DDIM(), layout.deal(keys), (20, 8, 8, 1), num_steps=10)
     print(f"{name:12} {metrics['loss']:19.6f} {megabytes:24.2f} {layout.gather(images).mean():21.6f}", flush=True)

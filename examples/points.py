@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 from flax import nnx
 
-from ddpm_jax import data, denoisers, evaluation, models, presets, processes, samplers, schedules, training
+from ddpm_jax import data, evaluation, models, processes, samplers, schedules, training
 
 STEPS = 20_000
 PER_CALL = 100  # steps in one call of the compiled program: one alone takes no longer than its dispatch
@@ -46,17 +47,14 @@ figure.savefig(OUT / "points_noised.png")
 # fall to 0: most noisy points may come from several parts of the spiral.
 
 # %%
-config = presets.TrainConfig(steps=STEPS, batch_size=64, lr=1e-3, lr_decay="cosine", ema_decay=0.999)
 model = models.create("mlp", rngs=nnx.Rngs(0))
-state = training.create_state(model, training.make_optimizer(config))
-graphdef, _ = models.split(model, training=True)
+optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, STEPS))
+step, state = training.make_step(process, optimizer, ema=0.999), training.create_state(model, optimizer)
 
 losses = []
-batches = data.batches(source, shape=(2,), batch_size=config.batch_size, stacked=PER_CALL)
+batches = data.batches(source, shape=(2,), batch_size=64, stacked=PER_CALL)
 for _, stack in zip(range(STEPS // PER_CALL), batches, strict=False):
-    state, metrics = training.train_steps(
-        state, stack, jax.random.key(0), graphdef=graphdef, process=process, config=config
-    )
+    state, metrics = step.many(state, stack, jax.random.key(0))
     losses.append(float(metrics["loss"].mean()))
 print(f"loss: {losses[0]:.3f} at the beginning, {losses[-1]:.3f} at the end")
 
@@ -65,7 +63,7 @@ print(f"loss: {losses[0]:.3f} at the beginning, {losses[-1]:.3f} at the end")
 # A hundred steps of DDIM by the averaged parameters, from random points. Every state is kept, to draw the paths.
 
 # %%
-denoise = denoisers.of_network((models.split(model)[0], state.variables(ema=True)), process)
+denoise = state.denoiser(process)
 points, path = samplers.sample_with_frames(
     denoise, samplers.DDIM(), jax.random.key(1), (2000, 2), num_steps=100, num_frames=101
 )

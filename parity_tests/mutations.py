@@ -22,7 +22,7 @@ from ddpm_jax.models.mlp import MLP
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.samplers import ddim, strided
-from ddpm_jax.training import step as training_step
+from ddpm_jax.training import update as training_update
 from ddpm_jax.verify.stages import Verification
 from ddpm_jax.weights import bridge
 from ddpm_torch_ref.models import layers as twin_layers
@@ -192,7 +192,7 @@ ADD_NOISE, CLIP, STRIDED_TIMES = (
 )
 ANCESTRAL, DDIM = twin_ancestral.ancestral_step, ddim.ddim_step
 RATE, LINEAR, COSINE = twins.training.learning_rate, schedules.linear, twins.schedules.cosine_unclipped
-ADAM = optax.adam
+ADAM = optax.scale_by_adam
 
 # fmt: off
 MUTATIONS = [
@@ -255,13 +255,13 @@ MUTATIONS = [
     Mutation("gradients: not clipped", "mlp", "optimiser", None, TRAINING,
              setting(twins.training, "_clip_gradients", never_clipped)),
     Mutation("Adam: epsilon 1e-6", "mlp", "optimiser", None, TRAINING,
-             setting(optax, "adam", functools.partial(ADAM, eps=1e-6))),
+             setting(optax, "scale_by_adam", functools.partial(ADAM, eps=1e-6))),
     Mutation("learning rate: one step ahead", "mlp", "optimiser", None, TRAINING,
              setting(twins.training, "learning_rate", lambda step, *rest: RATE(step + 1, *rest))),
     Mutation("average: no warm-up", "mlp", "average", None, TRAINING,
              setting(twins.training, "ema_decay", lambda step, decay: decay)),
     Mutation("average: decay forgotten", "mlp", "average", None, TRAINING,
-             setting(training_step, "ema_decay", lambda step, decay: (1 + step) / (10 + step))),
+             setting(training_update, "ema_decay", lambda step, decay: (1 + step) / (10 + step))),
     # sampling
     Mutation("ancestral: posterior variance", "mlp", "sampler step", "t = 999 -> 998", SAMPLING,
              setting(twin_ancestral, "ancestral_step", lambda *args: ANCESTRAL(*args[:5], variance="posterior"))),

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 from twins import SMALL, compiled, indices, normal, to_nchw, to_nhwc
 
-from ddpm_jax import denoisers, models, processes, samplers, schedules
+from ddpm_jax import denoisers, processes, samplers, schedules
 from ddpm_jax.evaluation import variational_bound
 from ddpm_jax.presets import TrainConfig
-from ddpm_jax.training import create_state, loss_aware, make_optimizer, update
+from ddpm_jax.training import Chance, Examples, Update, create_state, loss_aware, make_optimizer
 from ddpm_torch_ref import denoisers as twin_denoisers
 from ddpm_torch_ref import likelihood as twin_likelihood
 from ddpm_torch_ref import processes as twin_processes
@@ -325,18 +325,13 @@ def test_a_self_conditioned_update(pair):
     options = SMALL | {"channels": 1, "dim_mults": (1,), "attention_resolutions": ()}
     model, twin = pair("unet", "float64", **options, self_conditioning=True)
     process, twin_process = chain("cosine", prediction="v")
-    graphdef, _ = models.split(model, training=True)
-    config = TrainConfig(steps=1, lr=1e-3, ema_decay=0.5)
+    update = Update(process, make_optimizer(TrainConfig(steps=1, lr=1e-3)), ema=0.5)
     x_0, noise = normal("float64", 2, 8, 8, 1, seed=1), normal("float64", 2, 8, 8, 1, seed=2)
     t, twin_t = indices([200, 700])
 
-    @compiled
-    def ours(state, x_0, noise, guess):
-        static = {"graphdef": graphdef, "process": process, "config": config}
-        return update(state, x_0, noise, t, None, None, None, guess, **static)[1]
-
+    ours = compiled(update.with_draws)
     for guess in (False, True):
-        metrics = ours(create_state(model, make_optimizer(config)), x_0, noise, guess)
+        _, metrics = ours(create_state(model, update.optimizer), Examples(x_0, noise, t), Chance(guess=guess))
         twin_state = twin_training.TrainState.create(copy.deepcopy(twin), lr=1e-3)
         theirs = twin_training.train_step(
             twin_state, twin_process, to_nchw(x_0), to_nchw(noise), twin_t, ema=0.5, grad_clip=1.0, self_condition=guess

@@ -27,8 +27,7 @@ from ddpm_jax.data import toy
 from ddpm_jax.models.layers import timestep_embedding
 from ddpm_jax.models.timesteps import convnext_table, timestep_table
 from ddpm_jax.presets import SYSTEMS, TrainConfig
-from ddpm_jax.training import create_state, learning_rate, make_optimizer
-from ddpm_jax.training.step import update
+from ddpm_jax.training import Examples, Update, create_state, learning_rate, make_optimizer
 from ddpm_jax.weights.originals import from_original
 
 
@@ -306,21 +305,19 @@ def test_mlp_training(precision):
     rec = record(f"toy2d_{precision}")
     model = network("mlp", weights(rec), precision)
     config = TrainConfig(lr=1e-3, grad_clip=None)
-    state = create_state(model, make_optimizer(config))
-    graphdef, _ = models.split(model, training=True)
-    static = {"graphdef": graphdef, "process": processes.GaussianDiffusion(schedule_of("mlp")), "config": config}
-    step = compiled(partial(update, labels=None, key=None, **static))
+    update = Update(processes.GaussianDiffusion(schedule_of("mlp")), make_optimizer(config))
+    state, step = create_state(model, update.optimizer), compiled(update.with_draws)
     data = numbers((rec["spiral"] - rec["train_mean"].item()) / rec["train_std"].item(), precision)
     losses = []
     for k in range(40):
         rows = generator(rec, 11, k).integers(0, 256, 25)
         t = integers(generator(rec, 12, k).integers(0, 1000, (25, 1))[:, 0])
         noise = array(rec, f"train{k}", (25, 2), precision)
-        state, metrics = step(state, jnp.asarray(data[rows]), noise, t)
+        state, metrics = step(state, Examples(jnp.asarray(data[rows]), noise, t))
         losses.append(float(metrics["loss"]))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {dtype_of(f"toy2d_{precision}")}
     assert_agrees("long", numbers(losses, precision), numbers(rec["train_losses"], precision), "losses")
-    output, _ = compiled(partial(models.apply, graphdef))(
+    output, _ = compiled(partial(models.apply, state.graphdef))(
         state.variables(ema=False), array(rec, "x", (16, 2), precision), integers(rec["t"][:, 0])
     )
     assert_agrees("long", output, rec["eps_after_training"], "eps after training")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 from twins import SMALL, compiled, indices, normal, to_nchw
 
-from ddpm_jax import models, processes, schedules, weights
+from ddpm_jax import processes, schedules, weights
 from ddpm_jax.presets import TrainConfig
-from ddpm_jax.training import state as states
-from ddpm_jax.training import step as steps
+from ddpm_jax.training import Examples, Update, create_state, learning_rate, make_optimizer
+from ddpm_jax.training.update import ema_decay
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import schedules as twin_schedules
 from ddpm_torch_ref import training as twin_training
@@ -59,10 +59,9 @@ def test_twenty_updates(pair, dtype, run):
     model, twin = pair("unet", dtype, **SMALL, num_classes=3)
     process = processes.GaussianDiffusion(schedules.cosine(1000), prediction, loss)
     twin_process = twin_processes.GaussianDiffusion(twin_schedules.cosine(1000), prediction, loss)
-    graphdef, _ = models.split(model, training=True)
-    state = states.create_state(model, steps.make_optimizer(config))
+    state = create_state(model, make_optimizer(config))
     twin_state = twin_training.TrainState.create(twin, config.lr)
-    update = compiled(steps.update, static_argnames=("graphdef", "process", "config"))
+    update = compiled(Update(process, make_optimizer(config), config.ema_decay).with_draws)
 
     rng = np.random.default_rng(0)
     norms = []
@@ -70,7 +69,7 @@ def test_twenty_updates(pair, dtype, run):
         x_0, noise = normal(dtype, 4, 8, 8, 3, seed=2 * k), normal(dtype, 4, 8, 8, 3, seed=2 * k + 1)
         (t, tt), (labels, tlabels) = indices(rng.integers(0, 1000, 4)), indices(rng.integers(0, 3, 4))
         x, z = jnp.asarray(x_0), jnp.asarray(noise)
-        state, metrics = update(state, x, z, t, labels, None, graphdef=graphdef, process=process, config=config)
+        state, metrics = update(state, Examples(x, z, t, labels))
         twin_metrics = twin_training.train_step(
             twin_state,
             twin_process,
@@ -111,7 +110,7 @@ def test_learning_rate(data):
     warmup = data.draw(st.integers(0, {"constant": 2 * total, "cosine": total - 1, "cosine_by_epoch": 0}[decay]))
     options = {"lr_end": data.draw(st.sampled_from([0.0, 1e-5])), "epoch_steps": data.draw(st.integers(1, total))}
     config = TrainConfig(steps=total, lr=3e-4, warmup_steps=warmup, lr_decay=decay, **options)
-    rate = steps.learning_rate(config)
+    rate = learning_rate(config)
     ours = np.array([float(rate(jnp.asarray(step, jnp.int32))) for step in range(0, total + 3, 1 + total // 20)])
     reference = np.array([twin_rate(config, step) for step in range(0, total + 3, 1 + total // 20)])
     assert_close("schedule", ours, reference, f"learning rate, {decay}")
@@ -123,15 +122,13 @@ def test_an_optimiser_for_every_epoch(pair):
     model, twin = pair("mlp", "float64", dim=8)
     process = processes.GaussianDiffusion(schedules.linear(1000))
     twin_process = twin_processes.GaussianDiffusion(twin_schedules.linear(1000))
-    graphdef, _ = models.split(model, training=True)
-    state = states.create_state(model, steps.make_optimizer(config))
+    state = create_state(model, make_optimizer(config))
     twin_state = twin_training.TrainState.create(twin, config.lr)
-    update = compiled(steps.update, static_argnames=("graphdef", "process", "config"))
+    update = compiled(Update(process, make_optimizer(config), config.ema_decay).with_draws)
     for k in range(8):
         x_0, noise = normal("float64", 5, 2, seed=2 * k), normal("float64", 5, 2, seed=2 * k + 1)
         t, tt = indices(np.arange(5) * 200)
-        draws = jnp.asarray(x_0), jnp.asarray(noise), t, None, None
-        state, _ = update(state, *draws, graphdef=graphdef, process=process, config=config)
+        state, _ = update(state, Examples(jnp.asarray(x_0), jnp.asarray(noise), t))
         if k % 3 == 0:
             twin_training.forget(twin_state.optimizer)
         twin_training.train_step(
@@ -144,6 +141,6 @@ def test_an_optimiser_for_every_epoch(pair):
 def test_decay_of_the_average():
     counts = np.unique(np.geomspace(1, 1e6, 40).astype(int)) - 1
     for decay in (0.0, 0.5, 0.995, 0.9999):
-        ours = [float(steps.ema_decay(jnp.asarray(step, jnp.int32), decay)) for step in counts]
+        ours = [float(ema_decay(jnp.asarray(step, jnp.int32), decay)) for step in counts]
         reference = [twin_training.ema_decay(int(step), decay) for step in counts]
         assert_close("schedule", ours, reference, "decay of the average")

@@ -7,10 +7,10 @@ import torch
 from tolerances import assert_close
 from twins import indices, make_pair, normal, to_nchw
 
-from ddpm_jax import models, processes, schedules, weights
+from ddpm_jax import processes, schedules, weights
 from ddpm_jax.compilation import jit
 from ddpm_jax.presets import SYSTEMS, TrainConfig
-from ddpm_jax.training import create_state, make_optimizer, update
+from ddpm_jax.training import Examples, Update, create_state, make_optimizer
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import schedules as twin_schedules
 from ddpm_torch_ref import training as twin_training
@@ -33,6 +33,11 @@ ROUNDING = 1e-5
 """A parameter whose gradients stay below this share of the network's largest holds nothing but rounding in float32."""
 
 
+def update_of(process):
+    """(state, examples) -> (state, metrics), compiled."""
+    return jit(Update(process, make_optimizer(CONFIG), CONFIG.ema_decay).with_draws)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPTIONS]
 )
@@ -47,10 +52,9 @@ def test_twenty_updates(name, dtype):
     process = processes.GaussianDiffusion(schedules.create(config.schedule, config.num_steps), loss=config.loss)
     twin_schedule = getattr(twin_schedules, config.schedule)(config.num_steps)
     twin_process = twin_processes.GaussianDiffusion(twin_schedule, loss=config.loss)
-    graphdef, _ = models.split(model, training=True)
     state = create_state(model, make_optimizer(CONFIG))
     twin_state = twin_training.TrainState.create(twin, CONFIG.lr)
-    step = jit(update, static_argnames=("graphdef", "process", "config"))
+    step = update_of(process)
 
     # at 16, the inmost BatchNorm of some would see one pixel of each image
     rng, batch, size = np.random.default_rng(0), 4 if name in SLOW else 8, OPTIONS[name].get("image_size", 32)
@@ -62,8 +66,7 @@ def test_twenty_updates(name, dtype):
         labels, tlabels = (
             indices(rng.integers(0, 10, batch)) if getattr(model.config, "num_classes", None) else (None,) * 2
         )
-        draws = jnp.asarray(x_0), jnp.asarray(noise), t, labels, None
-        state, metrics = step(state, *draws, graphdef=graphdef, process=process, config=CONFIG)
+        state, metrics = step(state, Examples(jnp.asarray(x_0), jnp.asarray(noise), t, labels))
         tensors = map(torch.from_numpy if name == "mlp" else to_nchw, (x_0, noise))
         found = twin_training.train_step(twin_state, twin_process, *tensors, tt, tlabels, ema=CONFIG.ema_decay)
         assert_close("training", metrics["loss"], np.asarray(found["loss"], dtype), f"{name}: loss {k}")
@@ -90,13 +93,12 @@ def test_a_whole_state_goes_to_pytorch_and_back(name):
     """Parameters, statistics, the average and both of Adam's moments, bit for bit."""
     model, _ = make_pair(name, "float32", **OPTIONS[name])
     state = create_state(model, make_optimizer(CONFIG))
-    graphdef, _ = models.split(model, training=True)
     shape = (4, 2) if name == "mlp" else (4, 8, 8, 3)
     process = processes.GaussianDiffusion(schedules.linear(1000))
-    step = jit(update, static_argnames=("graphdef", "process", "config"))
+    step = update_of(process)
     x = jnp.asarray(normal("float32", *shape))
     for _ in range(2):
-        state, _ = step(state, x, x[::-1], jnp.arange(4), None, None, graphdef=graphdef, process=process, config=CONFIG)
+        state, _ = step(state, Examples(x, x[::-1], jnp.arange(4)))
     arrays = weights.state_to_numpy(model, state)
     fresh = create_state(model, make_optimizer(CONFIG))
     again = weights.state_to_numpy(model, weights.state_from_numpy(model, fresh, arrays))

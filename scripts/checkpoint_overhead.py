@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 
-from ddpm_jax import data, models, presets, training
+from ddpm_jax import data, presets
 from ddpm_jax.files import write_atomically
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.objective import step_of
 from ddpm_jax.training.run import Run, environment
 
 CLASSES = tuple("0123456789")
@@ -29,8 +30,7 @@ def measure(every: int, blocks: int, steps: int) -> dict[str, Any]:
     preset = dataclasses.replace(preset, model=dataclasses.replace(network, num_classes=len(CLASSES)))
     run = Run(Path("."), preset, CLASSES, data.Scaling(127.5, 127.5))
     batches = data.batches(data.open_source("digits"), shape=run.shape, batch_size=preset.train.batch_size)
-    graphdef, _ = models.split(run.fresh_model(), training=True)
-    state, key = run.fresh_state(), jax.random.key(0)
+    step_of_run, state, key = step_of(run.config), run.fresh_state(), jax.random.key(0)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     blocking: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder), keep=3) as checkpoints:
@@ -41,9 +41,7 @@ def measure(every: int, blocks: int, steps: int) -> dict[str, Any]:
                 checkpoints.save(state)
                 blocking.append(time.perf_counter() - begun)
             for _ in range(steps):
-                state, metrics = training.train_step(
-                    state, next(batches), key, graphdef=graphdef, process=run.process, config=preset.train
-                )
+                state, metrics = step_of_run(state, next(batches), key)
             jax.block_until_ready(metrics)
             checkpoints.wait()
             if block >= 0:  # the first two compile and make folders

@@ -6,7 +6,6 @@ forms that accelerators get.
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -24,33 +23,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddpm_jax import data, models, presets
+from ddpm_jax import data, models, parallel, presets
 from ddpm_jax.compilation import once
 from ddpm_jax.files import write_atomically
 from ddpm_jax.launch import ParallelConfig
-from ddpm_jax.parallel import check_batch, layout_of
+from ddpm_jax.training.objective import step_of
 from ddpm_jax.training.run import Run
-from ddpm_jax.training.step import draw_and_update
 
 MB = 1e6
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SIZES = {"f64": 8, "s64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
 
 
-def measure(preset: presets.Preset, parallel: ParallelConfig) -> dict[str, Any]:
+def measure(preset: presets.Preset, spread: ParallelConfig) -> dict[str, Any]:
     """Per device: bytes of the state, of everything else at the peak, and of the results of collectives; FLOP of a step."""
-    layout = layout_of(parallel)
-    check_batch(layout, preset.train.batch_size, preset.train.accumulate)
+    layout = parallel.layout_of(spread)
+    parallel.check_batch(layout, preset.train.batch_size, preset.train.accumulate)
     network: Any = preset.model
     classes = tuple(map(str, range(getattr(network, "num_classes", None) or 0)))
     run = Run(Path("."), preset, classes, data.Scaling(0, 1))
-    graphdef, _ = models.split(models.abstract(network), training=True, remat=preset.train.remat)
-    static: dict[str, Any] = {
-        "graphdef": graphdef,
-        "process": run.process,
-        "config": preset.train,
-        "inputs": run.inputs,
-    }
     state = layout.abstract(run.abstract_state())
     size = preset.train.batch_size
     batch = {"x_0": jax.ShapeDtypeStruct((size, *run.shape), jnp.float32)}
@@ -61,12 +52,12 @@ def measure(preset: presets.Preset, parallel: ParallelConfig) -> dict[str, Any]:
         batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for name, a in batch.items()}
     at_once = size / preset.train.accumulate / layout.size
     begun = time.perf_counter()
-    step = jax.jit(functools.partial(draw_and_update, layout=layout, **static), donate_argnums=0)
+    step = jax.jit(parallel.shared(step_of(preset).update, layout), donate_argnums=0)
     program = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile(once())
     memory: Any = program.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "mode": parallel.mode if layout.size > 1 else "one device",
+        "mode": spread.mode if layout.size > 1 else "one device",
         "devices": layout.size,
         "batch_per_device": size // layout.size,
         "kept_mb": kept_of_an_example(network, run.shape, classes, preset.train) * at_once / MB,
@@ -89,7 +80,8 @@ def kept_of_an_example(
     network: Any, shape: tuple[int, ...], classes: tuple[str, ...], train: presets.TrainConfig
 ) -> int:
     """Bytes that the forward pass keeps of each example for the backward pass, as JAX asks for it, without the loss's own."""
-    graphdef, variables = models.split(models.abstract(network), training=True, remat=train.remat)
+    model = models.abstract(network)
+    graphdef, variables = models.split(models.rematerialised(model) if train.remat else model, training=True)
     dtype = None if train.dtype == "float32" else jnp.dtype(train.dtype)
 
     def kept(size: int) -> int:

@@ -23,7 +23,7 @@ from flax import nnx
 from ddpm_jax import denoisers, models, parallel, processes, samplers, schedules
 from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.presets import TrainConfig
-from ddpm_jax.training import loss_aware, make_optimizer, train_step, train_steps
+from ddpm_jax.training import loss_aware, make_optimizer, make_step
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.state import state_of
 
@@ -49,18 +49,26 @@ def layout_of(mode, devices):
 
 def fresh(aware=False):
     variables = jax.tree.map(jnp.asarray, start)
-    return state_of(variables, make_optimizer(CONFIG), loss_aware.empty(10, 2) if aware else None)
+    history = loss_aware.empty(10, 2) if aware else None
+    return state_of(structure(), variables, make_optimizer(CONFIG), history)
+
+
+def structure(remat=False):
+    return models.split(models.rematerialised(model) if remat else model)[0]
+
+
+def step_on(layout, accumulate=1):
+    return make_step(PROCESS, make_optimizer(CONFIG), ema=0.9, accumulate=accumulate, data_range=None).on(layout)
 
 
 def walk(layout, state, steps, accumulate=1, remat=False):
     """The losses of so many steps, and the state after them, which is checked to lie where it lay."""
-    config = dataclasses.replace(CONFIG, accumulate=accumulate)
-    graphdef, _ = models.split(model, training=True, remat=remat)
+    update = step_on(layout, accumulate)
+    state = dataclasses.replace(state, graphdef=structure(remat))
     places = jax.tree.map(lambda a: a.sharding, state)
     losses = []
     for step in steps:
-        static = {"graphdef": graphdef, "process": PROCESS, "config": config, "layout": layout}
-        state, metrics = train_step(state, layout.feed(batches[step]), jax.random.key(0), **static)
+        state, metrics = update(state, layout.feed(batches[step]), jax.random.key(0))
         losses.append(float(metrics["loss"]))
     moved = jax.tree.map(lambda a, place: not a.sharding.is_equivalent_to(place, a.ndim), state, places)
     assert not any(jax.tree.leaves(moved))
@@ -105,12 +113,11 @@ def expected_of(aware):
 def stacked(mode):
     """Two steps in a call."""
     layout = layout_of(mode, 8)
-    graphdef, _ = models.split(model, training=True)
-    static = {"graphdef": graphdef, "process": PROCESS, "config": CONFIG, "layout": layout}
+    update = step_on(layout)
     state, losses = layout.place(fresh()), []
     for step in range(0, STEPS, 2):
         pair = jax.tree.map(lambda *a: np.stack(a), *batches[step : step + 2])
-        state, metrics = train_steps(state, layout.feed(pair, axis=1), jax.random.key(0), **static)
+        state, metrics = update.many(state, layout.feed(pair, axis=1), jax.random.key(0))
         losses += metrics["loss"].tolist()
     return compared(losses, state, expected_of(False))
 

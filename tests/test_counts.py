@@ -9,7 +9,6 @@ from flax import nnx
 
 from ddpm_jax import denoisers, models, processes, samplers, schedules, training
 from ddpm_jax.presets import TrainConfig
-from ddpm_jax.training.step import train_step, train_steps
 
 SMALL = {"image_size": 8, "channels": 1, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4}
 PROCESS = processes.GaussianDiffusion(schedules.linear(1000))
@@ -18,18 +17,19 @@ WALK = "jit(_from_noise)"
 
 
 def abstract_step(model, batch_size=4):
-    """train_step's arguments, as shapes."""
-    graphdef, variables = models.split(model, training=True)
-    state = jax.eval_shape(lambda v: training.state.state_of(v, training.make_optimizer(CONFIG)), variables)
+    """The step's program, and its arguments as shapes."""
+    optimizer = training.make_optimizer(CONFIG)
+    graphdef, variables = models.split(model)
+    state = jax.eval_shape(lambda v: training.state.state_of(graphdef, v, optimizer), variables)
     config = model.config
     x_0 = jax.ShapeDtypeStruct((batch_size, config.image_size, config.image_size, config.channels), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
-    return (state, {"x_0": x_0}, key), {"graphdef": graphdef, "process": PROCESS, "config": CONFIG}
+    return training.make_step(PROCESS, optimizer).program(), (state, {"x_0": x_0}, key)
 
 
-def operations(function, *args, **static):
+def operations(function, *args):
     """As XLA counts them for a GPU, on which no operation is rewritten."""
-    return function.trace(*args, **static).lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
+    return function.trace(*args).lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
 
 
 def compilations(caplog):
@@ -46,19 +46,19 @@ def log_of_compilations(caplog):
 
 def test_operations_of_the_cifar10_network():
     """11.7 GFLOP an image forward (12.1 with products of the padding), three times that and a little for an update."""
-    (state, batch, key), static = abstract_step(models.abstract(models.configs.UNet()), batch_size=2)
+    step, (state, batch, key) = abstract_step(models.abstract(models.configs.UNet()), batch_size=2)
     graphdef, variables = models.split(models.abstract(models.configs.UNet()))
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
     forward = jax.jit(lambda v, x, t: models.apply(graphdef, v, x, t)[0])
     assert operations(forward, variables, batch["x_0"], t) / 2 == pytest.approx(11.66e9, rel=0.01)
-    assert operations(train_step, state, batch, key, **static) / 2 == pytest.approx(35.2e9, rel=0.02)
+    assert operations(step, state, batch, key) / 2 == pytest.approx(35.2e9, rel=0.02)
 
 
 def test_memory_of_a_step():
     """What a step needs beside its state and batch, which it must not copy."""
     model = models.create("unet", rngs=nnx.Rngs(0), **SMALL)
-    args, static = abstract_step(model, batch_size=32)
-    found = train_step.lower(*args, **static).compile().memory_analysis()
+    step, args = abstract_step(model, batch_size=32)
+    found = step.lower(*args).compile().memory_analysis()
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(args[0]))
     assert found.alias_size_in_bytes == pytest.approx(state, rel=0.01)  # the state is donated
     assert found.temp_size_in_bytes < 5.5e6
@@ -77,13 +77,12 @@ def test_memory_of_a_walk_does_not_grow_with_its_steps():
 
 def test_one_compilation_for_all_steps(log_of_compilations):
     model = models.create("unet", rngs=nnx.Rngs(0), **SMALL)
-    state = training.create_state(model, training.make_optimizer(CONFIG))
-    graphdef, _ = models.split(model, training=True)
+    optimizer = training.make_optimizer(CONFIG)
+    step, state = training.make_step(PROCESS, optimizer), training.create_state(model, optimizer)
     log_of_compilations.clear()
     for seed in range(3):
-        batch = {"x_0": jax.random.normal(jax.random.key(seed), (4, 8, 8, 1))}
-        state, _ = train_step(state, batch, jax.random.key(0), graphdef=graphdef, process=PROCESS, config=CONFIG)
-    assert sum("draw_and_update" in name for name in compilations(log_of_compilations)) == 1
+        state, _ = step(state, {"x_0": jax.random.uniform(jax.random.key(seed), (4, 8, 8, 1))}, seed)
+    assert compilations(log_of_compilations).count("jit(train_step)") == 1
 
 
 def test_one_compilation_for_all_walks_of_one_shape(log_of_compilations):
@@ -108,19 +107,14 @@ def test_numbers_of_a_denoiser_compile_nothing(log_of_compilations):
 def test_many_steps_in_one_call(monkeypatch, tmp_path, tiny):
     """Points go a hundred steps a call at most, and as many as fit what is to be logged and kept."""
     from ddpm_jax.cli import main
-    from ddpm_jax.training import loop
 
-    calls = []
+    calls, many = [], training.Step.many
 
-    def counted(name, function):
-        def call(*args, **options):
-            calls.append(name)
-            return function(*args, **options)
+    def counted(step, state, batches, key):
+        calls.append(len(batches["x_0"]))
+        return many(step, state, batches, key)
 
-        monkeypatch.setattr(loop, name, call)
-
-    counted("train_step", train_step)
-    counted("train_steps", train_steps)
+    monkeypatch.setattr(training.Step, "many", counted)
     options = "--train.steps 60 --train.log-every 20 --train.checkpoint-every 60 --sample.num 4 --sample.steps 2"
     assert main(["train", "spiral", "--out", str(tmp_path / "run"), *options.split()]) == 0
-    assert calls == ["train_steps"] * 3
+    assert calls == [20] * 3

@@ -21,14 +21,14 @@ import pytest
 from flax import nnx
 from run_checks import assert_same_bits, state_in
 
-from ddpm_jax import cli, data, files, models, schedules
+from ddpm_jax import cli, data, files, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
-from ddpm_jax.training import create_state, feeding, loop, make_optimizer, open_run, train, train_step, train_steps
+from ddpm_jax.training import create_state, feeding, loop, make_optimizer, make_step, open_run, train
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, read_metrics
-from ddpm_jax.training.step import updates_done
+from ddpm_jax.training.optimizers import updates_done
 
 
 def assert_same_runs(found, expected):
@@ -324,13 +324,13 @@ def steps_of(config, batches, *, together=False):
     """The states after each batch, and the metrics."""
     model = Gain(rngs=nnx.Rngs(0))
     state = create_state(model, make_optimizer(config))
-    graphdef, _ = models.split(model, training=True)
-    options = {"graphdef": graphdef, "process": GaussianDiffusion(schedules.create("linear", 10)), "config": config}
+    options = {"ema": config.ema_decay, "skip_nonfinite": config.on_nonfinite == "skip", "data_range": None}
+    step = make_step(GaussianDiffusion(schedules.create("linear", 10)), make_optimizer(config), **options)
     if together:
-        return jax.tree.map(np.array, train_steps(state, {"x_0": np.stack(batches)}, jax.random.key(0), **options))
+        return jax.tree.map(np.array, step.many(state, {"x_0": np.stack(batches)}, jax.random.key(0)))
     history = []
     for batch in batches:
-        state, metrics = train_step(state, {"x_0": batch}, jax.random.key(0), **options)
+        state, metrics = step(state, {"x_0": batch}, jax.random.key(0))
         history.append(jax.tree.map(np.array, (state, metrics)))
     return history
 
@@ -351,7 +351,7 @@ def test_a_step_that_is_skipped_changes_nothing_but_its_number():
         (before, _), (after, metrics) = history[k - 1], history[k]
         assert np.isfinite(metrics["loss"]) and after.params["a"] != before.params["a"]
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
-    assert updates_done(history[-1][0]) == 3 and history[-1][0].step == 6
+    assert updates_done(history[-1][0].opt_state) == 3 and history[-1][0].step == 6
     together, metrics = steps_of(config, [good[0], bad[0], good[1], bad[1], bad[2], good[2]], together=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), together, history[-1][0])
     assert np.isfinite(metrics["loss"] + metrics["grad_norm"]).tolist() == [True, False, True, False, False, True]

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from run_checks import state_in
@@ -25,11 +26,9 @@ from ddpm_jax import cli, data, launch, models, parallel, processes, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.parallel import ALONE, check_batch, layout_of
-from ddpm_jax.presets import TrainConfig
-from ddpm_jax.training import create_state, make_optimizer, open_run, samples
+from ddpm_jax.training import Examples, Update, create_state, open_run, samples
 from ddpm_jax.training.metrics import read_metrics
 from ddpm_jax.training.npz_writer import NpzWriter
-from ddpm_jax.training.step import gradients
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ROOT / "scripts" / "launch" / "local.py"
@@ -87,22 +86,20 @@ def test_every_way_computes_the_same(dtype, names, tolerance):
 # Accumulation and rematerialisation -----------------------------------------------------------------------------
 
 
-def gradients_of(model, config, *, remat=False, size=8, shape=(4, 4, 1)):
-    """Losses, gradients and running statistics of one batch, without compiling it as a whole."""
-    graphdef, _ = models.split(model, training=True, remat=remat)
+def gradients_of(model, accumulate, *, size=8, shape=(4, 4, 1)):
+    """Losses, gradients and running statistics of one batch."""
     rng = np.random.default_rng(0)
     x_0, noise = (jnp.asarray(rng.normal(size=(size, *shape)), jnp.float32) for _ in range(2))
     process = processes.GaussianDiffusion(schedules.create("linear", 10))
-    t, state = jnp.arange(size), create_state(model, make_optimizer(config))
-    static = {"graphdef": graphdef, "process": process, "config": config}
-    return jax.jit(lambda state: gradients(state, x_0, noise, t, None, None, **static))(state)
+    update = Update(process, optax.sgd(1e-3), accumulate=accumulate)
+    state = create_state(model, update.optimizer)
+    return jax.jit(update.gradients)(state, Examples(x_0, noise, jnp.arange(size)))
 
 
 def test_batch_norm_sees_each_part_of_an_accumulated_batch():
     """Of four parts, every fourth example each, as if they had been batches one after the other with the parameters as they are."""
     model = models.create("conv_net", rngs=nnx.Rngs(0), channels=1, dim=4)
-    whole = gradients_of(model, TrainConfig(batch_size=8))
-    parts = gradients_of(model, TrainConfig(batch_size=8, accumulate=4))
+    whole, parts = gradients_of(model, 1), gradients_of(model, 4)
     changed = [
         not np.allclose(a, b, rtol=1e-3) for a, b in zip(*map(jax.tree.leaves, (whole[1], parts[1])), strict=True)
     ]
@@ -117,8 +114,7 @@ def test_batch_norm_sees_each_part_of_an_accumulated_batch():
 @pytest.mark.parametrize("network", ["conv_net", "mlp"])
 def test_networks_without_blocks_take_remat(network):
     model = models.create(network, rngs=nnx.Rngs(0))
-    plain, remat = (models.split(model, training=True, remat=remat)[0] for remat in (False, True))
-    assert plain == remat
+    assert models.split(model)[0] == models.split(models.rematerialised(model))[0]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +126,7 @@ def test_every_network_has_blocks(network):
     shape = models.configs.shape(model.config)
 
     def remats(remat):
-        graphdef, variables = models.split(model, training=True, remat=remat)
+        graphdef, variables = models.split(models.rematerialised(model) if remat else model, training=True)
         labels = jnp.zeros(1, int) if getattr(model.config, "num_classes", None) else None
 
         def output(variables, x):

@@ -14,7 +14,7 @@ from flax import nnx
 from ddpm_jax import models, schedules
 from ddpm_jax.presets import TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
-from ddpm_jax.training import create_state, learning_rate, make_optimizer, train_step, train_steps, update
+from ddpm_jax.training import Examples, Update, create_state, learning_rate, make_optimizer, make_step
 
 
 class Scale(nnx.Module):
@@ -39,15 +39,19 @@ class Bare(GaussianDiffusion):
 BARE = Bare(schedules.create("linear", 10))
 
 
+def begun(model, config, process=BARE):
+    """A state, and the step that changes it."""
+    optimizer = make_optimizer(config)
+    return create_state(model, optimizer), make_step(process, optimizer, ema=config.ema_decay, data_range=None)
+
+
 def run_scale(config, steps, *, x_0=3.0, rate=0.0):
     """States and metrics of so many steps of Scale on images that are x_0 everywhere; d loss / d a = x_0."""
-    model = Scale(rate=rate, rngs=nnx.Rngs(0))
-    state = create_state(model, make_optimizer(config))
-    graphdef, _ = models.split(model, training=True)
+    state, step = begun(Scale(rate=rate, rngs=nnx.Rngs(0)), config)
     batch = {"x_0": np.full((4, 10, 10, 1), x_0, np.float32)}
     history = []
     for _ in range(steps):
-        state, metrics = train_step(state, batch, jax.random.key(0), graphdef=graphdef, process=BARE, config=config)
+        state, metrics = step(state, batch, jax.random.key(0))
         history.append(jax.tree.map(np.array, (state, metrics)))
     return history
 
@@ -132,13 +136,10 @@ def test_adam_is_forgotten_at_every_epoch(x_0):
     config = TrainConfig(lr=0.1, grad_clip=None, reset_optimizer=True, epoch_steps=2)
     sizes = {}
     for reset in (True, False):
-        model = Scale(rngs=nnx.Rngs(0))
-        graphdef, _ = models.split(model, training=True)
-        options = {"graphdef": graphdef, "process": BARE, "config": replace(config, reset_optimizer=reset)}
-        state, before, sizes[reset] = create_state(model, make_optimizer(config)), 2.0, []
+        state, step = begun(Scale(rngs=nnx.Rngs(0)), replace(config, reset_optimizer=reset))
+        before, sizes[reset] = 2.0, []
         for k in range(6):
-            x = jnp.full((4, 10, 10, 1), x_0 * 1.5**k)
-            state, _ = update(state, x, x, jnp.zeros(4, int), None, None, **options)
+            state, _ = step(state, jnp.full((4, 10, 10, 1), x_0 * 1.5**k), 0)
             sizes[reset].append(before - float(state.params["a"]))
             before = float(state.params["a"])
     np.testing.assert_allclose(sizes[True][::2], 0.1 * np.sign(x_0), rtol=1e-4)  # a first step is as long as the rate
@@ -147,19 +148,13 @@ def test_adam_is_forgotten_at_every_epoch(x_0):
 
 
 def test_several_steps_in_one_call_are_the_same_steps():
-    config = TrainConfig(lr=0.1, ema_decay=0.5)
-
-    def fresh():
-        return create_state(Scale(rate=0.3, rngs=nnx.Rngs(0)), make_optimizer(config))
-
-    graphdef, _ = models.split(Scale(rate=0.3, rngs=nnx.Rngs(0)), training=True)
-    options = {"graphdef": graphdef, "process": BARE, "config": config}
+    config, model = TrainConfig(lr=0.1, ema_decay=0.5), Scale(rate=0.3, rngs=nnx.Rngs(0))
     batches = {"x_0": np.random.default_rng(0).normal(size=(5, 4, 3, 3, 1)).astype(np.float32)}
-    together, metrics = train_steps(fresh(), batches, jax.random.key(1), **options)
-    state, losses = fresh(), []
+    state, step = begun(model, config)
+    together, metrics = step.many(state, batches, jax.random.key(1))
+    state, losses = create_state(model, step.update.optimizer), []
     for k in range(5):
-        batch = {"x_0": batches["x_0"][k]}
-        state, found = train_step(state, batch, jax.random.key(1), **options)
+        state, found = step(state, {"x_0": batches["x_0"][k]}, jax.random.key(1))
         losses.append(float(found["loss"]))
     assert int(together.step) == 5
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-6)
@@ -167,12 +162,13 @@ def test_several_steps_in_one_call_are_the_same_steps():
 
 
 def test_a_network_outlives_the_steps_that_start_from_it():
-    config, model = TrainConfig(lr=0.1), Scale(rngs=nnx.Rngs(0))
-    graphdef, variables = models.split(model, training=True)
-    before = jax.tree.map(np.array, variables)
-    batch = {"x_0": np.ones((4, 3, 3, 1), np.float32)}
-    state = create_state(model, make_optimizer(config))
-    train_step(state, batch, jax.random.key(0), graphdef=graphdef, process=BARE, config=config)
+    model = Scale(rngs=nnx.Rngs(0))
+    before = jax.tree.map(np.array, models.split(model)[1])
+    state, step = begun(model, TrainConfig(lr=0.1))
+    denoise = state.denoiser(BARE)
+    believed = np.asarray(denoise(jnp.ones((1, 3, 3, 1)), 0).eps)
+    step(state, np.ones((4, 3, 3, 1), np.float32), 0)
+    np.testing.assert_array_equal(denoise(jnp.ones((1, 3, 3, 1)), 0).eps, believed)
     jax.tree.map(np.testing.assert_array_equal, models.split(model)[1], before)
 
 
@@ -191,14 +187,11 @@ def test_dropout_is_drawn_anew_at_every_step():
 def test_noise_and_times_differ_by_step_and_by_seed():
     """With the network at 0 the loss is the mean square of the noise itself."""
     config, process = TrainConfig(lr=1e-30), GaussianDiffusion(schedules.create("linear", 10))
-    batch = {"x_0": np.zeros((4, 10, 10, 1), np.float32)}
     losses = []
     for seed in (0, 1):
-        model = Scale(a=0.0, rngs=nnx.Rngs(0))
-        graphdef, _ = models.split(model, training=True)
-        state, key = create_state(model, make_optimizer(config)), jax.random.key(seed)
+        state, step = begun(Scale(a=0.0, rngs=nnx.Rngs(0)), config, process)
         for _ in range(3):
-            state, metrics = train_step(state, batch, key, graphdef=graphdef, process=process, config=config)
+            state, metrics = step(state, np.zeros((4, 10, 10, 1), np.float32), jax.random.key(seed))
             losses.append(float(metrics["loss"]))
     assert len(set(losses)) == 6
     np.testing.assert_allclose(losses, 1, atol=5 * math.sqrt(2 / 400))
@@ -206,14 +199,9 @@ def test_noise_and_times_differ_by_step_and_by_seed():
 
 def test_compute_dtype_leaves_the_state_alone():
     """Everything kept stays in float32; in bfloat16 the product 3 * 1.001 falls on the grid of 2^-6 numbers between 2 and 4."""
-    config = TrainConfig(lr=1e-30, dtype="bfloat16")
-    model = Scale(a=1.001, rngs=nnx.Rngs(0))
-    graphdef, _ = models.split(model, training=True)
-    state = create_state(model, make_optimizer(config))
-    x_0 = jnp.full((4, 2, 2, 1), 3.0)
-    state, metrics = update(
-        state, x_0, x_0, jnp.zeros(4, jnp.int32), None, None, graphdef=graphdef, process=BARE, config=config
-    )
+    update = Update(BARE, optax.adam(1e-30), dtype=jnp.bfloat16)
+    state, x_0 = create_state(Scale(a=1.001, rngs=nnx.Rngs(0)), update.optimizer), jnp.full((4, 2, 2, 1), 3.0)
+    state, metrics = jax.jit(update.with_draws)(state, Examples(x_0, x_0, jnp.zeros(4, jnp.int32)))
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
     assert metrics["loss"] == 3.0 and metrics["loss"].dtype == jnp.float32
     assert state.params["a"] == np.float32(1.001)

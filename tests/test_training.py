@@ -11,9 +11,9 @@ from data_builders import write_image
 from PIL import Image
 from run_checks import assert_same_bits, state_in
 
-from ddpm_jax import cli, data, models
+from ddpm_jax import cli, data
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import open_run, train, train_step
+from ddpm_jax.training import objective, open_run, train
 from ddpm_jax.training.metrics import read_metrics
 
 # The real network -----------------------------------------------------------------------------------------------
@@ -21,11 +21,8 @@ from ddpm_jax.training.metrics import read_metrics
 
 def step_of(run):
     """The compiled step of a run: (state, batch) -> (state, metrics)."""
-    graphdef, _ = models.split(models.abstract(run.config.model), training=True)
-    key = jax.random.key(run.config.train.seed)
-    return lambda state, batch: train_step(
-        state, batch, key, graphdef=graphdef, process=run.process, config=run.config.train
-    )
+    step, key = objective.step_of(run.config), jax.random.key(run.config.train.seed)
+    return lambda state, batch: step(state, batch, key)
 
 
 def test_the_loss_falls_and_the_state_is_donated(finished_run):

@@ -15,10 +15,9 @@ from ddpm_jax import denoisers, models, samplers
 from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import What, Workload
 from ddpm_jax.compilation import jit
-from ddpm_jax.training import create_state, make_optimizer
-from ddpm_jax.training.objective import process_of
+from ddpm_jax.training import create_state
+from ddpm_jax.training.objective import process_of, step_of
 from ddpm_jax.training.samples import sampler_of
-from ddpm_jax.training.step import train_step, train_steps
 
 MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 """What jax.default_matmul_precision is called: on a GPU its own default rounds float32 to TF32."""
@@ -58,13 +57,12 @@ class JaxSide:
 
     def _train(self) -> Call:
         work, per_call = self.work, self.work.steps_per_call
-        config = work.config.train
+        config = work.config
         if work.precision == "bfloat16":
-            config = dataclasses.replace(config, dtype="bfloat16")
-        graphdef, _ = models.split(self.model, training=True)
-        static: dict[str, Any] = {"graphdef": graphdef, "process": self.process, "config": config}
-        step = train_step if per_call == 1 else train_steps
-        state = create_state(self.model, make_optimizer(config))
+            config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype="bfloat16"))
+        step = step_of(config)
+        call = step if per_call == 1 else step.many
+        state = create_state(self.model, step.update.optimizer)
         abstract = jax.eval_shape(lambda: state)
         batches = work.batches()
         if per_call == 1:
@@ -75,13 +73,13 @@ class JaxSide:
 
         def run() -> None:
             nonlocal state
-            state, metrics = step(state, next(turn), self.key, **static)
+            state, metrics = call(state, next(turn), self.key)
             jax.block_until_ready((state, metrics))
 
         return Call(
             run,
             work.batch_size * per_call,
-            lambda: _facts(_lowering(step, abstract, rounds[0], self.key, **static), per_call),
+            lambda: _facts(_lowering(step.program(stacked=per_call > 1), abstract, rounds[0], self.key), per_call),
         )
 
     def _sample(self) -> Call:

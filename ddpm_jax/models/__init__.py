@@ -14,8 +14,9 @@ from ddpm_jax.models.annotated_unet import AnnotatedUNet
 from ddpm_jax.models.conv_net import ConvNet
 from ddpm_jax.models.convnext_unet import ConvNeXtUNet
 from ddpm_jax.models.double_conv_unet import DoubleConvUNet
-from ddpm_jax.models.functional import Model, Variables, apply, merge, parts, split
+from ddpm_jax.models.functional import Model, Variables, apply, fact, for_training, merge, parts, split
 from ddpm_jax.models.mlp import MLP
+from ddpm_jax.models.remat import rematerialised
 from ddpm_jax.models.rms_unet import RMSUNet
 from ddpm_jax.models.strided_unet import StridedUNet
 from ddpm_jax.models.tiny_unet import TinyUNet
@@ -31,9 +32,12 @@ __all__ = [
     "build",
     "configs",
     "create",
+    "fact",
+    "for_training",
     "merge",
     "num_params",
     "parts",
+    "rematerialised",
     "split",
 ]
 

@@ -1,6 +1,7 @@
 """A network as a pure function of plain pytrees, so that jit never sees a module."""
 
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax.models.remat import rematerialise
+from ddpm_jax.errors import UserError
 
 Variables = dict[str, Any]
-"""{"params": nested dict of arrays, "batch_stats": the same for running statistics, empty where a network has none}."""
+"""{"params": nested dict of arrays, "batch_stats": the same for running statistics and whatever else a network keeps that is not
+trained, empty where it keeps nothing}."""
 
 Model = nnx.Module | tuple[nnx.GraphDef, Variables]
 """A network, or what `split` made of it."""
@@ -19,10 +21,14 @@ Model = nnx.Module | tuple[nnx.GraphDef, Variables]
 
 @jax.tree_util.register_static
 class Structure(nnx.GraphDef[nnx.Module]):
-    """A GraphDef that finds its hash once: jit asks for it in each call, and flax goes through all layers: 0.8 ms for 60."""
+    """A GraphDef that finds its hash once: jit asks for it in each call, and flax goes through all layers: 0.8 ms for 60.
 
-    def __init__(self, graphdef: nnx.GraphDef):
+    streams: where the network has random streams of its own, as nnx.Dropout(rate, rngs=rngs) does: which of their arrays are keys.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef, streams: Any):
         super().__init__(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
+        object.__setattr__(self, "streams", streams)  # it is frozen
 
     @functools.cached_property
     def _hash(self) -> int:
@@ -31,17 +37,21 @@ class Structure(nnx.GraphDef[nnx.Module]):
     def __hash__(self) -> int:
         return self._hash
 
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
 
-def split(model: nnx.Module, *, training: bool = False, remat: bool = False) -> tuple[nnx.GraphDef, Variables]:
-    """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch.
 
-    remat: gradients compute the activations within each block anew instead of keeping them.
-    """
+def split(model: nnx.Module, *, training: bool = False) -> tuple[nnx.GraphDef, Variables]:
+    """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch."""
     view = nnx.view(model, deterministic=not training, use_running_average=not training, raise_if_not_found=False)
-    if remat:
-        rematerialise(view)  # a copy of the modules: the model stays as it is
-    graphdef, params, batch_stats = nnx.split(view, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
-    return Structure(graphdef), {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+    graphdef, params, streams, others = nnx.split(view, nnx.Param, nnx.RngState, ...)  # type: ignore[misc]
+    keys = jax.tree.map(lambda leaf: isinstance(leaf, nnx.RngKey), streams, is_leaf=_is_variable)
+    variables = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(others)}
+    return Structure(graphdef, keys), variables
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def parts(model: Model) -> tuple[nnx.GraphDef, Variables]:
@@ -49,10 +59,34 @@ def parts(model: Model) -> tuple[nnx.GraphDef, Variables]:
     return split(model) if isinstance(model, nnx.Module) else model
 
 
-def merge(graphdef: nnx.GraphDef, variables: Variables) -> Any:
-    """The module that `split` took apart."""
-    kinds: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
-    return nnx.merge(graphdef, *(nnx.State(jax.tree.map(kinds[name], variables[name])) for name in kinds))
+def merge(graphdef: nnx.GraphDef, variables: Variables, *, key: jax.Array | None = None) -> Any:
+    """The module that `split` took apart.
+
+    key: what random streams of its own start from; key(0) unless given.
+    """
+    states = [nnx.State(variables["params"])]
+    if jax.tree.leaves(streams := getattr(graphdef, "streams", {})):
+        states.append(_begun(streams, jax.random.key(0) if key is None else key))
+    return nnx.merge(graphdef, *states, nnx.State(variables["batch_stats"]))
+
+
+def _begun(streams: Any, key: jax.Array) -> nnx.State:
+    """Random streams that have drawn nothing yet, each with a key of its own."""
+    leaves, structure = jax.tree.flatten(streams)
+    filled = [
+        jax.random.fold_in(key, index) if is_key else jnp.zeros((), jnp.uint32) for index, is_key in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, filled)
+
+
+def for_training(graphdef: nnx.GraphDef, variables: Variables) -> nnx.GraphDef:
+    """The structure in training of what `split` took apart for evaluation."""
+    return split(merge(graphdef, variables), training=True)[0]
+
+
+def fact(model: nnx.Module, name: str) -> Any:
+    """What a network, or the config that it was made of, says of itself, as num_classes; None: nothing."""
+    return getattr(model, name, getattr(getattr(model, "config", None), name, None))
 
 
 def apply(
@@ -67,15 +101,33 @@ def apply(
 ) -> tuple[Float[Array, "b *out"], Any]:
     """The network's output in the dtype of x_t, and its running statistics after the call.
 
+    The network is called as model(x_t, t, labels), or as model(x_t, t) where it takes no labels and there are none; with
+    rngs=nnx.Rngs(dropout=key) where its call takes that.
+
     key: randomness of dropout, needed only where training uses it. dtype: compute dtype; the parameters and x_t are cast to it,
     so that parameters kept in float32 see their gradients in float32 (None: no cast).
+
+    Raises:
+        UserError: labels for a network whose call takes none.
     """
     params = variables["params"]
     x = x_t
     if dtype is not None:
         params, x = jax.tree.map(lambda a: a.astype(dtype), (params, x_t))
-    model = merge(graphdef, variables | {"params": params})
-    rngs = None if key is None else nnx.Rngs(dropout=key)
-    output = model(x, t, labels, rngs=rngs)
-    batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    model = merge(graphdef, variables | {"params": params}, key=key)
+    output = _call(model, x, t, labels, None if key is None else nnx.Rngs(dropout=key))
+    batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
     return output.astype(jnp.result_type(x_t)), batch_stats
+
+
+def _call(model: Any, x_t: jax.Array, t: jax.Array, labels: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
+    parameters = inspect.signature(model.__call__).parameters.values()
+    kinds = [parameter.kind for parameter in parameters]
+    takes_rngs = inspect.Parameter.VAR_KEYWORD in kinds or any(part.name == "rngs" for part in parameters)
+    options = {"rngs": rngs} if takes_rngs else {}
+    by_position = kinds.count(inspect.Parameter.POSITIONAL_ONLY) + kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if by_position > 2 or inspect.Parameter.VAR_POSITIONAL in kinds:
+        return model(x_t, t, labels, **options)
+    if labels is not None:
+        raise UserError(f"labels were given, but {type(model).__name__} is called as model(x_t, t) and takes none.")
+    return model(x_t, t, **options)

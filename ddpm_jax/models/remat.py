@@ -27,11 +27,14 @@ BLOCKS = (
 """What keeps its input alone for the gradient; none of them is within another. `mlp` and `conv_net` are too small to have any."""
 
 
-def rematerialise(model: nnx.Module) -> None:
-    """Make the blocks of a network such that their activations are computed again when the gradient needs them; in place."""
-    for _, module in nnx.iter_modules(model):
+def rematerialised(model: nnx.Module) -> nnx.Module:
+    """The same network with the same arrays, whose gradients compute the activations within each block anew instead of keeping
+    them."""
+    copy = nnx.merge(*nnx.split(model))
+    for _, module in nnx.iter_modules(copy):
         if type(module) in BLOCKS:
             module.__class__ = _checkpointed(type(module))
+    return copy
 
 
 @functools.cache  # one class for each block: two networks of the same structure stay equal

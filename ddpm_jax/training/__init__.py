@@ -2,24 +2,29 @@
 
 from ddpm_jax.training.finetune import finetune
 from ddpm_jax.training.loop import Outcome, train
+from ddpm_jax.training.optimizers import forgetful, learning_rate, make_optimizer
 from ddpm_jax.training.run import Run, open_run
 from ddpm_jax.training.samples import Drawing
 from ddpm_jax.training.state import TrainState, create_state
-from ddpm_jax.training.step import Inputs, learning_rate, make_optimizer, train_step, train_steps, update
+from ddpm_jax.training.step import Step, make_step
+from ddpm_jax.training.update import Chance, Examples, Gradients, Update
 
 __all__ = [
+    "Chance",
     "Drawing",
-    "Inputs",
+    "Examples",
+    "Gradients",
     "Outcome",
     "Run",
+    "Step",
     "TrainState",
+    "Update",
     "create_state",
     "finetune",
+    "forgetful",
     "learning_rate",
     "make_optimizer",
+    "make_step",
     "open_run",
     "train",
-    "train_step",
-    "train_steps",
-    "update",
 ]

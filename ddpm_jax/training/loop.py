@@ -22,11 +22,11 @@ from ddpm_jax.presets import Preset
 from ddpm_jax.training import feeding, samples
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, NoMetrics, read_metrics
-from ddpm_jax.training.objective import process_of
+from ddpm_jax.training.objective import process_of, step_of
+from ddpm_jax.training.optimizers import learning_rate, updates_done
 from ddpm_jax.training.profiling import Profile
 from ddpm_jax.training.run import Run, environment, start_run
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import learning_rate, train_step, train_steps, updates_done
 
 _ADVICE = (
     "a batch of {} examples does not fit into memory. Try --train.batch-size {}, --train.accumulate 2 (the same update, half a "
@@ -125,7 +125,7 @@ def train(
     done = int(final.step)
     if bad := getattr(source, "bad_files", 0):
         print(f"{bad} unreadable images were skipped.")
-    skipped = done - updates_done(final)
+    skipped = done - updates_done(final.opt_state)
     if skipped:
         print(f"{skipped} steps were skipped, because their loss or gradient was not finite.")
     if launch.is_first():
@@ -161,9 +161,9 @@ def _run_steps(
     profiler: Profile,
 ) -> TrainState:
     """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
-    config, process, inputs = run.config.train, run.process, run.inputs
-    graphdef, _ = models.split(models.abstract(run.config.model), training=True, remat=config.remat)
-    static: dict[str, Any] = {"graphdef": graphdef, "process": process, "config": config, "inputs": inputs}
+    config = run.config.train
+    update = step_of(run.config).on(layout)
+    call = update if per_call == 1 else update.many
     key = jax.random.key(config.seed)
     rate = learning_rate(config)
     total = config.total_steps
@@ -181,9 +181,8 @@ def _run_steps(
             if not launch.several():  # the others are in the middle of a step
                 checkpoints.save(state)  # once the images are mended, the run goes on from here
             raise
-        update = train_step if per_call == 1 else train_steps
         profiler.next_call(state)
-        state, numbers = update(state, batch, key, layout=layout, **static)
+        state, numbers = call(state, batch, key)
         flight.take_off(step + 1, numbers)
         first_call = step == start
         step += per_call
@@ -198,7 +197,7 @@ def _run_steps(
         last = step == total or (may_stop and _asked_to_stop(interruption))
         if step % config.log_every == 0 or last:
             flight.land()
-            updates = updates_done(state)
+            updates = updates_done(state.opt_state)
             lr, skips = float(rate(max(updates - 1, 0))), {"skipped": step - updates} if flight.skip else {}
             metrics.write(step, **flight.numbers(), lr=lr, **skips)
         if step % config.checkpoint_every == 0 or last:

@@ -1,4 +1,4 @@
-"""From a run's config to the process that it learns."""
+"""From a config to the process and the step of training that it asks for."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import Preset, ProcessConfig
 from ddpm_jax.processes import AlphaBlending, FlowMatching, GaussianDiffusion, Process
+from ddpm_jax.training.optimizers import make_optimizer
+from ddpm_jax.training.step import Step, make_step
 
 
 def process_of(config: Preset) -> Process:
@@ -48,3 +50,22 @@ def process_of(config: Preset) -> Process:
         raise UserError(f"process.times = loss_aware needs timesteps, which process.kind = {asked.kind} has not.")
     options: dict[str, Any] = {"num_steps": asked.num_steps, "loss": asked.loss, "time_draw": asked.times}
     return FlowMatching(**options) if asked.kind == "flow" else AlphaBlending(**options)
+
+
+def step_of(config: Preset) -> Step:
+    """The step that a config describes, for one device.
+
+    Raises:
+        UserError: options that exclude each other.
+    """
+    train = config.train
+    return make_step(
+        process_of(config),
+        make_optimizer(train),
+        ema=train.ema_decay,
+        accumulate=train.accumulate,
+        label_dropout=train.label_dropout,
+        dtype=None if train.dtype == "float32" else train.dtype,
+        skip_nonfinite=train.on_nonfinite == "skip",
+        data_range=None,  # the pipeline scales
+    )

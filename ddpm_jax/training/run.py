@@ -23,8 +23,8 @@ from ddpm_jax.processes import Process
 from ddpm_jax.training import loss_aware
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import process_of
+from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.state import TrainState, state_of
-from ddpm_jax.training.step import Inputs, make_optimizer
 from ddpm_jax.typed import build, value_of
 
 CONFIG = "config.json"
@@ -65,11 +65,10 @@ class Run:
         return process_of(self.config)
 
     @property
-    def inputs(self) -> Inputs:
-        """What its network is shown besides x_t, t and its label."""
+    def null_label(self) -> int | None:
+        """The class that stands for none where labels are dropped; None: they are not."""
         model: Any = self.config.model
-        null_label = model.num_classes - 1 if self.config.train.label_dropout else None
-        return Inputs(null_label, getattr(model, "self_conditioning", False))
+        return model.num_classes - 1 if self.config.train.label_dropout else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,12 +118,17 @@ class Run:
         """The state before the first step, from given parameters and running statistics."""
         config = self.config.process
         history = loss_aware.empty(config.num_steps) if config.times == "loss_aware" else None
-        return state_of(variables, make_optimizer(self.config.train), history)
+        return state_of(self._structure, variables, make_optimizer(self.config.train), history)
 
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of a state."""
         _, variables = models.split(models.abstract(self.config.model))
         return jax.eval_shape(self.state_of, variables)
+
+    @property
+    def _structure(self) -> nnx.GraphDef:
+        model = models.abstract(self.config.model)
+        return models.split(models.rematerialised(model) if self.config.train.remat else model)[0]
 
     def denoiser(self, labels: Any = None, *, variables: models.Variables | None = None, dtype: Any = None) -> Denoiser:
         """What its network believes.
@@ -137,9 +141,11 @@ class Run:
         """
         variables = self.load_variables()[0] if variables is None else variables
         graphdef, _ = models.split(models.abstract(self.config.model))
-        options: dict[str, Any] = {"labels": labels, "null_label": self.inputs.null_label, "dtype": dtype}
+        options: dict[str, Any] = {"labels": labels, "null_label": self.null_label, "dtype": dtype}
         network = denoisers.of_network((graphdef, variables), self.process, **options)
-        return denoisers.self_conditioned(network) if self.inputs.self_conditioned else network
+        return (
+            denoisers.self_conditioned(network) if getattr(self.config.model, "self_conditioning", False) else network
+        )
 
     def load_variables(self, *, ema: bool = True, layout: Layout = ALONE) -> tuple[models.Variables, int]:
         """The parameters of the newest checkpoint, averaged or those being trained, its running statistics, and its step.

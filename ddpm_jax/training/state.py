@@ -1,5 +1,6 @@
-"""The state of training: one immutable pytree of arrays."""
+"""The state of training: one immutable pytree of arrays, and the structure of the network they belong to."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ddpm_jax import models
+from ddpm_jax import denoisers, models
+from ddpm_jax.denoisers import Denoiser
+from ddpm_jax.errors import UserError
+from ddpm_jax.processes import Process
 from ddpm_jax.training.loss_aware import LossHistory
 
 
@@ -23,43 +27,101 @@ class TrainState:
     params: Any
     """Trained parameters, nested dict of float32 arrays."""
     batch_stats: Any
-    """Running statistics of BatchNorm, empty where a network has none."""
+    """Running statistics of BatchNorm, and whatever else a network keeps that is not trained; empty where it keeps nothing."""
     ema_params: Any
     """Exponential moving average of params: what samples are drawn with."""
     opt_state: optax.OptState
-    """Adam's moments and counts."""
+    """The optimiser's own."""
     loss_history: Any = None
     """The latest losses of every timestep, a `LossHistory`; None where times are not drawn by them."""
+    graphdef: nnx.GraphDef = dataclasses.field(kw_only=True, repr=False, metadata={"static": True})
+    """The network's structure, for evaluation, as `models.split` gives it."""
 
     def variables(self, *, ema: bool) -> models.Variables:
         """What `models.apply` takes: with the averaged parameters, or those being trained."""
         return {"params": self.ema_params if ema else self.params, "batch_stats": self.batch_stats}
 
+    def denoiser(
+        self,
+        process: Process,
+        labels: Any = None,
+        *,
+        ema: bool = True,
+        null_label: int | None = None,
+        dtype: Any = None,
+    ) -> Denoiser:
+        """What the network believes, with arrays of its own: it outlives the steps that consume the state.
 
-def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update of a network as it is, which keeps its own arrays: steps consume those of the state."""
-    return state_of(_in_one_program(_copied, models.split(model)[1]), optimizer)
+        labels: classes, (B,) or one for all. ema: with the averaged parameters, or those being trained. null_label: the class that
+        stood for none where labels were dropped, the network's last: then it can be guided. dtype: what the network computes in,
+        None for that of its parameters.
+
+        Raises:
+            UserError: no process, or labels that are no whole numbers.
+        """
+        variables = copied(self.variables(ema=ema))
+        options: dict[str, Any] = {"labels": labels, "null_label": null_label, "dtype": dtype}
+        believed = denoisers.of_network((self.graphdef, variables), process, **options)
+        network = models.merge(self.graphdef, variables)
+        return denoisers.self_conditioned(believed) if models.fact(network, "self_conditioning") else believed
+
+
+def create_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, *, loss_history: LossHistory | None = None
+) -> TrainState:
+    """The state before the first update of a network as it is, which keeps its own arrays: steps consume those of the state.
+
+    optimizer: any of optax's, the one that `make_step` is given. loss_history: `loss_aware.empty(T)` to draw times by their losses.
+
+    Raises:
+        UserError: no network, or no optimiser.
+    """
+    if not isinstance(model, nnx.Module):
+        raise UserError(f"model must be an nnx.Module; got a {type(model).__name__}.")
+    graphdef, variables = models.split(model)
+    return state_of(graphdef, in_one_program(copied, variables), optimizer, loss_history)
 
 
 def state_of(
-    variables: models.Variables, optimizer: optax.GradientTransformation, loss_history: LossHistory | None = None
+    graphdef: nnx.GraphDef,
+    variables: models.Variables,
+    optimizer: optax.GradientTransformation,
+    loss_history: LossHistory | None = None,
 ) -> TrainState:
     """The state before the first update from given parameters and running statistics: the average starts as a copy."""
+    check_optimizer(optimizer)
 
     def begin(variables: models.Variables, loss_history: LossHistory | None) -> TrainState:
         params = variables["params"]
-        start = jnp.zeros((), jnp.int32)
-        # a copy: a donated buffer must not stand in two places
-        opt_state = optimizer.init(params)
-        return TrainState(start, params, variables["batch_stats"], _copied(params), opt_state, loss_history)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables["batch_stats"],
+            ema_params=copied(params),  # a donated buffer must not stand in two places
+            opt_state=optimizer.init(params),
+            loss_history=loss_history,
+            graphdef=graphdef,
+        )
 
-    return _in_one_program(begin, variables, loss_history)
+    return in_one_program(begin, variables, loss_history)
 
 
-def _copied(tree: Any) -> Any:
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what optax did not make.
+
+    Raises:
+        UserError: it has no init and update.
+    """
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        what = "the function " + optimizer.__name__ if callable(optimizer) else f"a {type(optimizer).__name__}"
+        raise UserError(f"optimizer must be an optax optimiser, as optax.adam(2e-4); got {what}.")
+
+
+def copied(tree: Any) -> Any:
+    """The same arrays elsewhere in memory."""
     return jax.tree.map(jnp.copy, tree)
 
 
-def _in_one_program(function: Callable[..., Any], *args: Any) -> Any:
+def in_one_program(function: Callable[..., Any], *args: Any) -> Any:
     """function(*args), compiled as a whole: array by array, every shape would be a program of its own."""
     return jax.jit(function)(*args)

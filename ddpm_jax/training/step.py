@@ -1,280 +1,221 @@
-"""One training step: a pure function (state, batch) -> (state, metrics), compiled once with the state donated."""
+"""The one step of training: an update of the state, compiled, with the state donated; `make_step` makes it."""
 
-import dataclasses
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import nnx
 
 from ddpm_jax import models, parallel
+from ddpm_jax.compilation import jit
+from ddpm_jax.errors import UserError
 from ddpm_jax.parallel import ALONE, Layout
-from ddpm_jax.presets import TrainConfig
-from ddpm_jax.processes import GaussianDiffusion, Process
-from ddpm_jax.training import loss_aware
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.processes import Process
+from ddpm_jax.training.state import TrainState, check_optimizer
+from ddpm_jax.training.update import Update
+
+ROUNDING = 1e-3
+"""How far beyond its range data may lie and still count as rounded."""
 
 
-def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Number of updates done -> learning rate: linear warm-up from 0, then constant, or along a cosine to lr_end.
+def make_step(
+    process: Process,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: float = 0.9999,
+    accumulate: int = 1,
+    label_dropout: float = 0.0,
+    dtype: Any = None,
+    skip_nonfinite: bool = False,
+    data_range: tuple[float, float] | None = (-1.0, 1.0),
+) -> "Step":
+    """The compiled step of training: step(state, batch, key) -> (state, metrics); the state given is consumed.
 
-    The cosine (Loshchilov & Hutter 2017, eq. 5, without restarts) ends at the last step; by epoch, it is looked up at the
-    beginning of each epoch and stays there to its end.
+    One algorithm for every process (DDPM, Ho et al. 2020, algorithm 1, for one), any network of `create_state` and any optimiser
+    of optax.
+
+    process: what is learned. optimizer: the one that the state was created with. ema: decay of the parameters' average, in [0, 1);
+    after k steps it is (1 + k) / (10 + k) where that is less. accumulate: parts that a batch is gone through in, to save memory;
+    the same update, but that BatchNorm sees each part alone. label_dropout: share of the labels replaced by the network's last
+    class, which then stands for none, in [0, 1) (Ho & Salimans 2022). dtype: what the network computes in, as "bfloat16"; None:
+    the dtype of its parameters. skip_nonfinite: where loss or gradients are not finite, leave the state as it was, but for its
+    step. data_range: of images, which are refused beyond it; None: any.
+
+    Raises:
+        UserError: an argument that is no process, no optimiser, or out of range.
     """
-    if config.lr_decay == "constant":
-        warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
-        rate = warmup if config.warmup_steps else optax.constant_schedule(config.lr)
+    if not isinstance(process, Process):
+        raise UserError(f"process must be a process, as processes.GaussianDiffusion(schedule); got {process!r:.60}.")
+    check_optimizer(optimizer)
+    for name, value in (("ema", ema), ("label_dropout", label_dropout)):
+        if not 0 <= value < 1:
+            raise UserError(f"{name} must lie in [0, 1); got {value}.")
+    if accumulate < 1:
+        raise UserError(f"accumulate must be at least 1; got {accumulate}.")
+    dtype = None if dtype is None else jnp.dtype(dtype)
+    return Step(Update(process, optimizer, ema, accumulate, label_dropout, dtype, skip_nonfinite), data_range)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What `make_step` makes. Called as step(state, batch, key) -> (state, {"loss": …, "grad_norm": …})."""
+
+    update: Update
+    """Its equations."""
+    data_range: tuple[float, float] | None = None
+    """See `make_step`."""
+    layout: Layout = ALONE
+    """The devices that share the work."""
+    _seen: set[Any] = field(default_factory=set, repr=False)
+
+    def on(self, layout: Layout) -> "Step":
+        """The same for other devices: `layout.place` puts a state there, `layout.feed` a batch."""
+        return replace(self, layout=layout, _seen=set())
+
+    def __call__(self, state: TrainState, batch: Any, key: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update of the state, which is consumed: go on with the one returned.
+
+        batch: {"x_0": (B, ...), "label": (B,)}, or with `image` for x_0; (x_0, labels); or x_0 alone. x_0: uint8 images, scaled
+        to [-1, 1], or what the network is to see. key: a key or a seed, the same for all steps: it is folded with the state's
+        step, so that a resumed run draws what the uninterrupted one would have drawn.
+
+        Returns:
+            The state, and loss and grad_norm, the mean loss of the batch and the joint norm of its gradients, as scalars.
+
+        Raises:
+            UserError: a state that was consumed, or made for another optimiser; a batch of another form, without labels for a
+                network with classes, or beyond the range of the data (looked at when its shape is first seen).
+        """
+        batch = as_batch(batch)
+        self._check(state, batch, stacked=False)
+        return self._one(state, batch, as_key(key))
+
+    def many(self, state: TrainState, batches: Any, key: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        """An update for each of the batches stacked along a first axis K, in one call; so are the metrics, (K,).
+
+        What pays where a step takes no longer than its dispatch. Otherwise as a call of the step.
+        """
+        batches = as_batch(batches)
+        self._check(state, batches, stacked=True)
+        return self._many(state, batches, as_key(key))
+
+    @functools.cached_property
+    def _one(self) -> Callable[..., Any]:
+        update = parallel.shared(self.update, self.layout)
+
+        def train_step(state: TrainState, batch: Any, key: jax.Array) -> Any:
+            return update(state, batch, key)
+
+        return jit(train_step, donate_argnums=0)
+
+    @functools.cached_property
+    def _many(self) -> Callable[..., Any]:
+        update = parallel.shared(self.update, self.layout)
+
+        def train_steps(state: TrainState, batches: Any, key: jax.Array) -> Any:
+            return jax.lax.scan(lambda state, batch: update(state, batch, key), state, batches)
+
+        return jit(train_steps, donate_argnums=0)
+
+    def program(self, *, stacked: bool = False) -> Callable[..., Any]:
+        """The compiled function behind a call, or behind `many`: its `lower` and `trace` take shapes in the place of arrays."""
+        return self._many if stacked else self._one
+
+    def _check(self, state: TrainState, batch: dict[str, Any], *, stacked: bool) -> None:
+        if not isinstance(state, TrainState):
+            raise UserError(
+                f"state must be a TrainState, as training.create_state makes; got a {type(state).__name__}."
+            )
+        if isinstance(state.step, jax.Array) and state.step.is_deleted():
+            raise UserError(
+                "this state was consumed by an earlier step: go on with the state which that step returned."
+            )
+        shapes = tuple((name, np.shape(value), jnp.result_type(value)) for name, value in batch.items())
+        if (stacked, shapes) in self._seen:
+            return
+        leading = 1 + stacked
+        x_0 = batch["x_0"]
+        size = np.shape(x_0)[stacked : stacked + 1]
+        if np.ndim(x_0) <= leading or not size or not size[0]:
+            raise UserError(f"x_0 must be a batch of examples, (B, ...); got the shape {np.shape(x_0)}.")
+        if size[0] % self.update.accumulate:
+            raise UserError(f"accumulate = {self.update.accumulate} must divide the batch; got {size[0]} examples.")
+        self._check_labels(state, batch, np.shape(x_0)[:leading])
+        if np.ndim(x_0) == leading + 3:
+            check_range(x_0, self.data_range)
+        expected = jax.eval_shape(self.update.optimizer.init, state.params)
+        if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):  # type: ignore[operator]
+            raise UserError(
+                "the state was made for another optimiser than this step's: create it with the optimiser that make_step was given."
+            )
+        self._seen.add((stacked, shapes))
+
+    def _check_labels(self, state: TrainState, batch: dict[str, Any], shape: tuple[int, ...]) -> None:
+        network = models.merge(state.graphdef, state.variables(ema=False))
+        classes = models.fact(network, "num_classes")
+        if "label" not in batch:
+            if classes:
+                raise UserError(f"the network has {classes} classes, so that a batch needs labels; got x_0 alone.")
+            if self.update.label_dropout:
+                raise UserError(f"label_dropout = {self.update.label_dropout:g} needs a batch with labels.")
+            return
+        labels = batch["label"]
+        if np.shape(labels) != shape or not np.issubdtype(jnp.result_type(labels), np.integer):
+            raise UserError(
+                f"labels must be whole numbers of the shape {shape}, one for each example; got {jnp.result_type(labels)} of "
+                f"the shape {np.shape(labels)}."
+            )
+        if self.update.label_dropout and not classes:
+            raise UserError("label_dropout needs a network that says how many classes it has, as num_classes.")
+
+
+def as_key(key: Any) -> jax.Array:
+    """A key of jax.random; a whole number is a seed."""
+    return jax.random.key(key) if isinstance(key, (int, np.integer)) else key
+
+
+def as_batch(batch: Any) -> dict[str, Any]:
+    """A batch in one of its forms as {"x_0": …, "label": …}, the latter where there are labels.
+
+    Raises:
+        UserError: another form (says which there are).
+    """
+    if isinstance(batch, dict):
+        if batch.keys() in ({"x_0"}, {"x_0", "label"}) and not isinstance(batch.get("label"), (list, tuple)):
+            return batch
+        found = {"x_0" if name == "image" else name: value for name, value in batch.items() if value is not None}
+    elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
+        found = {name: value for name, value in zip(("x_0", "label"), batch, strict=False) if value is not None}
     else:
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, config.lr, config.warmup_steps, config.total_steps, end_value=config.lr_end
+        found = {"x_0": batch}
+    if "x_0" not in found or found.keys() - {"x_0", "label"} or not hasattr(found["x_0"], "shape"):
+        shown = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+        raise UserError(
+            f"a batch must be {{'x_0': array, 'label': array}}, (x_0, labels) or x_0 alone, as arrays; got {shown}."
         )
-    # how far the cosine is held back
-    stride = config.steps_in_epoch if config.lr_decay == "cosine_by_epoch" else 1
-    # a quotient of int32s is float32 even where float64 is in use
-    return lambda count: rate(jnp.asarray(count // stride * stride, float))
+    return found | ({"label": np.asarray(found["label"])} if isinstance(found.get("label"), (list, tuple)) else {})
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015), on gradients whose joint norm is clipped where the config asks for it."""
-    clip = optax.identity() if config.grad_clip is None else optax.clip_by_global_norm(config.grad_clip)
-    return optax.chain(clip, optax.adam(learning_rate(config)))
+def check_range(x_0: Any, allowed: tuple[float, float] | None) -> None:
+    """Refuse images of floats beyond the range of the data; uint8 pixels are scaled to it.
 
-
-def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-    """The average's decay after `step` updates: warms up as (1 + step) / (10 + step), at most `decay`."""
-    step = jnp.asarray(step, float)  # a quotient of int32s would be float32 even where float64 is in use
-    return jnp.minimum(decay, (1 + step) / (10 + step))
-
-
-def updates_done(state: TrainState) -> int:
-    """How often the optimiser has moved the parameters: the steps done, less those that were skipped."""
-    return int(optax.tree.get(state.opt_state, "count", filtering=_counts_the_rate))
-
-
-def _counts_the_rate(path: Any, _: Any) -> bool:
-    return getattr(path[-1], "tuple_name", None) == "ScaleByScheduleState"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a network is shown besides x_t, t and its label."""
-
-    null_label: int | None = None
-    """The class that stands for none where labels are dropped."""
-    self_conditioned: bool = False
-    """Whether an estimate of x_0, or zeros, follows x_t's own channels."""
-
-
-def update(
-    state: TrainState,
-    x_0: jax.Array,
-    noise: jax.Array,
-    t: jax.Array,
-    labels: jax.Array | None,
-    key: jax.Array | None,
-    weights: jax.Array | None = None,
-    guess: jax.Array | None = None,
-    *,
-    graphdef: nnx.GraphDef,
-    process: Process,
-    config: TrainConfig,
-    layout: Layout = ALONE,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The step with every draw given: x_0, noise (B, ...), t (B,); key: dropout's. Returns loss and grad_norm as metrics.
-
-    weights: (B,) of the examples' losses, None for ones. guess: for a self-conditioned network, a boolean scalar: whether it is
-    shown its own estimate of x_0, found without one and without gradient (Chen et al. 2023, section 3.2), or zeros. Gradients,
-    Adam's moments and the average stay in the dtype of the parameters; the network computes in config.dtype. Where the loss or the
-    norm is not finite and config.on_nonfinite is "skip", the state stays as it was but for its step, which counts on.
+    Raises:
+        UserError: another type, or values beyond the range; says which was found.
     """
-    options: Any = {"graphdef": graphdef, "process": process, "config": config, "layout": layout}
-    losses, grads, batch_stats = gradients(state, x_0, noise, t, labels, key, weights, guess, **options)
-    grads, batch_stats = layout.mean((grads, batch_stats))
-    losses, t, weights = layout.every((losses, t, weights))
-    new = layout.as_state(apply_gradients(state, grads, batch_stats, config))
-    if state.loss_history is not None:
-        assert isinstance(process, GaussianDiffusion)
-        history = loss_aware.record(state.loss_history, t - process.schedule.first, losses)
-        new = dataclasses.replace(new, loss_history=history)
-    loss = (losses if weights is None else weights * losses).mean()
-    grad_norm = optax.tree.norm(grads)
-    if config.on_nonfinite == "skip":
-        sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        unchanged = dataclasses.replace(state, step=new.step)
-        new = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, unchanged)
-    return new, {"loss": loss, "grad_norm": grad_norm}
-
-
-def gradients(
-    state: TrainState,
-    x_0: jax.Array,
-    noise: jax.Array,
-    t: jax.Array,
-    labels: jax.Array | None,
-    key: jax.Array | None,
-    weights: jax.Array | None = None,
-    guess: jax.Array | None = None,
-    *,
-    graphdef: nnx.GraphDef,
-    process: Process,
-    config: TrainConfig,
-    layout: Layout = ALONE,
-) -> tuple[jax.Array, Any, Any]:
-    """The first half of `update`: losses (B,), the gradients of their (weighted) mean by parameter, and the running statistics
-    after the batch.
-
-    With config.accumulate, the batch is gone through in that many parts: BatchNorm sees each of them alone, and dropout's masks
-    are others; everything else is the same.
-    """
-    options: Any = {"graphdef": graphdef, "process": process, "config": config, "layout": layout}
-    parts = config.accumulate
-    if parts == 1:
-        return _gradients_of_part(state, x_0, noise, t, labels, key, weights, guess, **options)
-
-    def cut(a):  # every parts-th example, so that each device keeps its own
-        return layout.spread(a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), axis=1)
-
-    def add(carry, part):
-        total, batch_stats = carry
-        index, (x_0, noise, t, labels, weights) = part
-        part_key = None if key is None else jax.random.fold_in(key, index)
-        before = dataclasses.replace(state, batch_stats=batch_stats)
-        losses, grads, batch_stats = _gradients_of_part(
-            before, x_0, noise, t, labels, part_key, weights, guess, **options
+    dtype = jnp.result_type(x_0)
+    if dtype == np.uint8:
+        return
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"x_0 must be uint8 pixels 0..255 or floats; got {dtype}.")
+    if allowed is None:
+        return
+    least, most = float(x_0.min()), float(x_0.max())
+    if not (least >= allowed[0] - ROUNDING and most <= allowed[1] + ROUNDING):
+        raise UserError(
+            f"x_0 must be uint8 pixels 0..255, or floats in [{allowed[0]:g}, {allowed[1]:g}] as the network sees them; got floats "
+            f"in [{least:.4g}, {most:.4g}]. For data without such a range: make_step(..., data_range=None)."
         )
-        return (layout.as_state(jax.tree.map(jnp.add, total, grads)), batch_stats), losses
-
-    start = layout.as_state(jax.tree.map(jnp.zeros_like, state.params)), state.batch_stats
-    each = jax.tree.map(cut, (x_0, noise, t, labels, weights))
-    (total, batch_stats), losses = jax.lax.scan(add, start, (jnp.arange(parts), each))
-    return losses.T.reshape(-1), jax.tree.map(lambda g: g / parts, total), batch_stats
-
-
-def _gradients_of_part(
-    state: TrainState,
-    x_0: jax.Array,
-    noise: jax.Array,
-    t: jax.Array,
-    labels: jax.Array | None,
-    key: jax.Array | None,
-    weights: jax.Array | None,
-    guess: jax.Array | None,
-    *,
-    graphdef: nnx.GraphDef,
-    process: Process,
-    config: TrainConfig,
-    layout: Layout,
-) -> tuple[jax.Array, Any, Any]:
-    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-
-    def mean_loss(params):
-        params = layout.whole(params)
-        batch_stats = state.batch_stats
-
-        def call(x, time):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            return models.apply(graphdef, variables, x, time, labels, key=key, dtype=dtype)
-
-        def predict(x_t, time):
-            nonlocal batch_stats
-            if guess is not None:
-                nothing = jnp.zeros_like(x_t)
-
-                def first_guess():
-                    output, _ = call(jnp.concatenate([x_t, nothing], axis=-1), time)
-                    return jax.lax.stop_gradient(process.estimate(x_t, output, t).x_0)
-
-                x_t = jnp.concatenate([x_t, jax.lax.cond(guess, first_guess, lambda: nothing)], axis=-1)
-            output, batch_stats = call(x_t, time)
-            return output
-
-        losses = process.loss_per_example(predict, x_0, noise, t)
-        return (losses if weights is None else weights * losses).mean(), (losses, batch_stats)
-
-    (_, (losses, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-    return losses, grads, batch_stats
-
-
-def apply_gradients(state: TrainState, grads: Any, batch_stats: Any, config: TrainConfig) -> TrainState:
-    """The second half of `update`: the state after one step of the optimiser and of the average."""
-    opt_state = state.opt_state
-    if config.reset_optimizer:
-        opt_state = _forget(opt_state, state.step % config.steps_in_epoch == 0)
-    updates, opt_state = make_optimizer(config).update(grads, opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    decay = ema_decay(state.step, config.ema_decay)
-    ema_params = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), state.ema_params, params)
-    return TrainState(state.step + 1, params, batch_stats, ema_params, opt_state, state.loss_history)
-
-
-def _forget(opt_state: optax.OptState, when: jax.Array) -> optax.OptState:
-    """Adam's moments and its count of steps as at the start, `when` that is asked for; the learning rate goes on."""
-
-    def cleared(part):
-        return jax.tree.map(lambda a: jnp.where(when, 0, a).astype(a.dtype), part) if is_adam(part) else part
-
-    def is_adam(part):
-        return isinstance(part, optax.ScaleByAdamState)
-
-    return jax.tree.map(cleared, opt_state, is_leaf=is_adam)
-
-
-def draw_and_update(
-    state: TrainState,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    *,
-    process: Process,
-    config: TrainConfig,
-    inputs: Inputs = Inputs(),
-    layout: Layout = ALONE,
-    **static: Any,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`update` with everything drawn from the run's key folded with the step, so that a resumed run draws the same.
-
-    batch: "x_0" (B, H, W, C) or (B, 2) and, for a conditional network, "label" (B,). What is drawn does not depend on the layout,
-    but for dropout's masks under pmap.
-    """
-    key = jax.random.fold_in(key, state.step)
-    times, noise, dropout = jax.random.split(key, 3)
-    x_0, labels = batch["x_0"], batch.get("label")
-    size = x_0.shape[0] * layout.programs
-    weights = guess = None
-    if state.loss_history is None:
-        t = process.draw_times(times, size)
-    else:
-        assert isinstance(process, GaussianDiffusion)
-        index, weights = loss_aware.draw(state.loss_history, times, size)
-        t = process.schedule.first + index
-    if labels is not None and config.label_dropout:
-        hidden = layout.share(jax.random.bernoulli(jax.random.fold_in(key, 0), config.label_dropout, (size,)))
-        assert inputs.null_label is not None  # a run with dropout has one
-        labels = jnp.where(hidden, inputs.null_label, labels)
-    if inputs.self_conditioned:
-        guess = jax.random.bernoulli(jax.random.fold_in(key, 1))
-    noise = jax.random.normal(noise, (size, *x_0.shape[1:]))
-    noise, t, weights = layout.share((noise, t, weights))
-    options: Any = {"process": process, "config": config, "layout": layout, **static}
-    return update(state, x_0, noise, t, labels, layout.own_key(dropout), weights, guess, **options)
-
-
-def draw_and_update_all(
-    state: TrainState, batches: dict[str, jax.Array], key: jax.Array, **static: Any
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`draw_and_update` for each of the batches stacked along a first axis K; so are the metrics, (K,)."""
-    return jax.lax.scan(lambda state, batch: draw_and_update(state, batch, key, **static), state, batches)
-
-
-_STATIC = ("graphdef", "process", "config", "inputs")
-train_step = parallel.compiled(
-    draw_and_update, _STATIC, donate=True, in_batch=(False, True, False), out_axes=(None, None)
-)
-"""The compiled step: train_step(state, batch, key, graphdef=…, process=…, config=…, inputs=Inputs(), layout=ALONE) -> (state,
-metrics); state is consumed.
-"""
-train_steps = parallel.compiled(
-    draw_and_update_all, _STATIC, donate=True, in_batch=(False, True, False), batch_axis=1, out_axes=(None, None)
-)
-"""Several steps in one compiled call: what pays where a step takes no longer than its dispatch."""

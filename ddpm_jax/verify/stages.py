@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +18,9 @@ from ddpm_jax.compilation import compile_for, once
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
-from ddpm_jax.training import create_state, make_optimizer
+from ddpm_jax.training import Examples, Update, create_state, make_optimizer
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.samples import sampler_of
-from ddpm_jax.training.step import apply_gradients, gradients
 from ddpm_jax.verify.comparison import compare, environment, import_torch, row
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import Report, Row
@@ -217,17 +215,13 @@ class Verification:
     def _training(self) -> Iterator[Row]:
         """Loss and gradients, then three steps of Adam and of the average, from the same start on the same draws."""
         model = self._jax_model()
-        graphdef, _ = models.split(model, training=True)
-        state = create_state(model, make_optimizer(TRAINING))
-
-        def loss_and_gradients(state, x_0, noise, t, labels):
-            options = {"graphdef": graphdef, "process": self.process, "config": TRAINING}
-            return gradients(state, x_0, noise, t, labels, None, **options)
-
+        update = Update(self.process, make_optimizer(TRAINING), TRAINING.ema_decay)
+        state = create_state(model, update.optimizer)
         labels = None if self.labels is None else jnp.asarray(self.labels)
-        draws = self._jax_images(self.x_0), self._jax_images(self.noise), jnp.asarray(self.t), labels
-        first_half = compile_for(3, loss_and_gradients, state, *draws)
-        second_half = jax.jit(functools.partial(apply_gradients, config=TRAINING), compiler_options=once())
+        x_0, t = self._jax_images(self.x_0), jnp.asarray(self.t)
+        examples = Examples(x_0, self._jax_images(self.noise), t, labels)
+        gradients = compile_for(3, update.gradients, state, examples)
+        apply = jax.jit(update.apply, compiler_options=once())
 
         twins = self.twins.training
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype))
@@ -235,11 +229,11 @@ class Verification:
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
         for index in range(3):
             noise = (1 + index) * self.noise  # other gradients each time: Adam does not see a scale that they share
-            draws = self._jax_images(self.x_0), self._jax_images(noise), jnp.asarray(self.t), labels
-            losses, grads, batch_stats = first_half(state, *draws)
+            examples = Examples(x_0, self._jax_images(noise), t, labels)
+            found = gradients(state, examples)
             if index == 0:
-                yield from self._gradients(model, losses.mean(), grads)
-            state = second_half(state, grads, batch_stats)
+                yield from self._gradients(model, found.losses.mean(), found.params)
+            state, _ = apply(state, examples, found)
             twins.train_step(
                 twin_state,
                 self.twin_process,
