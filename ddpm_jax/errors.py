@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 
 class UserError(ValueError):
@@ -10,6 +11,15 @@ class UserError(ValueError):
 
 class NotFiniteError(UserError):
     """Samples, or figures of them, hold NaN or infinity; nothing was made of them."""
+
+
+def kind_of(value: Any) -> str:
+    """What an argument of the wrong kind is, in words: "the class UNet", "the function adam", "a float"."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    return f"a {type(value).__name__}"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ def sample_keys(key: Any, num: int, first: int = 0) -> jax.Array:
     Raises:
         UserError: neither a key nor a seed.
     """
-    return jax.vmap(jax.random.fold_in, (None, 0))(_as_key(key), np.arange(first, first + num, dtype=np.uint32))
+    return jax.vmap(jax.random.fold_in, (None, 0))(as_key(key), np.arange(first, first + num, dtype=np.uint32))
 
 
 def as_keys(key: Any, num: int) -> Any:
@@ -29,7 +29,7 @@ def as_keys(key: Any, num: int) -> Any:
     """
     if isinstance(key, jax.ShapeDtypeStruct):  # to be lowered, not run
         return key if key.shape else jax.eval_shape(lambda key: sample_keys(key, num), key)
-    found = _as_key(key)
+    found = as_key(key)
     if not found.shape:
         return sample_keys(found, num)
     if found.shape != (num,):
@@ -39,7 +39,12 @@ def as_keys(key: Any, num: int) -> Any:
     return found
 
 
-def _as_key(key: Any) -> jax.Array:
+def as_key(key: Any) -> jax.Array:
+    """A key of jax.random, of either kind; a whole number is a seed.
+
+    Raises:
+        UserError: neither a key nor a seed.
+    """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim:  # as of jax.random.PRNGKey

@@ -58,7 +58,7 @@ def structure(remat=False):
 
 
 def step_on(layout, accumulate=1):
-    return make_step(PROCESS, make_optimizer(CONFIG), ema=0.9, accumulate=accumulate, data_range=None).on(layout)
+    return make_step(PROCESS, make_optimizer(CONFIG), ema=0.9, accumulate=accumulate, bounded=False).on(layout)
 
 
 def walk(layout, state, steps, accumulate=1, remat=False):

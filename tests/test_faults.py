@@ -324,7 +324,7 @@ def steps_of(config, batches, *, together=False):
     """The states after each batch, and the metrics."""
     model = Gain(rngs=nnx.Rngs(0))
     state = create_state(model, make_optimizer(config))
-    options = {"ema": config.ema_decay, "skip_nonfinite": config.on_nonfinite == "skip", "data_range": None}
+    options = {"ema": config.ema_decay, "skip_nonfinite": config.on_nonfinite == "skip", "bounded": False}
     step = make_step(GaussianDiffusion(schedules.create("linear", 10)), make_optimizer(config), **options)
     if together:
         return jax.tree.map(np.array, step.many(state, {"x_0": np.stack(batches)}, jax.random.key(0)))

@@ -42,7 +42,7 @@ BARE = Bare(schedules.create("linear", 10))
 def begun(model, config, process=BARE):
     """A state, and the step that changes it."""
     optimizer = make_optimizer(config)
-    return create_state(model, optimizer), make_step(process, optimizer, ema=config.ema_decay, data_range=None)
+    return create_state(model, optimizer), make_step(process, optimizer, ema=config.ema_decay, bounded=False)
 
 
 def run_scale(config, steps, *, x_0=3.0, rate=0.0):

@@ -67,5 +67,5 @@ def step_of(config: Preset) -> Step:
         label_dropout=train.label_dropout,
         dtype=None if train.dtype == "float32" else train.dtype,
         skip_nonfinite=train.on_nonfinite == "skip",
-        data_range=None,  # the pipeline scales
+        bounded=False,  # the pipeline scales
     )

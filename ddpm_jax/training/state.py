@@ -12,7 +12,7 @@ from flax import nnx
 
 from ddpm_jax import denoisers, models
 from ddpm_jax.denoisers import Denoiser
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, kind_of
 from ddpm_jax.processes import Process
 from ddpm_jax.training.loss_aware import LossHistory
 
@@ -77,7 +77,7 @@ def create_state(
         UserError: no network, or no optimiser.
     """
     if not isinstance(model, nnx.Module):
-        raise UserError(f"model must be an nnx.Module; got a {type(model).__name__}.")
+        raise UserError(f"model must be an nnx.Module; got {kind_of(model)}.")
     graphdef, variables = models.split(model)
     return state_of(graphdef, in_one_program(copied, variables), optimizer, loss_history)
 
@@ -113,8 +113,7 @@ def check_optimizer(optimizer: Any) -> None:
         UserError: it has no init and update.
     """
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        what = "the function " + optimizer.__name__ if callable(optimizer) else f"a {type(optimizer).__name__}"
-        raise UserError(f"optimizer must be an optax optimiser, as optax.adam(2e-4); got {what}.")
+        raise UserError(f"optimizer must be an optax optimiser, as optax.adam(2e-4); got {kind_of(optimizer)}.")
 
 
 def copied(tree: Any) -> Any:

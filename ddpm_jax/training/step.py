@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,14 +12,13 @@ import optax
 
 from ddpm_jax import models, parallel
 from ddpm_jax.compilation import jit
-from ddpm_jax.errors import UserError
+from ddpm_jax.data.scaling import as_x_0
+from ddpm_jax.errors import UserError, kind_of
+from ddpm_jax.noise import as_key
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.processes import Process
 from ddpm_jax.training.state import TrainState, check_optimizer
 from ddpm_jax.training.update import Update
-
-ROUNDING = 1e-3
-"""How far beyond its range data may lie and still count as rounded."""
 
 
 def make_step(
@@ -31,7 +30,7 @@ def make_step(
     label_dropout: float = 0.0,
     dtype: Any = None,
     skip_nonfinite: bool = False,
-    data_range: tuple[float, float] | None = (-1.0, 1.0),
+    bounded: bool = True,
 ) -> "Step":
     """The compiled step of training: step(state, batch, key) -> (state, metrics); the state given is consumed.
 
@@ -43,7 +42,7 @@ def make_step(
     the same update, but that BatchNorm sees each part alone. label_dropout: share of the labels replaced by the network's last
     class, which then stands for none, in [0, 1) (Ho & Salimans 2022). dtype: what the network computes in, as "bfloat16"; None:
     the dtype of its parameters. skip_nonfinite: where loss or gradients are not finite, leave the state as it was, but for its
-    step. data_range: of images, which are refused beyond it; None: any.
+    step. bounded: images beyond [-1, 1] are refused, as 0..255 in floats would be; False: any are taken.
 
     Raises:
         UserError: an argument that is no process, no optimiser, or out of range.
@@ -56,8 +55,11 @@ def make_step(
             raise UserError(f"{name} must lie in [0, 1); got {value}.")
     if accumulate < 1:
         raise UserError(f"accumulate must be at least 1; got {accumulate}.")
-    dtype = None if dtype is None else jnp.dtype(dtype)
-    return Step(Update(process, optimizer, ema, accumulate, label_dropout, dtype, skip_nonfinite), data_range)
+    try:
+        dtype = None if dtype is None else jnp.dtype(dtype)
+    except TypeError as error:
+        raise UserError(f"dtype must be one of JAX's, as 'bfloat16', or None; got {dtype!r}.") from error
+    return Step(Update(process, optimizer, ema, accumulate, label_dropout, dtype, skip_nonfinite), bounded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +68,19 @@ class Step:
 
     update: Update
     """Its equations."""
-    data_range: tuple[float, float] | None = None
+    bounded: bool = False
     """See `make_step`."""
     layout: Layout = ALONE
     """The devices that share the work."""
-    _seen: set[Any] = field(default_factory=set, repr=False)
+
+    @functools.cached_property
+    def _seen(self) -> set[Any]:
+        """Forms of batches that were found to fit."""
+        return set()
 
     def on(self, layout: Layout) -> "Step":
         """The same for other devices: `layout.place` puts a state there, `layout.feed` a batch."""
-        return replace(self, layout=layout, _seen=set())
+        return replace(self, layout=layout)
 
     def __call__(self, state: TrainState, batch: Any, key: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update of the state, which is consumed: go on with the one returned.
@@ -127,9 +133,7 @@ class Step:
 
     def _check(self, state: TrainState, batch: dict[str, Any], *, stacked: bool) -> None:
         if not isinstance(state, TrainState):
-            raise UserError(
-                f"state must be a TrainState, as training.create_state makes; got a {type(state).__name__}."
-            )
+            raise UserError(f"state must be a TrainState, as training.create_state makes; got {kind_of(state)}.")
         if isinstance(state.step, jax.Array) and state.step.is_deleted():
             raise UserError(
                 "this state was consumed by an earlier step: go on with the state which that step returned."
@@ -145,8 +149,8 @@ class Step:
         if size[0] % self.update.accumulate:
             raise UserError(f"accumulate = {self.update.accumulate} must divide the batch; got {size[0]} examples.")
         self._check_labels(state, batch, np.shape(x_0)[:leading])
-        if np.ndim(x_0) == leading + 3:
-            check_range(x_0, self.data_range)
+        if self.bounded and np.ndim(x_0) == leading + 3:
+            as_x_0("x_0", x_0)
         expected = jax.eval_shape(self.update.optimizer.init, state.params)
         if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):  # type: ignore[operator]
             raise UserError(
@@ -173,11 +177,6 @@ class Step:
             raise UserError("label_dropout needs a network that says how many classes it has, as num_classes.")
 
 
-def as_key(key: Any) -> jax.Array:
-    """A key of jax.random; a whole number is a seed."""
-    return jax.random.key(key) if isinstance(key, (int, np.integer)) else key
-
-
 def as_batch(batch: Any) -> dict[str, Any]:
     """A batch in one of its forms as {"x_0": …, "label": …}, the latter where there are labels.
 
@@ -198,24 +197,3 @@ def as_batch(batch: Any) -> dict[str, Any]:
             f"a batch must be {{'x_0': array, 'label': array}}, (x_0, labels) or x_0 alone, as arrays; got {shown}."
         )
     return found | ({"label": np.asarray(found["label"])} if isinstance(found.get("label"), (list, tuple)) else {})
-
-
-def check_range(x_0: Any, allowed: tuple[float, float] | None) -> None:
-    """Refuse images of floats beyond the range of the data; uint8 pixels are scaled to it.
-
-    Raises:
-        UserError: another type, or values beyond the range; says which was found.
-    """
-    dtype = jnp.result_type(x_0)
-    if dtype == np.uint8:
-        return
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise UserError(f"x_0 must be uint8 pixels 0..255 or floats; got {dtype}.")
-    if allowed is None:
-        return
-    least, most = float(x_0.min()), float(x_0.max())
-    if not (least >= allowed[0] - ROUNDING and most <= allowed[1] + ROUNDING):
-        raise UserError(
-            f"x_0 must be uint8 pixels 0..255, or floats in [{allowed[0]:g}, {allowed[1]:g}] as the network sees them; got floats "
-            f"in [{least:.4g}, {most:.4g}]. For data without such a range: make_step(..., data_range=None)."
-        )

@@ -97,7 +97,7 @@ class Update:
         """
         key = jax.random.fold_in(key, state.step)
         times, noise, dropout = jax.random.split(key, 3)
-        x_0, labels = as_x_0(batch["x_0"]), batch.get("label")
+        x_0, labels = _seen(batch["x_0"]), batch.get("label")
         size = len(x_0)
         network = models.merge(state.graphdef, state.variables(ema=False))
         weights = guess = None
@@ -205,7 +205,7 @@ class Update:
         return self.process.schedule.first
 
 
-def as_x_0(values: jax.Array) -> jax.Array:
+def _seen(values: jax.Array) -> jax.Array:
     """uint8 pixels scaled to [-1, 1], as the pipeline scales them; floats as they are."""
     return (values.astype(jnp.float32) - 127.5) / 127.5 if values.dtype == jnp.uint8 else values
 
