@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -150,13 +150,14 @@ _gathered.defvjp(
 )
 
 
-def layout_of(config: ParallelConfig) -> Layout:
-    """The layout that a config asks for, of the devices of all processes.
+def layout_of(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Layout:
+    """The layout that a config asks for, of the devices of all processes, or of those given: programs can be compiled for devices
+    that are only described.
 
     Raises:
         UserError: more devices than there are; pmap with several processes.
     """
-    there = jax.devices()
+    there = jax.devices() if devices is None else list(devices)
     count = config.devices or len(there)
     if count > len(there):
         raise UserError(
@@ -167,7 +168,7 @@ def layout_of(config: ParallelConfig) -> Layout:
             raise UserError(f"parallel.devices must be left out with several processes; got {count} of {len(there)}.")
         if config.mode == "pmap":
             raise UserError("--parallel pmap runs in one process; with several, use --parallel data or fsdp.")
-    if count == 1:
+    if count == 1 and devices is None:
         return ALONE
     mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=there[:count])
     return Layout(mesh, config.mode, config.min_shard)

@@ -1,5 +1,7 @@
 """ddpm_jax.training.make_step as the scripts of other people call it: any optimiser, any network, any batches."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -8,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from ddpm_jax import processes, schedules, training
+from ddpm_jax import presets, processes, schedules, training
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import create_state, forgetful, make_step
 
@@ -333,3 +335,38 @@ def test_a_network_that_is_shown_its_own_guess():
     state, _ = step(state, X_0, 0)
     np.testing.assert_array_equal(denoise(X_0, 3).eps, before)
     assert float(state.params["a"]) != 0.5
+
+
+# Whole runs --------------------------------------------------------------------------------------------------------
+
+
+class Stripes:
+    """Eight images of one's own: a length, items, a name and class names."""
+
+    name = "stripes"
+    class_names = ("flat", "upright")
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        image = np.zeros((8, 8, 1), np.uint8)
+        label = range(8)[index] % 2
+        image[:: 1 + label, :: 2 - label] = 255
+        return {"image": image, "label": np.int32(label)}
+
+
+def test_a_run_of_data_of_ones_own(tmp_path, tiny):
+    """A path as a string, a source as an object; resumed with the same object, refused where there is none."""
+    config = presets.preset("digits")
+    small = replace(config.model, dim=8, dim_mults=(1,), norm_groups=4, attention_resolutions=())
+    few = replace(config.train, steps=2, batch_size=4, warmup_steps=0, lr_decay="constant", checkpoint_every=1)
+    config = replace(config, model=small, train=few, sample=replace(config.sample, num=2, steps=2))
+    outcome = training.train(config, str(tmp_path / "run"), source=Stripes())
+    assert outcome.step == 2 and outcome.run.class_names == ("flat", "upright")
+    longer = replace(config, train=replace(few, steps=3))
+    assert training.train(longer, str(tmp_path / "run"), source=Stripes(), resume=True).step == 3
+    with pytest.raises(UserError, match="'stripes' was given to training.train as an object in Python"):
+        training.open_run(tmp_path / "run").open_source()
+    with pytest.raises(UserError, match="source must have a length, .*; a list has no name, class_names"):
+        training.train(config, tmp_path / "other", source=[1, 2])

@@ -4,7 +4,7 @@ from ddpm_jax.data.labels import check_labels, labels_of
 from ddpm_jax.data.pipeline import batches, epoch_steps, scaling_of, to_images
 from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import Scaling, stretched
-from ddpm_jax.data.source import ArraySource, Source
+from ddpm_jax.data.source import ArraySource, Source, checked
 from ddpm_jax.data.sources import open_source
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Source",
     "batches",
     "check_labels",
+    "checked",
     "epoch_steps",
     "labels_of",
     "open_source",

@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ddpm_jax.errors import UserError, kind_of
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -29,6 +31,21 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """The element at `index`; IndexError outside `-N .. N - 1`."""
         ...
+
+
+def checked(source: Any) -> Source:
+    """A source of somebody's own, as it is.
+
+    Raises:
+        UserError: it has no length, items, name or class_names.
+    """
+    if isinstance(source, Source):
+        return source
+    missing = [name for name in ("__len__", "__getitem__", "name", "class_names") if not hasattr(source, name)]
+    raise UserError(
+        "source must have a length, items {'image': uint8 (H, W, C), 'label': int}, a name and class_names; "
+        f"{kind_of(source)} has no {', '.join(missing)}."
+    )
 
 
 class ArraySource:

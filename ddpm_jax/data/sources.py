@@ -47,6 +47,10 @@ def _open(spec: str, on_bad_image: str) -> Source:
     if on_bad_image not in get_args(OnBadImage):
         raise UserError(f"on_bad_image must be 'stop' or 'skip'; on_bad_image = {on_bad_image!r}.")
     kind, _, rest = spec.partition(":")
+    if kind == "python":
+        raise UserError(
+            f"the data {rest!r} was given to training.train as an object in Python, which cannot be opened by name."
+        )
     if kind == "digits" and not rest:
         return open_digits()
     if kind in SHAPES:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,9 +65,10 @@ class Start:
 
 
 def train(
-    config: Preset,
-    folder: Path,
+    config: Preset | str,
+    folder: Path | str,
     *,
+    source: data.Source | None = None,
     resume: bool = False,
     overwrite: bool = False,
     start: Start | None = None,
@@ -76,7 +77,10 @@ def train(
 ) -> Outcome:
     """Train as the config says and leave everything in the folder; Ctrl-C and SIGTERM save and return early.
 
-    With several processes (`launch.join`), all of them call this alike and see the same folder. profile: record a few steps in
+    With several processes (`launch.join`), all of them call this alike and see the same folder.
+
+    config: or the name of a preset. source: data of one's own, an object with a length and items, in the place of the config's
+    (its name stands in the run's config; evaluation and another start ask for it again). profile: record a few steps in
     folder/profile, for TensorBoard or Perfetto.
 
     Raises:
@@ -84,17 +88,24 @@ def train(
             finite; the folder cannot be written to; a batch does not fit into memory.
         NotFiniteError: the trained network's samples hold NaN or infinity; its last step is saved all the same.
     """
-    if not config.data.source:
+    folder = Path(folder)
+    asked = presets.preset(config) if isinstance(config, str) else config
+    process_of(asked)  # refuses what excludes each other, before any data is read
+    if source is not None:
+        asked = replace(asked, data=replace(asked.data, source=f"python:{data.checked(source).name}"))
+    elif not asked.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
-    process_of(config)  # refuses what excludes each other, before any data is read
-    source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image, classes=config.data.classes)
-    feeding.check(config, source)  # before the folder is touched
+    else:
+        source = data.open_source(
+            asked.data.source, on_bad_image=asked.data.on_bad_image, classes=asked.data.classes
+        )
+    feeding.check(asked, source)  # before the folder is touched
     layout = layout_of(parallel)
-    check_batch(layout, config.train.batch_size, config.train.accumulate, len(source))
+    check_batch(layout, asked.train.batch_size, asked.train.accumulate, len(source))
     given = {"examples of data": len(source), "out": str(folder), "resume": resume, "parallel": layout.mode}
-    launch.agree(json.loads(presets.to_json(config)) | given)
+    launch.agree(json.loads(presets.to_json(asked)) | given)
     of_start: dict[str, Any] = {} if start is None else {"scaling": start.scaling, "origin": start.origin}
-    run = launch.on_first(lambda: start_run(config, source, folder, resume=resume, overwrite=overwrite, **of_start))
+    run = launch.on_first(lambda: start_run(asked, source, folder, resume=resume, overwrite=overwrite, **of_start))
     config = run.config
     total = config.train.total_steps
 

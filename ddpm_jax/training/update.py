@@ -171,20 +171,21 @@ class Update:
 
     def apply(self, state: TrainState, examples: Examples, found: Gradients) -> tuple[TrainState, dict[str, jax.Array]]:
         """The state after one step of the optimiser, of the average and of the losses remembered; loss and grad_norm."""
-        loss, grad_norm = mean_of(found.losses, examples.weights), optax.tree.norm(found.params)
+        losses, grads, batch_stats = found
+        loss, grad_norm = mean_of(losses, examples.weights), optax.tree.norm(grads)
         optimizer = optax.with_extra_args_support(self.optimizer)
-        updates, opt_state = optimizer.update(found.params, state.opt_state, state.params, value=loss)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step, self.ema)
         ema_params = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), state.ema_params, params)
         history = state.loss_history
         if history is not None:
-            history = loss_aware.record(history, examples.t - self.first_time, found.losses)
+            history = loss_aware.record(history, examples.t - self.first_time, losses)
         new = dataclasses.replace(
             state,
             step=state.step + 1,
             params=params,
-            batch_stats=found.batch_stats,
+            batch_stats=batch_stats,
             ema_params=ema_params,
             opt_state=opt_state,
             loss_history=history,
