@@ -21,7 +21,17 @@ from ddpm_jax.errors import UserError, meant
 
 FLAT, POSITIONAL = "flat", "positional"
 HELP = ("-h", "--help", "--help-all")
+"""Flags that ask for help; the last for all of it."""
 _NO = "no-"
+_KINDS: dict[Any, tuple[str, str]] = {
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    str: ("TEXT", "text"),
+    Path: ("PATH", "a path"),
+    bool: ("{True, False}", "True or False"),  # beside None; alone it has two flags
+    types.NoneType: ("None", "None"),
+}
+"""What stands for a value in help, and what it must be in messages."""
 _COLUMN = 30
 _WIDTH = 120
 
@@ -39,6 +49,7 @@ class Option:
     flag: str
     """As --train.lr; of a positional one its name."""
     hint: Any
+    """Its type."""
     default: Any
     """dataclasses.MISSING: it is required."""
     owner: type
@@ -246,6 +257,9 @@ def _one(hint: Any, text: str, what: str) -> Any:
         elif typing.get_origin(alternative) is Literal:
             if text in typing.get_args(alternative):
                 return text
+        elif alternative is bool:
+            if text in ("True", "False"):
+                return text == "True"
         elif alternative is not Path or text:
             try:
                 value = alternative(text)
@@ -270,8 +284,7 @@ def _allowed(hint: Any) -> str:
         if typing.get_origin(kind) is Literal:
             words.append("one of " + ", ".join(typing.get_args(kind)))
         else:
-            known = {int: "a whole number", float: "a number", str: "text", Path: "a path", types.NoneType: "None"}
-            words.append(known[kind])
+            words.append(_KINDS[kind][1])
     return " or ".join(words)
 
 
@@ -312,7 +325,7 @@ def _metavar(hint: Any) -> str:
         elif typing.get_origin(kind) is Literal:
             words.append("{" + ", ".join(typing.get_args(kind)) + "}")
         else:
-            words.append({int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", types.NoneType: "None"}[kind])
+            words.append(_KINDS[kind][0])
     return " | ".join(words)
 
 

@@ -11,6 +11,7 @@ from ddpm_jax.presets import Preset
 from ddpm_jax.typed import value_of
 
 CONFIG = "config.json"
+"""Its name."""
 FORMAT = 3
 """Version of the run folder's layout: 3 has manifests in its checkpoints."""
 READABLE = (2, FORMAT)

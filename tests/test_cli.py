@@ -26,11 +26,7 @@ def ddpm(capsys):
 
     def call(*arguments):
         capsys.readouterr()
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
+        return cli.main([str(argument) for argument in arguments]), *capsys.readouterr()
 
     return call
 
@@ -46,8 +42,7 @@ def test_help_does_not_wait_for_jax(arguments):
     """In a process of its own: neither jax nor what brings it along is imported."""
     code = (
         "import sys; from ddpm_jax.cli import main\n"
-        "try: status = main(sys.argv[1:])\n"
-        "except SystemExit as exit: status = exit.code\n"
+        "status = main(sys.argv[1:])\n"
         "heavy = {'jax', 'flax', 'torch', 'grain', 'orbax', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'{status} {heavy}' if status or heavy else 0)"
     )

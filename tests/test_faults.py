@@ -261,7 +261,7 @@ def test_a_read_only_run_can_be_read(finished_run, monkeypatch):
 
 def test_a_place_that_is_no_folder(finished_run, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/run cannot be written to: Not a directory"):
+    with pytest.raises(UserError, match=r"file/run cannot be written to: .*file is a file, not a folder"):
         train(open_run(finished_run).config, tmp_path / "file" / "run")
 
 

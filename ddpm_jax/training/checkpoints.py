@@ -137,7 +137,7 @@ class Checkpoints:
                     return state
             self._damaged.add(candidate)
             problems.append(self._cannot_load(candidate, problem))
-        raise UserError("\n".join(problems))
+        raise UserError(" ".join(problems))
 
     def _cannot_load(self, step: int, problem: str) -> str:
         return f"the checkpoint of step {step} in {self.folder} cannot be loaded: {problem.rstrip('.')}."

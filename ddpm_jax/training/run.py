@@ -320,8 +320,8 @@ def _check_same_config(old: Run, config: Preset) -> None:
         or (name in ("train.steps", "train.epochs") and config.train.lr_decay != "constant")
     }
     if fixed:
-        lines = [f"  {name}: {before!r} in the run, {now!r} now" for name, (before, now) in fixed.items()]
+        told = "; ".join(f"{name}: {before!r} in the run, {now!r} now" for name, (before, now) in fixed.items())
         raise UserError(
-            f"{old.folder} cannot be resumed with another config:\n" + "\n".join(lines) + "\n"
+            f"{old.folder} cannot be resumed with another config ({told}). "
             "Leave them as they were, or start a new run in another --out."
         )
