@@ -4,20 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from ddpm_jax import model_configs as configs
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
+from ddpm_jax.parsing import FLAT, POSITIONAL
 from ddpm_jax.presets import Preset, SampleConfig
-
-Flat = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArgs:
     """Train a preset's network and leave checkpoints, metrics and pictures in a run folder."""
 
-    config: Annotated[Preset, Flat]
+    config: Annotated[Preset, FLAT]
     out: Path
     """The run folder."""
     resume: bool = False
@@ -41,9 +38,9 @@ class FinetuneArgs(TrainArgs):
 class SampleArgs:
     """Draw samples from a run: an npz, a titled grid and a denoising animation."""
 
-    config: Annotated[SampleConfig, Flat]
+    config: Annotated[SampleConfig, FLAT]
     labels: tuple[str, ...] = ()
-    """Classes to draw, by name or number, in turn; all of them unless given."""
+    """Classes to draw, in turn, by name, or by position from 0 where no class's name is a number; all of them unless given."""
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
@@ -59,7 +56,7 @@ class EvaluateArgs:
     classifier of the run's data, and the distance to the nearest training image, or with --fid the figures of the literature in
     Inception's features; of points sliced Wasserstein distance and MMD."""
 
-    config: Annotated[SampleConfig, Flat]
+    config: Annotated[SampleConfig, FLAT]
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
@@ -86,15 +83,15 @@ class EditArgs:
     """Edit images with a run: inpaint draws what a mask hides, vary noises part of the way and denoises, interpolate walks from
     each image to the next; leaves edit.npz and edit.png."""
 
-    config: Annotated[SampleConfig, Flat]
-    kind: Annotated[Literal["inpaint", "vary", "interpolate"], tyro.conf.Positional]
+    config: Annotated[SampleConfig, FLAT]
+    kind: Annotated[Literal["inpaint", "vary", "interpolate"], POSITIONAL] = "vary"
     """What to do."""
     images: tuple[Path, ...] = ()
     """Image files; num images of the run's data unless given."""
     mask: str = "middle"
     """Of inpaint: left, right, top, bottom, middle, or an image that is white where to draw."""
     labels: tuple[str, ...] = ()
-    """Classes to draw, by name or number, in turn; the images' own unless given."""
+    """Classes to draw, in turn, by name, or by position from 0 where no class's name is a number; the images' own unless given."""
     strength: float = 0.5
     """Of vary: how far an image is noised, in (0, 1]."""
     resample: int = 10
@@ -112,7 +109,7 @@ class PlotArgs:
     """Draw pictures of a run: samples, animation, one, walk, middle, beside, noising, schedule, loss; all that fit it unless
     named."""
 
-    kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    kinds: Annotated[tuple[str, ...], POSITIONAL] = ()
     """Which pictures."""
     num: int | None = None
     """Samples in a picture; as the run's config says unless given."""
@@ -127,7 +124,9 @@ class ConvertArgs:
     """Weights from one form to another: a run folder, .safetensors, .npz, .pt; a checkpoint of an original network comes out under
     this project's names."""
 
-    model: Annotated[configs.ModelConfig, tyro.conf.AvoidSubcommands]
+    model: configs.ModelConfig
+    network: str | None = None
+    """Which network a file's weights belong to: its options are then those of --model."""
     weights: Literal["ema", "params", "state"] = "ema"
     """The averaged parameters, or those being trained; or, of a run, everything that training needs."""
     to: Literal["diffusers"] | None = None
@@ -194,7 +193,7 @@ class ImportArgs:
 class VerifyArgs:
     """Hold networks to their PyTorch twins stage by stage; exit status 1 when a tolerance is broken."""
 
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    names: Annotated[tuple[str, ...], POSITIONAL] = ()
     """Networks, or run folders, whose own weights they then are; all networks unless given."""
     all: bool = False
     """All networks, in float64 and in float32."""
@@ -217,7 +216,7 @@ class VerifyArgs:
 class BenchmarkArgs:
     """Measure speed, JAX against the PyTorch twin at the same work in one run: forward passes, training, sampling."""
 
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    names: Annotated[tuple[str, ...], POSITIONAL] = ()
     """Networks or presets; all networks but the heavy ones (unet, double_conv_unet, rms_unet, convnext_unet_224) unless given."""
     what: tuple[Literal["forward", "train", "sample"], ...] = ("forward", "train", "sample")
     """What to measure."""
@@ -237,3 +236,34 @@ class BenchmarkArgs:
     """Of timed calls for each piece of work, in about."""
     out: Path = Path("benchmark")
     """Where benchmark.json and benchmark.png go."""
+
+
+BASICS: dict[type, tuple[str, ...]] = {
+    TrainArgs: (
+        "--out", "--resume", "--overwrite", "--data.source", "--model.image-size", "--train.steps", "--train.epochs",
+        "--train.batch-size", "--train.lr", "--train.dtype", "--parallel",
+    ),
+    FinetuneArgs: (
+        "--out", "--resume", "--overwrite", "--data.source", "--data.classes", "--train.steps", "--train.batch-size",
+        "--train.lr", "--weights", "--parallel",
+    ),
+    SampleArgs: (
+        "--num", "--labels", "--sampler", "--steps", "--guidance", "--seed", "--batch-size", "--out", "--parallel",
+    ),
+    EvaluateArgs: (
+        "--num", "--sampler", "--steps", "--guidance", "--fid", "--likelihood", "--held-out", "--seed", "--batch-size",
+        "--parallel",
+    ),
+    EditArgs: ("--images", "--num", "--mask", "--strength", "--labels", "--sampler", "--steps", "--seed", "--out"),
+    ConvertArgs: ("--network", "--weights", "--to", "--model.image-size", "--model.channels", "--model.num-classes"),
+    ImportArgs: (
+        "--out", "--weights", "--variant", "--revision", "--data", "--image-size", "--num-classes", "--scheduler",
+    ),
+}  # fmt: skip
+"""The flags that a newcomer needs, which --help shows; --help-all shows all of them. Of the other commands both show all."""
+
+FOR_IMPORTS = "Of networks as other libraries have them", frozenset({
+    "widths", "time_dim", "up_attention_resolutions", "halving", "doubling", "middle", "middle_norm_groups", "middle_scale",
+    "norm_eps", "cos_first", "freq_shift", "time_scale", "pad_all_sides", "center_input", "class_embedding",
+})  # fmt: skip
+"""Options of a network that `ddpm import` sets, and hardly anybody else."""

@@ -1,7 +1,7 @@
 """The command `ddpm`: its flags are made from the configs, and jax is imported only once there is work to do."""
 
-import argparse
 import dataclasses
+import itertools
 import logging
 import os
 import shlex
@@ -10,44 +10,47 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 import ddpm_jax
 from ddpm_jax import model_configs as configs
 from ddpm_jax.arguments import (
+    BASICS,
+    FOR_IMPORTS,
     BenchmarkArgs,
     ConvertArgs,
     EditArgs,
     EvaluateArgs,
     FinetuneArgs,
-    Flat,
     ImportArgs,
     PlotArgs,
     SampleArgs,
     TrainArgs,
     VerifyArgs,
 )
-from ddpm_jax.errors import UserError
+from ddpm_jax.class_names import class_index
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable, keep_programs
 from ddpm_jax.huge_pages import restart_with_huge_pages
 from ddpm_jax.launch import join, leave, several
-from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
+from ddpm_jax.parsing import HELP, Command, HelpShown
+from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, differences, preset
+from ddpm_jax.run_config import RunConfig, read_run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted, 143 terminated after saving."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None and arguments and not {"-h", "--help", "--version"}.intersection(arguments):
+    if argv is None and arguments and not {*HELP, "--version"}.intersection(arguments):
         restart_with_huge_pages()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
     keep_programs()
     try:
         return _dispatch(arguments)
+    except HelpShown:
+        return 0
     except UserError as error:
         print(f"ddpm: {error}", file=sys.stderr)
         return leave(2)
@@ -65,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in HELP:
         print(_help())
         return 0
     if arguments[0] == "--version":
@@ -73,11 +76,13 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        raise UserError(f"the command must be one of {', '.join(COMMANDS)}; got {name!r}. See ddpm --help.")
+        raise UserError(
+            f"the command must be one of {', '.join(COMMANDS)}; got {name!r}.{meant(name, COMMANDS)} See ddpm --help."
+        )
     command, subject, _ = COMMANDS[name]
     if rest and not rest[0].startswith("-"):
         return command(rest[0], rest[1:])
-    if rest and rest[0] in ("-h", "--help"):
+    if rest and rest[0] in HELP:
         return command(None, rest)
     if subject.startswith("["):
         return command(None, rest)
@@ -88,21 +93,15 @@ def _train(name: str | None, rest: list[str]) -> int:
     if name is None:
         print(f"Presets: {', '.join(PRESETS)}. Their options, with the defaults of {next(iter(PRESETS))}:\n")
     chosen = preset(name or next(iter(PRESETS)))
-    run = _run_to_resume(rest)
-    if run is not None:
-        theirs, ours = configs.name_of(run.config.model), configs.name_of(chosen.model)
-        if theirs != ours:
-            raise UserError(
-                f"{run.folder} is a run of the network {theirs}, and the preset {name} is of {ours}; "
-                "give the preset that it was started with."
-            )
-        chosen = _for_the_data_as_it_is(run.config)
-    about = (
-        f"{TrainArgs.__doc__}\n\n{name}: {RECIPES[name].about} {RECIPES[name].expect}" if name else TrainArgs.__doc__
-    )
-    args = _parse_training(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, description=about)
-
+    about = f"{TrainArgs.__doc__}"
+    if name:
+        about += f"\n\n{name}: {RECIPES[name].about} {RECIPES[name].expect}"
+    args = _training_args(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, about)
+    _check_data(args.config)
     join(args.parallel)
+
+    if _says_finished(args, f"ddpm train {name}"):
+        return 0
 
     from ddpm_jax.training import train
 
@@ -110,36 +109,75 @@ def _train(name: str | None, rest: list[str]) -> int:
 
 
 def _finetune(name: str | None, rest: list[str]) -> int:
+    about = f"{FinetuneArgs.__doc__}"
     if name is None:
-        _parse_training(
-            FinetuneArgs, preset(next(iter(PRESETS))), "ddpm finetune RUN", rest, description=FinetuneArgs.__doc__
-        )
-    from ddpm_jax.training import finetune, open_run
-
-    origin = open_run(Path(str(name)))
-    chosen = _for_the_data_as_it_is((_run_to_resume(rest) or origin).config)
-    args = _parse_training(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, description=FinetuneArgs.__doc__)
+        _training_args(FinetuneArgs, preset(next(iter(PRESETS))), "ddpm finetune RUN", rest, about)
+    folder = Path(str(name))
+    chosen = _for_the_data_as_it_is(read_run(folder).config)
+    args = _training_args(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, about)
+    _check_data(args.config)
     join(args.parallel)
 
+    if _says_finished(args, f"ddpm finetune {name}"):
+        return 0
+
+    from ddpm_jax.training import finetune, open_run
+
     return _report_training(
-        lambda: finetune(origin, args.config, args.out, weights=args.weights, **_how(args)),
+        lambda: finetune(open_run(folder), args.config, args.out, weights=args.weights, **_how(args)),
         args.out,
         f"ddpm finetune {name}",
         rest,
     )
 
 
-def _run_to_resume(rest: list[str]) -> Any:
-    """The run that a command that trains is asked to resume, whose options are then the defaults; None: none that is there."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, nargs="?")
-    parser.add_argument("--resume", action="store_true")
-    asked, _ = parser.parse_known_args(rest)
-    if not asked.resume or asked.out is None or not asked.out.exists():
-        return None
-    from ddpm_jax.training import open_run
+def _training_args(kind: type[Any], chosen: Preset, prog: str, rest: list[str], about: str) -> Any:
+    """The arguments of a command that trains: its defaults are those of the run that it is asked to resume, or else `chosen`."""
+    command = Command(kind, prog, {"config": chosen}, BASICS[kind], FOR_IMPORTS)
+    given = command.read(rest, about)
+    folder = given.get(("out",))
+    if given.get(("resume",)) and given.get(("overwrite",)):
+        raise UserError("--resume and --overwrite exclude each other: go on with the run, or start it anew.")
+    if given.get(("resume",)) and folder is not None:
+        config = read_run(folder).config
+        theirs, ours = configs.name_of(config.model), configs.name_of(chosen.model)
+        if theirs != ours:
+            raise UserError(
+                f"{folder} is a run of the network {theirs}, and {prog} is of {ours}; go on with what it was started with."
+            )
+        chosen = _for_the_data_as_it_is(config)
+    # steps and epochs replace each other: the one that is given makes room for itself
+    steps, epochs = ("config", "train", "steps"), ("config", "train", "epochs")
+    if (steps in given) != (epochs in given):
+        given[epochs if steps in given else steps] = None
+    return dataclasses.replace(command, defaults={"config": chosen}).make(given)
 
-    return open_run(asked.out)
+
+def _says_finished(args: TrainArgs, command: str) -> bool:
+    """Whether a run that is to be resumed, with nothing changed, has all its steps and its pictures behind it; says so."""
+    if not args.resume:
+        return False
+    recorded = read_run(args.out).config
+    drawn = all((args.out / name).exists() for name in ("loss.png", "samples.png"))
+    if not drawn or set(differences(recorded, args.config)) - {"train.epoch_steps"}:
+        return False
+
+    from ddpm_jax.training.checkpoints import damage
+
+    total = recorded.train.total_steps
+    newest = args.out / "checkpoints" / str(total)
+    if not newest.is_dir() or damage(newest)[0] is not None:
+        return False
+    print(f"{args.out} is finished: it has all its {total} steps. To go on with more of them:")
+    print(f"  {command} --out {shlex.quote(str(args.out))} --resume --train.steps {2 * total}")
+    return True
+
+
+def _check_data(config: Preset) -> None:
+    from ddpm_jax.data.sources import check_there
+
+    if config.data.source:
+        check_there(config.data.source)
 
 
 def _for_the_data_as_it_is(config: Preset) -> Preset:
@@ -149,23 +187,6 @@ def _for_the_data_as_it_is(config: Preset) -> Preset:
 
 def _how(args: TrainArgs) -> dict[str, Any]:
     return {key: getattr(args, key) for key in ("resume", "overwrite", "parallel", "profile")}
-
-
-def _parse_training(kind: type[Any], chosen: Preset, prog: str, rest: list[str], **options: Any) -> Any:
-    """The arguments of a command that trains, their defaults those of a preset or of a run."""
-    # steps and epochs replace each other: the one that is given makes room for itself
-    given, length = {part.partition("=")[0].replace("_", "-") for part in rest}, chosen.train
-    if "--train.steps" in given and "--train.epochs" not in given and length.steps is None:
-        length = dataclasses.replace(length, steps=sys.maxsize, epochs=None)
-    if "--train.epochs" in given and "--train.steps" not in given and length.epochs is None:
-        length = dataclasses.replace(length, steps=None, epochs=1)
-    chosen = dataclasses.replace(chosen, train=length)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Args(kind):
-        config: Annotated[Preset, Flat, tyro.conf.AvoidSubcommands] = chosen  # the options of its own network alone
-
-    return _parse(Args, prog, rest, **options)
 
 
 def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list[str]) -> int:
@@ -196,19 +217,22 @@ def _beside_the_config(rest: list[str]) -> list[str]:
 
 
 def _sample(name: str | None, rest: list[str]) -> int:
-    run, config = _run_and_config(name)
-    args = _parse(SampleArgs, f"ddpm sample {name or 'RUN'}", rest, default=SampleArgs(config))
+    found = _read(name)
+    args = _parse(SampleArgs, f"ddpm sample {name or 'RUN'}", rest, config=found.config.sample)
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
-
+    folder = Path(str(name))
+    for label in args.labels if found.class_names else ():
+        class_index(label, found.class_names, str(folder))
+    out = args.out or folder / "samples"
+    check_writable(out)
     join(args.parallel)
 
     from ddpm_jax.parallel import layout_of
-    from ddpm_jax.training import samples
+    from ddpm_jax.training import open_run, samples
 
+    run = open_run(folder)
     labels = run.labels(args.config.num, args.labels)
-    out = args.out or run.folder / "samples"
-    check_writable(out)
     options = {"seed": args.seed, "batch_size": args.batch_size, "layout": layout_of(args.parallel)}
     drawing = samples.Drawing(run, args.config, **options)
     heading = f"{run.folder.name}, step {drawing.step}, {args.config.sampler}"
@@ -234,22 +258,25 @@ def _sample(name: str | None, rest: list[str]) -> int:
 
 def _plot(name: str | None, rest: list[str]) -> int:
     args = _parse(PlotArgs, f"ddpm plot {name or 'RUN'}", rest)
+    folder = Path(str(name))
+    read_run(folder)
 
     from ddpm_jax.pictures import plot
     from ddpm_jax.training import open_run
 
-    for path in plot(open_run(Path(str(name))), args.kinds, args.out, seed=args.seed, num=args.num):
+    for path in plot(open_run(folder), args.kinds, args.out, seed=args.seed, num=args.num):
         print(path)
     return 0
 
 
 def _edit(name: str | None, rest: list[str]) -> int:
-    run, config = _run_and_config(name)
-    default = EditArgs(dataclasses.replace(config, num=8), "vary")
-    args = _parse(EditArgs, f"ddpm edit {name or 'RUN'}", rest, default=default)
+    sampling = dataclasses.replace(_read(name).config.sample, num=8)
+    args = _parse(EditArgs, f"ddpm edit {name or 'RUN'}", rest, config=sampling)
 
     from ddpm_jax.edits import edit
+    from ddpm_jax.training import open_run
 
+    run = open_run(Path(str(name)))
     options = {key: getattr(args, key) for key in ("images", "mask", "labels", "strength", "resample", "jump", "seed")}
     for path in edit(run, args.kind, args.out or run.folder / "edits" / args.kind, args.config, **options):
         print(path)
@@ -257,12 +284,10 @@ def _edit(name: str | None, rest: list[str]) -> int:
 
 
 def _evaluate(name: str | None, rest: list[str]) -> int:
-    run, config = _run_and_config(name)
-    points = run is not None and not run.holds_images
-    default = EvaluateArgs(
-        dataclasses.replace(config, num=10_000 if points else 500), batch_size=10_000 if points else 500
-    )
-    args = _parse(EvaluateArgs, f"ddpm evaluate {name or 'RUN'}", rest, default=default)
+    run = _read(name)
+    many = 10_000 if len(configs.shape(run.config.model)) == 1 else 500
+    sampling = dataclasses.replace(run.config.sample, num=many)
+    args = _parse(EvaluateArgs, f"ddpm evaluate {name or 'RUN'}", rest, config=sampling, batch_size=many)
     if args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {args.batch_size}.")
 
@@ -274,9 +299,15 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
     join(args.parallel)
 
     from ddpm_jax.parallel import layout_of
-    from ddpm_jax.training import Drawing
+    from ddpm_jax.training import Drawing, open_run
 
-    drawing = Drawing(run, args.config, seed=args.seed, batch_size=args.batch_size, layout=layout_of(args.parallel))
+    drawing = Drawing(
+        open_run(Path(str(name))),
+        args.config,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        layout=layout_of(args.parallel),
+    )
     options: dict[str, Any] = {"held_out": args.held_out}
     if args.likelihood:
         from ddpm_jax.evaluation import evaluate_likelihood
@@ -301,28 +332,45 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
 
 
 def _convert(source: str | None, rest: list[str]) -> int:
-    network = None
-    if "--network" in rest and rest.index("--network") + 1 < len(rest):
-        at = rest.index("--network")
-        network = rest[at + 1]
-        rest = rest[:at] + rest[at + 2 :]
-    default = ConvertArgs(configs.create(network or "unet", {}))
-    if source is None:
-        print("ddpm convert IN OUT [--network NAME] [options]\n\nNetworks: " + ", ".join(configs.NETWORKS) + "\n")
-        _parse(ConvertArgs, "ddpm convert IN OUT", rest, default=default)
-    if not rest or rest[0].startswith("-"):
+    place = [] if source is None else rest[:1]
+    if source is not None and (not place or place[0].startswith("-")):
         raise UserError("ddpm convert needs an OUT after IN: ddpm convert IN OUT [--network NAME] [options].")
-    args = _parse(ConvertArgs, f"ddpm convert {source} {rest[0]}", rest[1:], default=default)
+    options = rest[len(place) :]
+    prog = " ".join(["ddpm convert", source or "IN", *(place or ["OUT"])])
+    if source is None:
+        print(f"Networks: {', '.join(configs.NETWORKS)}.\n")
+    network = _network_of(options)
+    args = _parse(ConvertArgs, prog, options, model=configs.create(network or "unet", {}))
+    target = Path(place[0])
+    check_writable(target.parent)
+    if not Path(str(source)).exists():
+        raise UserError(f"{source} does not exist; ddpm convert takes a run folder, or a file of weights.")
 
     from ddpm_jax.conversion import convert
 
-    for path in convert(Path(str(source)), Path(rest[0]), args.model if network else None, args.weights, args.to):
+    model = args.model if network else None
+    for path in convert(Path(str(source)), target, model, args.weights, args.to):
         print(path)
     return 0
 
 
+def _network_of(rest: list[str]) -> str | None:
+    """The value of --network, on which depends what other options there are."""
+    for part, after in itertools.pairwise([*rest, ""]):
+        if part.startswith("--network="):
+            return part.partition("=")[2]
+        if part == "--network":
+            return after
+    return None
+
+
 def _import(source: str | None, rest: list[str]) -> int:
     args = _parse(ImportArgs, f"ddpm import {source or 'PATH_OR_HUB_ID'}", rest)
+
+    path = Path(str(source))
+    if not path.exists() and (path.is_absolute() or len(path.parts) != 2):
+        raise UserError(f"{source} does not exist, and is no id of the Hub (owner/name) either.")
+    check_writable(args.out)
 
     from ddpm_jax.conversion import import_weights, recognised
     from ddpm_jax.training import open_run
@@ -341,7 +389,12 @@ def _verify(name: str | None, rest: list[str]) -> int:
     names = args.names or tuple(SYSTEMS)
     for known in names:
         if known not in SYSTEMS and not Path(known).is_dir():
-            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}, or a run folder; got {known!r}.")
+            raise UserError(
+                f"the network must be one of {', '.join(SYSTEMS)}, or a run folder; got {known!r}.{meant(known, SYSTEMS)}"
+            )
+        if known not in SYSTEMS:
+            read_run(Path(known))
+    check_writable(args.out)
     if args.weights is not None and (len(args.names) != 1 or names[0] not in SYSTEMS):
         raise UserError(f"--weights needs the name of the one network they belong to; got {len(args.names)} names.")
 
@@ -373,6 +426,8 @@ def _verify(name: str | None, rest: list[str]) -> int:
 
 def _benchmark(name: str | None, rest: list[str]) -> int:
     args = _parse(BenchmarkArgs, "ddpm benchmark", ([name] if name else []) + rest)
+    check_writable(args.out)
+
     from ddpm_jax import benchmark
 
     options = {key: getattr(args, key) for key in ("precision", "batch_size", "sample_size", "sampler", "sample_steps")}
@@ -389,17 +444,15 @@ def _print_row(row: Any) -> None:
     print(f"{row.workload} {row.what} {row.contender}: {row.per_s:.1f} examples/s{compared}", flush=True)
 
 
-def _run_and_config(name: str | None) -> tuple[Any, SampleConfig]:
-    if name is None:  # --help: no run to take the defaults from
-        return None, SampleConfig()
-    from ddpm_jax.training import open_run
-
-    run = open_run(Path(name))
-    return run, run.config.sample
+def _read(name: str | None) -> RunConfig:
+    """The config of the run that a command is given; with --help and no run, the first preset's."""
+    if name is None:
+        return RunConfig(dataclasses.replace(preset(next(iter(PRESETS))), sample=SampleConfig()), (), {}, None)
+    return read_run(Path(name))
 
 
-def _parse(kind: type[Any], prog: str, rest: list[str], **options: Any) -> Any:
-    return tyro.cli(kind, prog=prog, args=rest, **{"description": kind.__doc__, **options})
+def _parse(kind: type[Any], prog: str, rest: list[str], **defaults: Any) -> Any:
+    return Command(kind, prog, defaults, BASICS.get(kind, ()), FOR_IMPORTS).parse(rest)
 
 
 COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
@@ -422,7 +475,7 @@ def _help() -> str:
     return (
         "Denoising diffusion in JAX.\n\n"
         f"{commands}\n\n"
-        "  ddpm COMMAND --help      all options of a command\n"
+        "  ddpm COMMAND --help      what a command takes; --help-all: every option\n"
         "  ddpm --version\n\n"
         f"Presets:\n{presets}\n\n"
         "Example:\n  ddpm train digits --out runs/digits\n  ddpm sample runs/digits --labels 3 7 --num 20"

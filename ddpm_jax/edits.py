@@ -13,7 +13,7 @@ import numpy as np
 from ddpm_jax import editing, figures
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.data.geometry import fit
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
@@ -50,16 +50,16 @@ def edit(
             cannot be written to.
     """
     if kind not in KINDS:
-        raise UserError(f"an edit must be one of {', '.join(KINDS)}; got {kind!r}.")
+        raise UserError(f"an edit must be one of {', '.join(KINDS)}; got {kind!r}.{meant(kind, KINDS)}")
     if not run.holds_images:
         raise UserError(f"edits are of images, and {run.folder} is of points.")
     least = 2 if kind == "interpolate" else 1
     if images and len(images) < least:
         raise UserError(f"{kind} needs at least {least} images; got {len(images)}.")
     check_writable(folder)
+    hidden = _mask(run, mask) if kind == "inpaint" else np.zeros(0)
     x_0, own = _images(run, images, max(config.num, least), seed)
     found: Any = run.labels(len(x_0), labels) if labels or own is None else own
-    hidden = _mask(run, mask) if kind == "inpaint" else np.zeros(0)
     variables, step = run.load_variables()
     network = run.denoiser(found, variables=variables)
     denoise = believed(network, config)
@@ -112,6 +112,10 @@ def _read(path: Path) -> np.ndarray:
 def _mask(run: Run, mask: str) -> np.ndarray:
     size = run.shape[0]
     if mask not in HALVES:
+        if not Path(mask).exists():
+            raise UserError(
+                f"mask must be one of {', '.join(HALVES)}, or an image file; got {mask!r}.{meant(mask, HALVES)}"
+            )
         return fit(_read(Path(mask)), size, 1)[..., 0] > 127
     hidden, half, quarter = np.zeros((size, size), bool), size // 2, size // 4
     parts: dict[str, Any] = {

@@ -1,7 +1,8 @@
-"""The one error that a user's mistake raises; the command line prints its message without a traceback."""
+"""The one error that a user's mistake raises; the command line prints its message without a traceback. And what was meant."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -33,3 +34,9 @@ def fits_memory(otherwise: str) -> Iterator[None]:
         if not any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")):
             raise
         raise UserError(otherwise) from error
+
+
+def meant(word: object, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, for the one of the known words that a misspelt one resembles most; nothing where none does."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -21,6 +21,8 @@ def check_writable(folder: Path) -> None:
         UserError: it is read-only, or below something that is no folder.
     """
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{folder} cannot be written to: {nearest} is a file, not a folder.")
     try:
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"1")

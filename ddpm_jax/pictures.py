@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import data, figures, noise, schedules
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable
 from ddpm_jax.training import samples as drawing
 from ddpm_jax.training.metrics import read_metrics
@@ -178,7 +178,7 @@ def plot(
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise UserError(f"a picture must be one of {', '.join(KINDS)}; got {kind!r}.")
+            raise UserError(f"a picture must be one of {', '.join(KINDS)}; got {kind!r}.{meant(kind, KINDS)}")
     if num is not None and num < 1:
         raise UserError(f"num must be at least 1; got {num}.")
     check_writable(folder or run.folder / "pictures")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax import bound
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.schedules import Schedule, Table
 
 Prediction = Literal["eps", "x0", "v"]
@@ -478,4 +478,6 @@ def _whole(name: str, number: Any) -> int:
 def _check_words(**words: tuple[str, object]) -> None:
     for name, (word, allowed) in words.items():
         if word not in get_args(allowed):
-            raise UserError(f"{name} must be one of {', '.join(get_args(allowed))}; got {word!r}.")
+            raise UserError(
+                f"{name} must be one of {', '.join(get_args(allowed))}; got {word!r}.{meant(word, get_args(allowed))}"
+            )

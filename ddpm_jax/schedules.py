@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 
 Table = np.ndarray
 """A float64 array indexed by the timestep t."""
@@ -273,7 +273,7 @@ def create(name: str, num_steps: int, *, beta_start: float = 1e-4, beta_end: flo
             a schedule that has its own.
     """
     if name not in SCHEDULES:
-        raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.")
+        raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.{meant(name, SCHEDULES)}")
     if name in WITHOUT_BETAS:
         if (beta_start, beta_end) != (1e-4, 0.02):
             raise UserError(f"schedule {name} has no beta_start and beta_end; got {beta_start:g} and {beta_end:g}.")

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def build(kind: type[T], tree: Any, name: str) -> T:
     options = value_of(dict[str, Any], tree, name)
     for option in options:
         if option not in fields:
-            raise UserError(f"{name} has no option {option!r}; it has {', '.join(fields)}.")
+            raise UserError(f"{name} has no option {option!r}; it has {', '.join(fields)}.{meant(option, fields)}")
     for field in fields.values():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if field.name not in options and not optional:

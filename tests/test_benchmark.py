@@ -103,8 +103,7 @@ def test_heavy_networks_are_measured_by_name_alone(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["benchmark"])
     assert [work.name for work in asked] == list(benchmark.LIGHT)
-    with pytest.raises(SystemExit):
-        main(["benchmark", "--help"])
+    assert main(["benchmark", "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in SYSTEMS if name not in benchmark.LIGHT) and len(benchmark.LIGHT) == 7
 
@@ -118,7 +117,7 @@ def test_heavy_networks_are_measured_by_name_alone(monkeypatch, capsys):
         (["mlp", "--sample-size", "0"], "sample_size must be at least 1; got 0"),
         (["mlp", "--sample-steps", "0"], "sample.steps must be at least 1; got 0"),
         (["mlp", "--seconds", "0"], "seconds must be positive; got 0"),
-        (["mlp", "--seconds", "nan"], "seconds must be positive; got nan"),
+        (["mlp", "--seconds", "nan"], "--seconds must be a number; got 'nan'"),
         (["spiral-flow", "--sampler", "euler_ancestral", "--what", "sample"], None),
     ],
 )

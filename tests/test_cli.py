@@ -1,4 +1,4 @@
-"""The command `ddpm` as a user meets it: help, mistakes, Ctrl-C, and what `sample` writes."""
+"""The command `ddpm` as a user meets it: help, resuming, Ctrl-C, and what `sample` writes."""
 
 import os
 import re
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_builders import write_image
 from PIL import Image
 
 from ddpm_jax import cli
@@ -27,18 +26,9 @@ def ddpm(capsys):
 
     def call(*arguments):
         capsys.readouterr()
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
+        return cli.main([str(argument) for argument in arguments]), *capsys.readouterr()
 
     return call
-
-
-def plain(text):
-    """Text without tyro's box around it and without line breaks."""
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 
 
 # Help -----------------------------------------------------------------------------------------------------------
@@ -46,14 +36,13 @@ def plain(text):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], [], ["--version"], ["train", "--help"], ["train", "digits", "--help"], ["sample", "--help"]],
+    [["--help"], [], ["--version"], ["train", "--help"], ["train", "digits", "--help-all"], ["sample", "--help"]],
 )
 def test_help_does_not_wait_for_jax(arguments):
     """In a process of its own: neither jax nor what brings it along is imported."""
     code = (
         "import sys; from ddpm_jax.cli import main\n"
-        "try: status = main(sys.argv[1:])\n"
-        "except SystemExit as exit: status = exit.code\n"
+        "status = main(sys.argv[1:])\n"
         "heavy = {'jax', 'flax', 'torch', 'grain', 'orbax', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'{status} {heavy}' if status or heavy else 0)"
     )
@@ -78,14 +67,11 @@ def test_help_names_everything(ddpm):
     assert status == 0
     for name in ("train", "sample", "evaluate", "digits", "images"):
         assert f"  {name}" in out or f"ddpm {name}" in out
-    status, out, _ = ddpm("train", "digits", "--help")
+    status, out, _ = ddpm("train", "digits", "--help-all")
     assert status == 0 and all(
         option in out for option in ("--out", "--train.lr", "--model.dim", "--data.source", "--resume")
     )
     assert "0.002" in out  # the preset's own learning rate
-
-
-# Mistakes -------------------------------------------------------------------------------------------------------
 
 
 def refused(result, *shown):
@@ -94,107 +80,7 @@ def refused(result, *shown):
     assert status == 2, (status, err)
     assert "Traceback" not in out + err
     for pattern in shown:
-        assert re.search(pattern, plain(err)), (pattern, plain(err))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
-        ("fly", ["'fly'", "train, finetune, sample, evaluate, edit, plot"]),
-        ("train", ["needs a PRESET first"]),
-        ("sample", ["needs a RUN first"]),
-        ("train --out OUT", ["needs a PRESET first"]),
-        ("train digit --out OUT", ["'digit'", "digits, digits-flow, images"]),
-        ("train digits", ["--out"]),
-        ("train digits --out OUT --train.learning-rate 1", ["--train.learning-rate"]),
-        ("train digits --out OUT --train.steps many", ["--train.steps", "many"]),
-        ("train digits --out OUT --train.dtype float16", ["--train.dtype", "float32", "bfloat16", "float16"]),
-        ("train digits --out OUT --process.schedule square", ["--process.schedule", "linear", "cosine", "square"]),
-        ("train digits --out OUT --train.lr -1", [r"train\.lr must be positive"]),
-        ("train digits --out OUT --train.steps 0", [r"train\.steps must be at least 1, or None; got 0"]),
-        ("train digits --out OUT --model.image-size 9", ["image_size must be divisible by 2", "got 9"]),
-        ("train digits --out OUT --model.dim 6", ["norm_groups must divide every width"]),
-        ("train digits --out OUT --sample.steps 1001", [r"at most process\.num_steps \(1000\); got 1001"]),
-        ("train digits --out OUT --train.batch-size 2000", [r"batch_size must lie in 1\.\.1797", "2000"]),
-        ("train digits --out OUT --model.num-classes 9", [r"labels must lie in 0\.\.8", "label 9"]),
-        ("train digits --out OUT --model.num-classes 10 --data.no-labels", [r"model\.num_classes = 10 needs labels"]),
-        ("train digits --out OUT --resume", ["OUT does not exist", "ddpm train PRESET --out"]),
-        ("train digits --out OUT --resume --overwrite", ["exclude each other"]),
-        ("train images --out OUT", [r"--data\.source"]),
-        ("train images --out OUT --data.source nowhere", ["'nowhere'", "digits", "npz:PATH"]),
-        ("train images --out OUT --data.source folder:nowhere", ["nowhere: no such folder"]),
-        ("train images --out OUT --data.source npz:nowhere.npz", ["nowhere.npz: no such file"]),
-        ("train images --out OUT --data.source EMPTY", ["EMPTY: no images there", "jpg"]),
-        ("train images --out OUT --data.source MIXED", ["MIXED: holds both images"]),
-        ("train images --out OUT --data.source NPZ --model.channels 2", [r"channels must be 1 \(grey\) or 3"]),
-        ("train digits --out FILE/run", ["FILE/run", "cannot be written"]),
-        ("sample OUT", ["OUT does not exist", "ddpm train PRESET --out"]),
-        ("sample EMPTY", [r"EMPTY holds no config\.json"]),
-        ("evaluate OUT", ["OUT does not exist"]),
-    ],
-)
-def test_mistakes_before_training(ddpm, tmp_path, monkeypatch, arguments, shown):
-    """Nothing is left behind by any of them."""
-    monkeypatch.chdir(tmp_path)
-    Path("EMPTY").mkdir()
-    Path("FILE").write_text("a file")
-    write_image(Path("MIXED/a.png"), np.zeros((8, 8), np.uint8))
-    write_image(Path("MIXED/cats/b.png"), np.zeros((8, 8), np.uint8))
-    np.savez("NPZ.npz", images=np.zeros((100, 32, 32, 3), np.uint8))
-    before = sorted(map(str, Path().rglob("*")))
-    refused(ddpm(*arguments.replace("NPZ", "npz:NPZ.npz").split()), *shown)
-    assert sorted(map(str, Path().rglob("*"))) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "shown"),
-    [
-        ("--labels 3 ten", ["'ten'", "10 classes: 0, 1, 2"]),
-        ("--labels 10", ["'10'", r"0\.\.9"]),
-        ("--labels -1", ["-1"]),
-        ("--num 0", [r"num must be at least 1"]),
-        ("--batch-size 0", ["batch_size must be at least 1; got 0"]),
-        ("--sampler eulers", ["--sampler", "ancestral", "ddim", "eulers"]),
-        ("--steps 0", ["steps must be at least 1"]),
-        ("--steps 21", [r"steps must lie in 1\.\.20", "21"]),
-        ("--eta 2", [r"eta must lie in \[0, 1\]; got 2"]),
-        ("--variance gamma", ["--variance", "beta", "posterior"]),
-        ("--out FILE", ["FILE", "cannot be written"]),
-    ],
-)
-def test_mistakes_in_sampling(ddpm, finished_run, tmp_path, monkeypatch, options, shown):
-    monkeypatch.chdir(tmp_path)
-    Path("FILE").write_text("a file")
-    refused(ddpm("sample", finished_run, *options.split()), *shown)
-    assert Path("FILE").read_text() == "a file" and not (finished_run / "samples" / "samples.npz").exists()
-
-
-def test_mistakes_with_a_run_that_exists(ddpm, finished_run, tiny):
-    """Training into it again is refused three ways; the one line that differs is shown."""
-    refused(
-        ddpm("train", "digits", *tiny, "--out", finished_run), "exists. Pass --resume", "--overwrite", "another --out"
-    )
-    resumed = ddpm("train", "digits", *tiny, "--train.lr", "0.5", "--out", finished_run, "--resume")
-    refused(resumed, r"train\.lr: 0\.01 in the run, 0\.5 now")
-    assert "train.batch_size" not in resumed[2]
-    refused(ddpm("evaluate", finished_run, "--num", "5"), "at least 10, one sample for each class; got 5")
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("{", r"config\.json cannot be read"),
-        ("{}", r"config\.json cannot be read"),
-        (
-            '{"format": 99, "class_names": [], "config": {}}',
-            "format 99; this version of ddpm-jax reads the formats 2 and 3",
-        ),
-        ('{"format": 2, "class_names": [], "config": {}}', "cannot be read"),
-    ],
-)
-def test_a_damaged_run_folder(ddpm, tmp_path, text, shown):
-    (tmp_path / "config.json").write_text(text)
-    refused(ddpm("sample", tmp_path), shown)
+        assert re.search(pattern, err), (pattern, err)
 
 
 # Resuming -------------------------------------------------------------------------------------------------------
@@ -218,23 +104,6 @@ def test_options_are_laid_over_those_of_the_run(ddpm, killed_run):
     assert status == 0 and "step 12 to 14" in out, err
     config = open_run(folder).config
     assert (config.train.steps, config.sample.num, config.train.lr, config.model.dim) == (14, 12, 0.01, 4)
-
-
-@pytest.mark.parametrize(
-    ("options", "shown"),
-    [
-        ("digits --train.lr 0.5", r"train\.lr: 0\.01 in the run, 0\.5 now"),
-        ("digits --data.source spiral", r"holds points|data\.source: 'digits' in the run, 'spiral' now"),
-        ("digits --train.label-dropout 0.1", r"train\.label_dropout: 0\.0 in the run, 0\.1 now"),
-        ("digits --data.no-labels", r"data\.labels: True in the run, False now"),
-        ("digits --train.learning-rate 1", "--train.learning-rate"),
-        ("spiral", "is a run of the network unet, and the preset spiral is of mlp"),
-    ],
-)
-def test_what_a_resumed_run_refuses(ddpm, finished_run, options, shown):
-    before = (finished_run / "config.json").read_bytes()
-    refused(ddpm("train", *options.split(), "--out", finished_run, "--resume"), shown)
-    assert (finished_run / "config.json").read_bytes() == before
 
 
 def test_data_that_has_grown_is_noticed(ddpm, killed_run):

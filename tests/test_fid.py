@@ -195,7 +195,7 @@ def test_by_the_command(run, capsys, tmp_path):
         ("--fid --num 3", "num must be at least 4, and is better 10,000; got 3"),
         ("--fid --fid-save a.npz --fid-reference b.npz", "fid_save .* give one of them"),
         ("--fid --fid-save stats.pkl", r"fid_save must be an \.npz file; got stats\.pkl"),
-        ("--fid --fid-save FILE/stats.npz", "FILE cannot be written to: Not a directory"),
+        ("--fid --fid-save FILE/stats.npz", "FILE cannot be written to: .*FILE is a file, not a folder"),
         ("--fid --fid-reference nowhere.npz", r"nowhere\.npz does not exist"),
         ("--fid --held-out npz:nowhere.npz", r"nowhere\.npz: no such file"),
     ],

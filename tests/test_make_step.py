@@ -366,7 +366,7 @@ def test_a_run_of_data_of_ones_own(tmp_path, tiny):
     assert outcome.step == 2 and outcome.run.class_names == ("flat", "upright")
     longer = replace(config, train=replace(few, steps=3))
     assert training.train(longer, str(tmp_path / "run"), source=Stripes(), resume=True).step == 3
-    with pytest.raises(UserError, match="'stripes' was given to training.train as an object in Python"):
+    with pytest.raises(UserError, match=r"'stripes' was given to training\.train as an object in Python"):
         training.open_run(tmp_path / "run").open_source()
-    with pytest.raises(UserError, match="source must have a length, .*; a list has no name, class_names"):
+    with pytest.raises(UserError, match=r"source must have a length, .*; a list has no name, class_names"):
         training.train(config, tmp_path / "other", source=[1, 2])

@@ -234,11 +234,8 @@ def test_fsdp_takes_the_largest_dimension_that_can_be_shared():
     ],
 )
 def test_mistakes_on_the_command_line(capsys, tmp_path, arguments, shown):
-    try:
-        status = cli.main(["train", "digits", *arguments.split(), "--out", str(tmp_path / "run")])
-    except SystemExit as exit:
-        status = exit.code
-    assert status == 2 and shown in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["train", "digits", *arguments.split(), "--out", str(tmp_path / "run")]) == 2
+    assert shown in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
 
 

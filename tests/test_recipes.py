@@ -134,7 +134,7 @@ def test_a_run_on_two_classes(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--data.classes", "ship"], "'digits' has no class 'ship'; it has 0, 1, 2"),
+        (["--data.classes", "ship"], "class 'ship' is none of digits's 10 classes: 0, 1, 2"),
         (["--data.classes", "3", "--train.batch-size", "500"], "batch_size must lie in 1..183"),
         (["--train.epoch-steps", "0"], "train.epoch_steps must be at least 1, or None; got 0"),
         (
@@ -199,7 +199,7 @@ def test_a_finetuned_run_is_resumed_without_its_origin(points_run, tmp_path):
     [
         (["--model.dim", "8"], r"model.dim: 4 in the run, 8 now"),
         (["--process.num-steps", "10", "--sample.steps", "4"], r"process.num_steps: 20 in the run, 10 now"),
-        (["--data.classes", "ship"], "has no class 'ship'"),
+        (["--data.classes", "ship"], "class 'ship' is none of"),
     ],
 )
 def test_what_finetuning_refuses(options, says, finished_run, tmp_path, capsys):
@@ -302,7 +302,6 @@ def test_every_preset_says_what_it_is(capsys):
     shown = capsys.readouterr().out
     for name, recipe in presets.RECIPES.items():
         assert name in shown and recipe.about in shown
-    with pytest.raises(SystemExit):
-        cli.main(["train", "spiral", "--help"])
+    assert cli.main(["train", "spiral", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert presets.RECIPES["spiral"].expect in shown

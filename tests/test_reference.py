@@ -12,13 +12,16 @@ INTERNAL = {
     "archives",
     "arguments",
     "bound",
+    "class_names",
     "cli",
     "compilation",
     "edits",
     "files",
     "huge_pages",
     "launch",
+    "parsing",
     "pictures",
+    "run_config",
     "typed",
 }
 """Modules of ddpm_jax that serve the others and the command line; all others, and all packages, are public."""

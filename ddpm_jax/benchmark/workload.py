@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ddpm_jax import model_configs as configs
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, DataConfig, Preset, TrainConfig
 
 What = Literal["forward", "train", "sample"]
@@ -104,7 +104,9 @@ def workload(
         size = trained.batch_size if len(configs.shape(model)) == 1 else BATCH
         config = Preset(DataConfig(), model, process, dataclasses.replace(trained, batch_size=size), sample)
     else:
-        raise UserError(f"what is measured must be a network or a preset; got {name!r}. See ddpm --help.")
+        raise UserError(
+            f"what is measured must be a network or a preset; got {name!r}.{meant(name, [*SYSTEMS, *PRESETS])} See ddpm --help."
+        )
     if sample_size is not None and sample_size < 1:
         raise UserError(f"sample_size must be at least 1; got {sample_size}.")
     train = dataclasses.replace(config.train, epoch_steps=config.train.epoch_steps or 1_000)

@@ -10,7 +10,7 @@ from ddpm_jax.data.geometry import fit
 from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.data.source import Source
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 
 
 def batches(
@@ -99,7 +99,9 @@ def scaling_of(source: Source, scale: str = "signed") -> Scaling:
     if isinstance(source, PointSource):
         return source.scaling
     if scale not in IMAGE_SCALINGS:
-        raise UserError(f"scale must be one of {', '.join(IMAGE_SCALINGS)}; got {scale!r}.")
+        raise UserError(
+            f"scale must be one of {', '.join(IMAGE_SCALINGS)}; got {scale!r}.{meant(scale, IMAGE_SCALINGS)}"
+        )
     return IMAGE_SCALINGS[scale]
 
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ddpm_jax.class_names import check_distinct
 from ddpm_jax.errors import UserError, kind_of
 
 
@@ -55,12 +56,16 @@ class ArraySource:
         name: what to call it in messages.
         images: uint8 (N, H, W) or (N, H, W, C), C = 1 or 3, N >= 1.
         labels: integers (N,) that index `class_names`; None where there are none.
-        class_names: one name for each class; empty without labels.
+        class_names: one name for each class, none of them twice; empty without labels.
+
+    Raises:
+        UserError: two classes have one name.
     """
 
     def __init__(
         self, name: str, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
     ):
+        check_distinct(class_names, name)
         self.name = name
         self.class_names = tuple(class_names)
         self.images = images[..., None] if images.ndim == 3 else images

@@ -13,7 +13,7 @@ from ddpm_jax.data.source import Source
 from ddpm_jax.data.subset import ClassSubset
 from ddpm_jax.data.tfds import open_tfds
 from ddpm_jax.data.toy import SHAPES
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 
 OnBadImage = Literal["stop", "skip"]
 
@@ -43,38 +43,56 @@ def open_source(spec: str, *, on_bad_image: str = "stop", classes: Sequence[str]
     return ClassSubset(source, classes) if classes else source
 
 
+def check_there(spec: str) -> None:
+    """See that a spec has one of the `FORMS`, and that the path in it exists; nothing is read.
+
+    Raises:
+        UserError: it has none, or nothing is there.
+    """
+    kind, rest = _kind_and_rest(spec)
+    if kind in ("idx", "folder", "zip", "npz"):
+        path = _path_and_split(rest)[0] if kind == "idx" else Path(rest).expanduser()
+        if not path.exists():
+            raise UserError(f"{path}: no such {'folder' if kind == 'folder' else 'file'}; data.source = {spec!r}.")
+
+
 def _open(spec: str, on_bad_image: str) -> Source:
     if on_bad_image not in get_args(OnBadImage):
         raise UserError(f"on_bad_image must be 'stop' or 'skip'; on_bad_image = {on_bad_image!r}.")
+    kind, rest = _kind_and_rest(spec)
+    if kind == "digits":
+        return open_digits()
+    if kind in SHAPES:
+        return open_points(kind, rest)
+    if kind == "idx":
+        return open_idx(*_path_and_split(rest))
+    if kind == "tfds":
+        return open_tfds(rest)
+    path = Path(rest).expanduser()
+    if kind == "npz":
+        return open_npz(path)
+    return open_zip(path, on_bad_image) if kind == "zip" else open_folder(path, on_bad_image)
+
+
+def _kind_and_rest(spec: str) -> tuple[str, str]:
+    """Which of the forms a spec has, a bare path being taken for what lies there, and what follows its colon."""
     kind, _, rest = spec.partition(":")
+    if (kind == "digits" and not rest) or kind in SHAPES or (rest and kind in ("idx", "folder", "zip", "npz", "tfds")):
+        return kind, rest
     if kind == "python":
         raise UserError(
             f"the data {rest!r} was given to training.train as an object in Python, which cannot be opened by name."
         )
-    if kind == "digits" and not rest:
-        return open_digits()
-    if kind in SHAPES:
-        return open_points(kind, rest)
-    if rest:
-        path = Path(rest).expanduser()
-        if kind == "idx":
-            return open_idx(*_path_and_split(rest))
-        if kind == "folder":
-            return open_folder(path, on_bad_image)
-        if kind == "zip":
-            return open_zip(path, on_bad_image)
-        if kind == "npz":
-            return open_npz(path)
-        if kind == "tfds":
-            return open_tfds(rest)
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return open_idx(path) if holds_idx(path) else open_folder(path, on_bad_image)
-    if path.suffix.lower() == ".npz":
-        return open_npz(path)
-    if path.suffix.lower() == ".zip":
-        return open_zip(path, on_bad_image)
-    raise UserError(f"the data source {spec!r} is not known, and no folder of that name exists. The forms are\n{FORMS}")
+        return ("idx" if holds_idx(path) else "folder"), spec
+    if path.suffix.lower() in (".npz", ".zip"):
+        return path.suffix.lower()[1:], spec
+    forms = ", ".join(line.split()[0] for line in FORMS.splitlines())
+    raise UserError(
+        f"the data source {spec!r} is not known, and no folder of that name exists; it must be one of {forms}."
+        f"{meant(kind, ['digits', *SHAPES, 'idx', 'folder', 'zip', 'npz', 'tfds'])}"
+    )
 
 
 def _path_and_split(text: str) -> tuple[Path, str | None]:

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.class_names import class_index
 from ddpm_jax.data.labels import labels_of
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
 
 
 class ClassSubset:
-    """The elements of some classes. Labels and class names stay those of the whole source.
+    """The elements of some classes, by name or as `class_index` takes them. Labels and class names stay those of the whole source.
 
     Raises:
         UserError: the source has no classes, one that is asked for is not there, or no element is left.
@@ -21,10 +22,7 @@ class ClassSubset:
         names = source.class_names
         if not names:
             raise UserError(f"classes {', '.join(classes)} are asked for, and {source.name!r} has no classes.")
-        unknown = [name for name in classes if name not in names]
-        if unknown:
-            raise UserError(f"{source.name!r} has no class {unknown[0]!r}; it has {', '.join(names)}.")
-        wanted = [names.index(name) for name in classes]
+        wanted = [class_index(name, names, source.name) for name in classes]
         labels = labels_of(source)
         self.indices = np.flatnonzero(np.isin(labels, wanted))
         if not len(self.indices):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 
 Points = np.ndarray
 """float64 (N, 2)."""
@@ -47,7 +47,7 @@ def points(shape: str, n: int, seed: int = 0) -> Points:
         UserError: an unknown shape, or n below 1.
     """
     if shape not in SHAPES:
-        raise UserError(f"shape must be one of {', '.join(SHAPES)}; got {shape!r}.")
+        raise UserError(f"shape must be one of {', '.join(SHAPES)}; got {shape!r}.{meant(shape, SHAPES)}")
     if n < 1:
         raise UserError(f"n must be at least 1; got {n}.")
     return SHAPES[shape](np.random.default_rng(seed), n)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import data, launch
+from ddpm_jax.class_names import class_index
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.cache import cached_classifier
@@ -165,7 +166,9 @@ def _of_images(
     real = _real(run, seed, num_real, held_out)
     images = drawn(labels)
     if labels is None and len(classes) == 1:
-        labels = np.full(num, real.names.index(classes[0]))  # what a run of one class is asked for
+        labels = np.full(
+            num, class_index(classes[0], real.names, run.config.data.source)
+        )  # what a run of one class is asked for
 
     metrics, by_class = [], dict[str, float]()
     if len(real.names) > 1:
@@ -222,7 +225,7 @@ def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
         parts = [(images, labels), (x[::2], y[::2]), (x[1::2], y[1::2])]
         told = f"of {held_out}"
     if config.classes:
-        wanted = [names.index(name) for name in config.classes]
+        wanted = [class_index(name, names, source.name) for name in config.classes]
         parts[1:] = [(x[np.isin(y, wanted)], y[np.isin(y, wanted)]) for x, y in parts[1:]]
     if min(len(x) for x, _ in parts) < 2:
         raise UserError(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.model_configs.rms_unet import RMSUNet
 from ddpm_jax.model_configs.systems import (
     MLP,
@@ -80,7 +80,7 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
     known = [option.name for option in fields(kind)]
     for option in options:
         if option not in known:
-            raise UserError(f"{name} has no option {option!r}; it has {', '.join(known)}.")
+            raise UserError(f"{name} has no option {option!r}; it has {', '.join(known)}.{meant(option, known)}")
     return kind(**options)
 
 
@@ -91,7 +91,7 @@ def kind_of(name: str) -> type:
         UserError: an unknown name (lists what exists).
     """
     if name not in NETWORKS:
-        raise UserError(f"the network must be one of {', '.join(NETWORKS)}; got {name!r}.")
+        raise UserError(f"the network must be one of {', '.join(NETWORKS)}; got {name!r}.{meant(name, NETWORKS)}")
     return NETWORKS[name]
 
 

@@ -18,7 +18,7 @@ class DataConfig:
     source: str = "digits"
     """digits | spiral | disc-grid | folder:PATH | zip:PATH | idx:PATH | npz:PATH | tfds:NAME, or just a path."""
     classes: tuple[str, ...] = ()
-    """Train on these classes alone, by name; none: on all of them."""
+    """Train on these classes alone, by name, or by position from 0 where no class's name is a number; none: on all of them."""
     scale: Literal["signed", "unit"] = "signed"
     """Pixels to [-1, 1] or to [0, 1]; points are always standardised. Sampling undoes it."""
     stream: bool = False

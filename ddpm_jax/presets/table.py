@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddpm_jax import model_configs as configs
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.presets.configs import DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
 
 # fmt: off
@@ -197,5 +197,5 @@ def preset(name: str) -> Preset:
         UserError: no such preset (lists the names).
     """
     if name not in PRESETS:
-        raise UserError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}.")
+        raise UserError(f"the preset must be one of {', '.join(PRESETS)}; got {name!r}.{meant(name, PRESETS)}")
     return PRESETS[name]

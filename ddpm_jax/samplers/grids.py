@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.processes import GaussianDiffusion, LinearPath, Process
 from ddpm_jax.schedules import Schedule
 
@@ -67,7 +67,10 @@ def times(process: Process, num_steps: int | None = None, spacing: Any = "even")
     """
     if isinstance(spacing, str):
         if spacing not in GRIDS:
-            raise UserError(f"spacing must be one of {', '.join(GRIDS)}, or an array of times; got {spacing!r}.")
+            raise UserError(
+                f"spacing must be one of {', '.join(GRIDS)}, or an array of times; "
+                f"got {spacing!r}.{meant(spacing, GRIDS)}"
+            )
         return GRIDS[spacing](process, num_steps)
     if num_steps is not None:
         raise UserError(f"spacing gives the times themselves, so that steps must be None; got {num_steps}.")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ddpm_jax import noise
 from ddpm_jax.compilation import jit
 from ddpm_jax.denoisers import Denoiser, as_denoiser, remedies
-from ddpm_jax.errors import NotFiniteError, UserError
+from ddpm_jax.errors import NotFiniteError, UserError, meant
 from ddpm_jax.samplers.base import SAMPLERS, Sampler, Walked
 
 
@@ -172,4 +172,7 @@ def as_sampler(found: Any) -> Sampler:
         return found()
     if isinstance(found, Sampler):
         return found
-    raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, or a samplers.Sampler of your own; got {found!r}.")
+    raise UserError(
+        f"sampler must be one of {', '.join(SAMPLERS)}, or a samplers.Sampler of your own; "
+        f"got {found!r}.{meant(found, SAMPLERS)}"
+    )

@@ -127,7 +127,7 @@ class Checkpoints:
                 try:
                     state = ocp.load((self.folder / str(candidate)).absolute(), jax.tree.map(_placed, like))
                 except (ValueError, KeyError, OSError) as error:
-                    problem = str(error)
+                    problem = unfit(self.folder / str(candidate), like) or str(error)
                     if checked:  # what was written is there, and is another state
                         raise UserError(self._cannot_load(candidate, problem)) from error
                 else:
@@ -137,7 +137,7 @@ class Checkpoints:
                     return state
             self._damaged.add(candidate)
             problems.append(self._cannot_load(candidate, problem))
-        raise UserError("\n".join(problems))
+        raise UserError(" ".join(problems))
 
     def _cannot_load(self, step: int, problem: str) -> str:
         return f"the checkpoint of step {step} in {self.folder} cannot be loaded: {problem.rstrip('.')}."
@@ -207,6 +207,29 @@ def damage(checkpoint: Path) -> tuple[str | None, bool]:
         return f"it is damaged ({error})", True
     wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     return (f"it is damaged: {', '.join(wrong)}" if wrong else None), True
+
+
+def unfit(checkpoint: Path, like: TrainState) -> str | None:
+    """In which tensors a checkpoint is no state such as `like`, the first by name; None: in none, or that cannot be told."""
+    try:
+        found = _shapes(ocp.metadata(checkpoint.absolute()).metadata)
+    except (ValueError, KeyError, OSError):
+        return None
+    wanted = _shapes(like)
+    differing = [name for name in sorted(found | wanted) if found.get(name) != wanted.get(name)]
+    if not differing:
+        return None
+    first = min(
+        differing, key=lambda name: not name.startswith("params.")
+    )  # rather than the average and Adam's moments of it
+    there, here = (str(shapes.get(first, "missing")) for shapes in (found, wanted))
+    more = f", and {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
+    return f"it does not fit the run's config.json: {first} is {there} in it, and by the config {here}{more}"
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _digests(checkpoint: Path) -> dict[str, str]:

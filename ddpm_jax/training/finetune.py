@@ -41,9 +41,9 @@ def finetune(
         if name.startswith(("model.", "process.")) or name in ("data.scale", "data.labels")
     }
     if fixed:
-        lines = [f"  {name}: {before!r} in the run, {after!r} now" for name, (before, after) in fixed.items()]
+        told = "; ".join(f"{name}: {before!r} in the run, {after!r} now" for name, (before, after) in fixed.items())
         raise UserError(
-            f"the weights of {origin.folder} were trained for something else:\n" + "\n".join(lines) + "\n"
+            f"the weights of {origin.folder} were trained for something else ({told}). "
             "Fine-tuning may change options of --data, --train and --sample only."
         )
     # whole on every device that there is: `train` lays them out

@@ -96,9 +96,7 @@ def train(
     elif not asked.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
     else:
-        source = data.open_source(
-            asked.data.source, on_bad_image=asked.data.on_bad_image, classes=asked.data.classes
-        )
+        source = data.open_source(asked.data.source, on_bad_image=asked.data.on_bad_image, classes=asked.data.classes)
     feeding.check(asked, source)  # before the folder is touched
     layout = layout_of(parallel)
     check_batch(layout, asked.train.batch_size, asked.train.accumulate, len(source))

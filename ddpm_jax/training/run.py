@@ -14,24 +14,20 @@ from flax import nnx
 
 import ddpm_jax
 from ddpm_jax import data, denoisers, model_configs, models, presets
+from ddpm_jax.class_names import check_distinct, class_index
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import Preset
 from ddpm_jax.processes import Process
+from ddpm_jax.run_config import CONFIG, FORMAT, read_run
 from ddpm_jax.training import loss_aware
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import process_of
 from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.state import TrainState, state_of
-from ddpm_jax.typed import build, value_of
-
-CONFIG = "config.json"
-FORMAT = 3
-"""Version of the run folder's layout: 3 has manifests in its checkpoints."""
-READABLE = (2, FORMAT)
-"""Versions that `open_run` takes; a run that is resumed is written in the newest."""
+from ddpm_jax.typed import build
 
 _REVISABLE = {
     "train.steps", "train.epochs", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
@@ -169,8 +165,9 @@ class Run:
         return self.origin.get("weights") or "unknown"
 
     def labels(self, num: int, wanted: tuple[str, ...] = ()) -> np.ndarray | None:
-        """num labels that go through the wanted classes in turn (names or numbers; none: all it is trained on); None for an
-        unconditional run.
+        """num labels that go through the wanted classes in turn (none: all it is trained on); None for an unconditional run.
+
+        wanted: names, or positions from 0 where no class's name is a number.
 
         Raises:
             UserError: a class that the run does not have, or classes asked of an unconditional run.
@@ -181,17 +178,12 @@ class Run:
                     f"labels were given ({', '.join(wanted)}), but {self.folder} is trained without classes."
                 )
             return None
-        chosen = [self._class_index(name) for name in wanted or self.config.data.classes or self.class_names]
+        whose = str(self.folder)
+        chosen = [
+            class_index(name, self.class_names, whose)
+            for name in wanted or self.config.data.classes or self.class_names
+        ]
         return np.resize(np.array(chosen, np.int32), num)
-
-    def _class_index(self, name: str) -> int:
-        if name in self.class_names:
-            return self.class_names.index(name)
-        if name.isdecimal() and int(name) < len(self.class_names):
-            return int(name)
-        count = len(self.class_names)
-        shown = ", ".join(self.class_names[:20]) + (", …" if count > 20 else "")
-        raise UserError(f"label {name!r} is none of the run's {count} classes: {shown} (or 0..{count - 1}).")
 
 
 def open_run(folder: Path) -> Run:
@@ -200,27 +192,12 @@ def open_run(folder: Path) -> Run:
     Raises:
         UserError: the folder is missing or is no run, or its config cannot be read.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        what = "does not exist" if not folder.exists() else f"holds no {CONFIG}, so it is no run folder"
-        raise UserError(f"{folder} {what}. Make one with: ddpm train PRESET --out {folder}")
+    found = read_run(folder)
     try:
-        tree = json.loads(path.read_bytes())
-        version = tree["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if version not in READABLE:
-        known = " and ".join(map(str, READABLE))
-        raise UserError(f"{path} has format {version!r}; this version of ddpm-jax reads the formats {known}.")
-    try:
-        names = value_of(tuple[str, ...], tree["class_names"], "class_names")
-        scaling = build(data.Scaling, tree["scaling"], "scaling")
-        origin = value_of(dict[str, Any] | None, tree.get("origin"), "origin")
-        return Run(folder, presets.from_json(json.dumps(tree["config"])), names, scaling, origin)
-    except KeyError as error:
-        raise UserError(f"{path} cannot be read: {error} is missing.") from error
+        scaling = build(data.Scaling, found.scaling, "scaling")
     except UserError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{folder / CONFIG} cannot be read: {error}") from error
+    return Run(folder, found.config, found.class_names, scaling, found.origin)
 
 
 def start_run(
@@ -329,6 +306,7 @@ def _fit_to_data(config: Preset, source: data.Source) -> tuple[Preset, tuple[str
         raise UserError(f"model.num_classes must be at least 2 with train.label_dropout; got {num_classes}.")
     data.check_labels(source, num_classes - dropped)
     names = source.class_names + tuple(str(i) for i in range(len(source.class_names), num_classes - dropped))
+    check_distinct(names, f"model.num_classes = {num_classes} adds classes to those of {source.name}")
     return replace(config, model=replace(model, num_classes=num_classes)), names
 
 
@@ -348,8 +326,8 @@ def _check_same_config(old: Run, config: Preset) -> None:
         or (name in ("train.steps", "train.epochs") and config.train.lr_decay != "constant")
     }
     if fixed:
-        lines = [f"  {name}: {before!r} in the run, {now!r} now" for name, (before, now) in fixed.items()]
+        told = "; ".join(f"{name}: {before!r} in the run, {now!r} now" for name, (before, now) in fixed.items())
         raise UserError(
-            f"{old.folder} cannot be resumed with another config:\n" + "\n".join(lines) + "\n"
+            f"{old.folder} cannot be resumed with another config ({told}). "
             "Leave them as they were, or start a new run in another --out."
         )

@@ -15,7 +15,7 @@ from flax import nnx
 from ddpm_jax import denoisers, models, samplers, schedules
 from ddpm_jax import model_configs as configs
 from ddpm_jax.compilation import compile_for, once
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import Examples, Update, create_state, make_optimizer
@@ -101,7 +101,7 @@ class Verification:
 
         self.twins: Any = ddpm_torch_ref
         if name not in SYSTEMS:
-            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {name!r}.")
+            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {name!r}.{meant(name, SYSTEMS)}")
         if options is None:
             options = SMALL.get(name, {}) if state_dict is None else {}
         self.name, self.dtype, self.device, self.torch = name, dtype, device, torch

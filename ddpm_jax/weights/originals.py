@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, meant
 from ddpm_jax.weights.bridge import misfit
 
 StateDict = Mapping[str, Any]
@@ -39,7 +39,7 @@ def from_original(name: str, state_dict: StateDict) -> dict[str, Any]:
         UserError: an unknown name, or tensors that are missing, left over, or misshapen; they are listed.
     """
     if name not in NETWORKS:
-        raise UserError(f"name must be one of {', '.join(NETWORKS)}; got {name!r}.")
+        raise UserError(f"name must be one of {', '.join(NETWORKS)}; got {name!r}.{meant(name, NETWORKS)}")
     problems = _problems(name, state_dict)
     if problems:
         fitting = [other for other in NETWORKS if not _problems(other, state_dict)]
