@@ -376,18 +376,6 @@ def test_schedules_with_other_ends(beta_end):
         assert relative_error(scheduler.betas.numpy(), table.betas) < 5e-6
 
 
-def test_the_leading_grid():
-    from ddpm_jax.processes import GaussianDiffusion
-
-    process = GaussianDiffusion(schedules.linear(1000))
-    for kind in (DDPMScheduler, DDIMScheduler):
-        for steps in (1, 7, 50, 1000):
-            scheduler = kind(num_train_timesteps=1000)
-            scheduler.set_timesteps(steps)
-            times = samplers.times(process, steps, "leading")
-            assert times[:-1].tolist() == scheduler.timesteps.tolist() and times[-1] == -1
-
-
 def test_published_config_is_the_default_network():
     """google/ddpm-cifar10-32 is what `unet` is without options."""
     config = {

@@ -411,6 +411,8 @@ def test_every_reason_is_named_at_once():
         ({"steps_offset": 1}, "steps_offset = 1"),
         ({"set_alpha_to_one": False}, "set_alpha_to_one = False"),
         ({"timestep_spacing": "linspace"}, "timestep_spacing = 'linspace'"),
+        ({"timestep_spacing": "even"}, "timestep_spacing = 'even'"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True with prediction_type = 'epsilon' (the noise"),
         ({"prediction_type": "flow"}, "prediction_type = 'flow'"),
         ({"use_karras_sigmas": True}, "use_karras_sigmas = True"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "variance_type = 'learned'"),
@@ -473,6 +475,14 @@ def test_processes_that_cannot_be_written(part, options, named):
     assert named in str(error.value)
 
 
+@pytest.mark.parametrize(("num_steps", "steps"), [(30, None), (1000, None), (4000, 1000)])
+def test_a_pipelines_own_number_of_steps(num_steps, steps):
+    """DDPMPipeline takes 1,000 of a longer chain, too."""
+    config = {"_class_name": "DDPMScheduler", "num_train_timesteps": num_steps}
+    assert from_scheduler(config, MODEL)[1].steps == steps
+
+
+@pytest.mark.filterwarnings("ignore:the pipeline samples in another way")
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize(
