@@ -12,8 +12,7 @@ from ddpm_jax import processes, samplers, schedules
 from ddpm_jax.conversion.scheduler import from_scheduler, to_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import Preset, SampleConfig
-from ddpm_jax.training.objective import process_of
-from ddpm_jax.training.samples import sampler_of
+from ddpm_jax.training.objective import process_of, sampler_of
 
 T = 1000
 SCHEDULERS = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}

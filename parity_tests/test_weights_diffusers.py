@@ -22,8 +22,9 @@ from twins import compiled, forward_and_back, indices, normal, randomise, to_nch
 from ddpm_jax import models, samplers, schedules, weights
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.scheduler import DEFAULTS as SCHEDULER_DEFAULTS
+from ddpm_jax.training.objective import sampler_of
 from ddpm_jax.training.run import open_run
-from ddpm_jax.training.samples import believed, sampler_of
+from ddpm_jax.training.samples import believed
 from ddpm_jax.weights.diffusers import DEFAULTS, to_options
 from ddpm_torch_ref import models as twin_models
 

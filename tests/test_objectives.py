@@ -201,10 +201,10 @@ def test_options_that_exclude_each_other(options, says, tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("sample RUN --guidance 2", "trained with some labels hidden"),
+        ("sample RUN --guidance 2", "trained with some labels hidden: train.label_dropout must be above 0"),
         ("sample RUN --sampler midpoint", "flow matching alone"),
-        ("sample RUN --variance learned --sampler ancestral", "process.learned_variance"),
-        ("sample RUN --sampler ddim --steps 21", "1..20"),
+        ("sample RUN --variance learned --sampler ancestral", "model.learn_variance"),
+        ("sample RUN --sampler ddim --steps 21", "at most process.num_steps (20)"),
         ("sample RUN --eta 2", "sample.eta must lie in [0, 1]"),
         ("edit RUN paint", "inpaint"),
         ("edit RUN vary --strength 0", "strength must lie in (0, 1]"),

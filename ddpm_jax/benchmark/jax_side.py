@@ -16,8 +16,7 @@ from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import What, Workload
 from ddpm_jax.compilation import jit
 from ddpm_jax.training import create_state, make_optimizer
-from ddpm_jax.training.objective import process_of
-from ddpm_jax.training.samples import sampler_of
+from ddpm_jax.training.objective import process_of, sampler_of
 from ddpm_jax.training.step import train_step, train_steps
 
 MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}

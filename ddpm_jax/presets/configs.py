@@ -266,7 +266,8 @@ class Preset:
     data, model, process, train, sample: its parts, each a config of its own; model is one of `model_configs.NETWORKS`.
 
     Raises:
-        UserError: a bound on samples whose data lies in [0, 1], or more sampling steps than the schedule has.
+        UserError: a bound on samples whose data lies in [0, 1], points that are stretched, or more sampling steps than the schedule
+            has; the rest of what does not fit is refused by `training.objective.check`, so that runs that were made before open.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

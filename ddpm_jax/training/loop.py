@@ -22,7 +22,7 @@ from ddpm_jax.presets import Preset
 from ddpm_jax.training import feeding, samples
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, NoMetrics, read_metrics
-from ddpm_jax.training.objective import process_of
+from ddpm_jax.training.objective import check
 from ddpm_jax.training.profiling import Profile
 from ddpm_jax.training.run import Run, environment, start_run
 from ddpm_jax.training.state import TrainState
@@ -86,7 +86,7 @@ def train(
     """
     if not config.data.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
-    process_of(config)  # refuses what excludes each other, before any data is read
+    check(config)  # before any data is read
     source = data.open_source(config.data.source, on_bad_image=config.data.on_bad_image, classes=config.data.classes)
     feeding.check(config, source)  # before the folder is touched
     layout = layout_of(parallel)
