@@ -461,7 +461,7 @@ def test_what_is_imported_can_be_sampled():
         check(made)
         of = process_of(made)
         grids = [sampler_of(sample).grid(of, steps, sample.spacing) for steps in range(1, 41)]
-        times = jnp.unique(np.concatenate(grids)[:, 0])
+        times = jnp.asarray(np.unique(np.concatenate(grids)[:, 0]))
         outputs = jnp.ones((len(times), 2 if model.learn_variance else 1))
         hat = of.estimate(outputs[:, :1], outputs, times)
         assert np.isfinite(hat.x_0).all() and np.isfinite(hat.eps).all(), config
