@@ -131,12 +131,13 @@ def vary(
     strength: float = 0.5,
     num_steps: int | None = None,
     sampler: Any = "ddim",
+    spacing: Any = None,
 ) -> Float[Array, "b *shape"]:
     """Other data like the given: noised part of the way and denoised from there (SDEdit, Meng et al. 2022).
 
     x_0: data, images as for `inpaint`; one example alone gives one. strength: share of the way, in (0, 1]; 1 leaves nothing of x_0
     but what the last timestep keeps. num_steps: of the whole way; the walk takes the share of them. sampler: a sampler, or the name
-    of one.
+    of one. spacing: as of `samplers.sample`.
 
     Raises:
         UserError: no denoiser, no data, a strength outside (0, 1], num_steps out of range, a sampler that does not fit.
@@ -146,7 +147,7 @@ def vary(
     batch, single = _as_batch("x_0", x_0)
     if not 0 < strength <= 1:
         raise UserError(f"strength must lie in (0, 1]; got {strength:g}.")
-    whole = sampler.grid(denoise.process, num_steps)
+    whole = sampler.grid(denoise.process, num_steps, spacing)
     grid = whole[-max(1, round(strength * len(whole))) :]
     walked = _varied(denoise, noise.as_keys(key, len(batch)), batch, grid, sampler=sampler)
     return _checked(walked, denoise, grid, single, sampler)

@@ -4,6 +4,7 @@ after.
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
-from ddpm_jax.training.samples import believed, sampler_of
+from ddpm_jax.training.objective import check, sampler_of
+from ddpm_jax.training.samples import believed
 
 KINDS = ("inpaint", "vary", "interpolate")
 HALVES = ("left", "right", "top", "bottom", "middle")
@@ -42,15 +44,16 @@ def edit(
 
     kind: `inpaint` draws what the mask hides, `vary` noises an image part of the way and denoises it, `interpolate` walks between
     neighbouring images. images: files; none: config.num images of the run's data, under their own labels. mask: one of HALVES, or
-    an image file that is white where to draw. labels: classes to draw, of a conditional run, in turn. config: steps, sampler of
-    `vary`, clip, and the images that `interpolate` draws.
+    an image file that is white where to draw. labels: classes to draw, of a conditional run, in turn. config: steps, sampler and
+    spacing of `vary`, clip, and the images that `interpolate` draws.
 
     Raises:
-        UserError: an unknown kind, points, a file that is no image, a mask of another size, numbers out of range, or a folder that
-            cannot be written to.
+        UserError: an unknown kind, a config that does not fit the run's, points, a file that is no image, a mask of another size,
+            numbers out of range, or a folder that cannot be written to.
     """
     if kind not in KINDS:
         raise UserError(f"an edit must be one of {', '.join(KINDS)}; got {kind!r}.{meant(kind, KINDS)}")
+    check(replace(run.config, sample=config))
     if not run.holds_images:
         raise UserError(f"edits are of images, and {run.folder} is of points.")
     least = 2 if kind == "interpolate" else 1
@@ -70,8 +73,8 @@ def edit(
         grey = run.scaling.apply(np.full_like(run.to_data(x_0), 127))
         rows, titles = [x_0, np.where(editing.fitting_mask(hidden, x_0.shape), grey, x_0)], ["before", "shown", "after"]
     elif kind == "vary":
-        options = {"strength": strength, "num_steps": config.steps, "sampler": sampler_of(config)}
-        edited = editing.vary(denoise, seed, x_0, **options)
+        options = {"num_steps": config.steps, "sampler": sampler_of(config), "spacing": config.spacing}
+        edited = editing.vary(denoise, seed, x_0, strength=strength, **options)
     else:
         between = max(config.num, 2)
         ways = [

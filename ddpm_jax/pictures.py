@@ -12,6 +12,7 @@ from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable
 from ddpm_jax.training import samples as drawing
 from ddpm_jax.training.metrics import read_metrics
+from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run
 
 NOISED = 8
@@ -173,14 +174,15 @@ def plot(
     """Draw pictures of a run into RUN/pictures, or another folder; kinds: of KINDS, all that fit the run and its data unless given.
 
     Raises:
-        UserError: an unknown kind, or one that does not fit the run; no checkpoint or data where the picture needs them; a
-            folder that cannot be written to.
+        UserError: an unknown kind, or one that does not fit the run; a config whose parts do not fit each other; no checkpoint or
+            data where the picture needs them; a folder that cannot be written to.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"a picture must be one of {', '.join(KINDS)}; got {kind!r}.{meant(kind, KINDS)}")
     if num is not None and num < 1:
         raise UserError(f"num must be at least 1; got {num}.")
+    check(run.config)
     check_writable(folder or run.folder / "pictures")
     pictures = Pictures(run, folder or run.folder / "pictures", seed, num)
     return [KINDS[kind](pictures) for kind in kinds or fitting(run)]

@@ -22,8 +22,9 @@ from twins import compiled, forward_and_back, indices, normal, randomise, to_nch
 from ddpm_jax import models, samplers, schedules, weights
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.scheduler import DEFAULTS as SCHEDULER_DEFAULTS
+from ddpm_jax.training.objective import sampler_of
 from ddpm_jax.training.run import open_run
-from ddpm_jax.training.samples import believed, sampler_of
+from ddpm_jax.training.samples import believed
 from ddpm_jax.weights.diffusers import DEFAULTS, to_options
 from ddpm_torch_ref import models as twin_models
 
@@ -374,18 +375,6 @@ def test_schedules_with_other_ends(beta_end):
         table = schedules.create(ours, 100, beta_start=1e-3, beta_end=beta_end)
         scheduler = DDPMScheduler(num_train_timesteps=100, beta_start=1e-3, beta_end=beta_end, beta_schedule=theirs)
         assert relative_error(scheduler.betas.numpy(), table.betas) < 5e-6
-
-
-def test_the_leading_grid():
-    from ddpm_jax.processes import GaussianDiffusion
-
-    process = GaussianDiffusion(schedules.linear(1000))
-    for kind in (DDPMScheduler, DDIMScheduler):
-        for steps in (1, 7, 50, 1000):
-            scheduler = kind(num_train_timesteps=1000)
-            scheduler.set_timesteps(steps)
-            times = samplers.times(process, steps, "leading")
-            assert times[:-1].tolist() == scheduler.timesteps.tolist() and times[-1] == -1
 
 
 def test_published_config_is_the_default_network():

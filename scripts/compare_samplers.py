@@ -19,7 +19,7 @@ from ddpm_jax.evaluation import evaluate_run, sliced_wasserstein
 from ddpm_jax.files import write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Drawing, open_run
-from ddpm_jax.training.samples import sampler_of
+from ddpm_jax.training.objective import sampler_of
 
 EVALUATIONS = (6, 10, 15, 25, 50, 100, 250)
 """Evaluations of the network; methods of two a step take half as many steps."""

@@ -75,6 +75,16 @@ def test_any_function_in_editing_and_inversion(process):
     assert editing.invert(denoise, x_0, num_steps=5).shape == SHAPE
 
 
+def test_a_variation_walks_the_grid_that_is_asked_for():
+    """The last estimate of x_0 is what DDIM ends with: here the time that the network was told last."""
+    process = processes.GaussianDiffusion(schedules.linear(20), "x0")
+    denoise = denoisers.of(process, lambda x, t: jnp.broadcast_to(t[:, None], x.shape).astype(x.dtype))
+    for spacing, last in ((None, 3), ("leading", 0), ("linspace", 0), ("trailing", 3), ((11, 7, -1), 7)):
+        steps = None if isinstance(spacing, tuple) else 5
+        varied = editing.vary(denoise, 0, np.zeros((2, 3)), num_steps=steps, spacing=spacing)
+        assert (np.asarray(varied) == last).all(), spacing
+
+
 @pytest.mark.parametrize("process", ["eps", "v", "learned"])
 def test_any_function_has_a_bound(process):
     denoise, x_0 = any_function(PROCESSES[process]), jnp.rint(X_T.clip(-1, 1) * 127.5 + 127.5) / 127.5 - 1

@@ -1,10 +1,12 @@
 """`ddpm import` and the way back: folders, the Hub's cache, checkpoints of OpenAI, provenance, and what is refused."""
 
 import hashlib
+import itertools
 import json
 import os
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from ddpm_jax.cli import main
 from ddpm_jax.conversion.scheduler import from_scheduler, to_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import DataConfig, Preset, ProcessConfig, SampleConfig
+from ddpm_jax.training.objective import check, process_of, sampler_of
 from ddpm_jax.training.run import open_run
 from ddpm_jax.weights.diffusers import to_config, to_options
 
@@ -29,6 +32,7 @@ MODEL = configs.UNet(
     head_dim=4,
     norm_groups=4,
 )
+NAMES = ("beta_schedule", "prediction_type", "timestep_spacing", "rescale_betas_zero_snr", "variance_type")
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 100, "beta_end": 0.1, "clip_sample": False}
 CARD = "---\nlicense: apache-2.0\ntags:\n- pytorch\n---\n# a model\n"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -411,6 +415,8 @@ def test_every_reason_is_named_at_once():
         ({"steps_offset": 1}, "steps_offset = 1"),
         ({"set_alpha_to_one": False}, "set_alpha_to_one = False"),
         ({"timestep_spacing": "linspace"}, "timestep_spacing = 'linspace'"),
+        ({"timestep_spacing": "even"}, "timestep_spacing = 'even'"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True with prediction_type = 'epsilon' (the noise"),
         ({"prediction_type": "flow"}, "prediction_type = 'flow'"),
         ({"use_karras_sigmas": True}, "use_karras_sigmas = True"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "variance_type = 'learned'"),
@@ -422,6 +428,73 @@ def test_schedulers_without_a_counterpart(changes, named):
     with pytest.raises(UserError) as error:
         from_scheduler(SCHEDULER | changes, MODEL)
     assert named in str(error.value) and "Supported are DDPMScheduler and DDIMScheduler" in str(error.value)
+
+
+LEARNED = configs.UNet(**vars(MODEL) | {"learn_variance": True})
+MADE = [
+    ({"_class_name": kind, "num_train_timesteps": 40, "beta_end": 0.1, **dict(zip(NAMES, options, strict=True))}, model)
+    for kind, variances in (
+        ("DDIMScheduler", [None]),
+        ("DDPMScheduler", ["fixed_small", "fixed_large", "learned_range"]),
+    )
+    for model in (MODEL, LEARNED)
+    for options in itertools.product(
+        ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+        ("epsilon", "sample", "v_prediction"),
+        ("leading", "linspace", "trailing"),
+        (False, True),
+        variances,
+    )
+]
+
+
+def test_what_is_imported_can_be_sampled():
+    """Every combination of a scheduler's options is refused, or walks times at which its estimates are finite."""
+    taken, refused_ones = 0, 0
+    for config, model in MADE:
+        try:
+            process, sample = from_scheduler({k: v for k, v in config.items() if v is not None}, model)
+        except UserError:
+            refused_ones += 1
+            continue
+        made = Preset(model=model, process=process, sample=sample)
+        check(made)
+        of = process_of(made)
+        grids = [sampler_of(sample).grid(of, steps, sample.spacing) for steps in range(1, 41)]
+        times = jnp.asarray(np.unique(np.concatenate(grids)[:, 0]))
+        outputs = jnp.ones((len(times), 2 if model.learn_variance else 1))
+        hat = of.estimate(outputs[:, :1], outputs, times)
+        assert np.isfinite(hat.x_0).all() and np.isfinite(hat.eps).all(), config
+        taken += 1
+    assert taken and refused_ones and taken + refused_ones == len(MADE)
+    # eps at a zero terminal SNR is refused, whatever the spacing: so is linspace of DDIM, and a variance of another network
+    by_kind = {"DDIMScheduler": 2 * 4 * 5 * 2, "DDPMScheduler": (2 + 1) * 4 * 5 * 3}
+    assert taken == sum(by_kind.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        {"_class_name": "DDPMScheduler", "timestep_spacing": "linspace"},
+    ],
+)
+def test_what_is_imported_is_sampled(pipeline, tmp_path, options):
+    run = imported(pipeline(scheduler=SCHEDULER | options), tmp_path)
+    assert main(["sample", str(run.folder), "--num", "1", "--steps", "2"]) == 0
+
+
+def test_a_scheduler_that_could_not_be_walked_makes_no_run(pipeline, tmp_path, capsys):
+    """x_T holds no data, by what it is called or by its betas: both imports are refused."""
+    for number, (options, named) in enumerate(
+        (
+            ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True with prediction_type = 'epsilon'"),
+            ({"beta_end": 1.0}, "prediction = eps says nothing where x_t holds no data"),
+        )
+    ):
+        folder = pipeline(f"number {number}", scheduler=SCHEDULER | options)
+        assert named in refused(["import", str(folder), "--out", str(tmp_path / "run")], capsys)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_scheduler_can_be_left_out(pipeline, tmp_path):
@@ -473,6 +546,14 @@ def test_processes_that_cannot_be_written(part, options, named):
     assert named in str(error.value)
 
 
+@pytest.mark.parametrize(("num_steps", "steps"), [(30, None), (1000, None), (4000, 1000)])
+def test_a_pipelines_own_number_of_steps(num_steps, steps):
+    """DDPMPipeline takes 1,000 of a longer chain, too."""
+    config = {"_class_name": "DDPMScheduler", "num_train_timesteps": num_steps}
+    assert from_scheduler(config, MODEL)[1].steps == steps
+
+
+@pytest.mark.filterwarnings("ignore:the pipeline samples in another way")
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize(

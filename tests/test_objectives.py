@@ -152,7 +152,10 @@ def test_edits_of_ones_own_files(finished_run, tmp_path):
     for i in range(3):
         assert (np.delete(edited[i], [2, 3], axis=0) == 80 * i).all()
     assert ddpm("edit", finished_run, "vary", *files, "--strength", 0.5, "--out", tmp_path / "vary") == 0
-    assert images_of(tmp_path / "vary" / "edit.npz").shape == (3, 8, 8, 1)
+    varied = images_of(tmp_path / "vary" / "edit.npz")
+    assert varied.shape == (3, 8, 8, 1)
+    assert ddpm("edit", finished_run, "vary", *files, "--spacing", "leading", "--out", tmp_path / "other") == 0
+    assert (images_of(tmp_path / "other" / "edit.npz") != varied).any()
     assert ddpm("edit", finished_run, "interpolate", *files, "--num", 5, "--out", tmp_path / "between") == 0
     assert images_of(tmp_path / "between" / "edit.npz").shape == (10, 8, 8, 1)
 
@@ -201,10 +204,10 @@ def test_options_that_exclude_each_other(options, says, tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("sample RUN --guidance 2", "trained with some labels hidden"),
+        ("sample RUN --guidance 2", "trained with some labels hidden: train.label_dropout must be above 0"),
         ("sample RUN --sampler midpoint", "flow matching alone"),
-        ("sample RUN --variance learned --sampler ancestral", "process.learned_variance"),
-        ("sample RUN --sampler ddim --steps 21", "1..20"),
+        ("sample RUN --variance learned --sampler ancestral", "model.learn_variance"),
+        ("sample RUN --sampler ddim --steps 21", "at most process.num_steps (20)"),
         ("sample RUN --eta 2", "sample.eta must lie in [0, 1]"),
         ("edit RUN paint", "inpaint"),
         ("edit RUN vary --strength 0", "strength must lie in (0, 1]"),

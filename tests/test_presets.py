@@ -9,8 +9,7 @@ import pytest
 from ddpm_jax import model_configs, models, presets
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import PRESETS, Preset, SampleConfig, TrainConfig
-from ddpm_jax.training.objective import process_of
-from ddpm_jax.training.samples import sampler_of
+from ddpm_jax.training.objective import process_of, sampler_of
 
 
 @pytest.mark.parametrize("name", PRESETS)

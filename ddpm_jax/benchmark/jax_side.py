@@ -16,8 +16,7 @@ from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import What, Workload
 from ddpm_jax.compilation import jit
 from ddpm_jax.training import create_state
-from ddpm_jax.training.objective import process_of, step_of
-from ddpm_jax.training.samples import sampler_of
+from ddpm_jax.training.objective import process_of, sampler_of, step_of
 
 MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 """What jax.default_matmul_precision is called: on a GPU its own default rounds float32 to TF32."""

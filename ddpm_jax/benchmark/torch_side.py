@@ -15,7 +15,7 @@ from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import Precision, What, Workload
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import ProcessConfig, SampleConfig
-from ddpm_jax.training.samples import sampler_of
+from ddpm_jax.training.objective import sampler_of
 from ddpm_jax.weights.diffusers import to_config
 
 

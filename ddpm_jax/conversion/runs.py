@@ -12,6 +12,7 @@ from ddpm_jax import model_configs, models
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.presets import RECIPES, SYSTEMS, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run, create_folder
 from ddpm_jax.weights import from_torch, layout
 from ddpm_jax.weights.states import state_from_numpy, state_to_numpy
@@ -50,6 +51,9 @@ def to_run(
 
     process, sampling: how the network was trained and is sampled; None: as its author did. data: what it was trained on, as
     `DataConfig.source`. origin: where the weights come from, for the run's config.json.
+
+    Raises:
+        UserError: process and sampling do not fit each other, or the network.
     """
     if process is None or sampling is None:
         process, sampling = SYSTEMS[model_configs.name_of(model)]
@@ -67,6 +71,7 @@ def to_run(
         train=TrainConfig(),
         sample=sampling,
     )
+    check(config)
     # a file says nothing of the points' mean and deviation: samples come as the network makes them
     scaling = IMAGE_SCALINGS[scale] if len(model_configs.shape(model)) == 3 else Scaling(0.0, 1.0)
     run = Run(folder, config, tuple(map(str, range(num_classes or 0))), scaling, origin)

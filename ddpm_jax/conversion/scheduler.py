@@ -1,5 +1,6 @@
 """scheduler_config.json of the library diffusers, to and from the configs of a process and of sampling."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,14 +43,19 @@ VARIANCES = {
     "fixed_large": "beta",
     "learned_range": "learned",
 }
-SPACINGS = {"leading": "leading", "trailing": "even"}
-PIPELINE_STEPS = 50
-"""What DDIMPipeline takes unless told otherwise; DDPMPipeline takes the whole chain."""
+SPACINGS = {
+    "DDPMScheduler": ("leading", "linspace", "trailing"),
+    # from linspace's times it steps down by T // n, which leads to none of the others
+    "DDIMScheduler": ("leading", "trailing"),
+}
+"""Scheduler -> the spacings that are the same here, by the same names, for every number of steps."""
+PIPELINE_STEPS = {"DDPMScheduler": 1000, "DDIMScheduler": 50}
+"""What the pipeline of a scheduler takes unless told otherwise."""
 
 SUPPORTED = (
     f"Supported are {' and '.join(DEFAULTS)} with beta_schedule {', '.join(SCHEDULES)}, prediction_type "
-    f"{', '.join(PREDICTIONS)}, variance_type {', '.join(VARIANCES)}, timestep_spacing {', '.join(SPACINGS)}, clip_sample, "
-    "clip_sample_range and rescale_betas_zero_snr."
+    f"{', '.join(PREDICTIONS)}, variance_type {', '.join(VARIANCES)}, timestep_spacing leading, trailing and, of a "
+    "DDPMScheduler, linspace, clip_sample, clip_sample_range and, unless epsilon is predicted, rescale_betas_zero_snr."
 )
 _FIXED = {"trained_betas": None, "thresholding": False, "steps_offset": 0, "set_alpha_to_one": True}
 _IGNORED = ("dynamic_thresholding_ratio", "sample_max_value", "tensor_format")
@@ -75,10 +81,13 @@ def from_scheduler(config: Mapping[str, Any], model: configs.UNet) -> tuple[Proc
     tables = {
         "beta_schedule": SCHEDULES,
         "prediction_type": PREDICTIONS,
-        "timestep_spacing": SPACINGS,
+        "timestep_spacing": SPACINGS[kind],
         **({"variance_type": VARIANCES} if kind == "DDPMScheduler" else {}),
     }
     problems += [f"{name} = {c[name]!r}" for name, table in tables.items() if c[name] not in table]
+    if c["rescale_betas_zero_snr"] and c["prediction_type"] == "epsilon":
+        reason = "the noise that is predicted says nothing of x_T, which holds no data then"
+        problems.append(f"rescale_betas_zero_snr = True with prediction_type = 'epsilon' ({reason})")
     learned = c.get("variance_type") == "learned_range"
     if kind == "DDPMScheduler" and learned != model.learn_variance:
         channels = "as many" if learned else "twice as many"
@@ -94,18 +103,20 @@ def from_scheduler(config: Mapping[str, Any], model: configs.UNet) -> tuple[Proc
         zero_terminal_snr=c["rescale_betas_zero_snr"],
         loss="hybrid" if model.learn_variance else "mse",
     )
-    ddim = kind == "DDIMScheduler"
+    ddim, steps = kind == "DDIMScheduler", PIPELINE_STEPS[kind]
     return process, SampleConfig(
         "ddim" if ddim else "ancestral",
-        steps=min(PIPELINE_STEPS, process.num_steps) if ddim else None,
+        steps=steps if steps < process.num_steps else None,
         variance="beta" if ddim else VARIANCES[c["variance_type"]],  # type: ignore[arg-type]
-        spacing=SPACINGS[c["timestep_spacing"]],  # type: ignore[arg-type]
+        spacing=c["timestep_spacing"],
         clip=c["clip_sample_range"] if c["clip_sample"] else None,
     )
 
 
 def to_scheduler(config: Preset) -> dict[str, Any]:
     """The scheduler_config.json of a run's config: DDIM's where it samples so, otherwise DDPM's.
+
+    Warns where the run samples in a way that no pipeline does (sampler, spacing, guidance): which it then does instead.
 
     Raises:
         UserError: a process or options of sampling without a counterpart there; all of them are named.
@@ -126,7 +137,13 @@ def to_scheduler(config: Preset) -> dict[str, Any]:
     if problems:
         raise UserError("diffusers has no counterpart of " + ", ".join(problems) + ".")
     variances = {"posterior": "fixed_small", "beta": "fixed_large", "learned": "learned_range"}
-    spacings = {name: key for key, name in SPACINGS.items()}
+    spacing = sample.spacing if sample.spacing in SPACINGS[kind] else "trailing"
+    if others := _without_counterpart(sample, kind):
+        warnings.warn(
+            f"the pipeline samples in another way than this run, by its {kind} with timestep_spacing {spacing}: diffusers has "
+            f"no counterpart of {', '.join(others)}.",
+            stacklevel=2,
+        )
     return {
         "_class_name": kind,
         **DEFAULTS[kind],
@@ -137,7 +154,19 @@ def to_scheduler(config: Preset) -> dict[str, Any]:
         "clip_sample": sample.clip is not None,
         "clip_sample_range": 1.0 if sample.clip is None else sample.clip,
         "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[process.prediction],
-        "timestep_spacing": spacings.get(sample.spacing or "even", "trailing"),
+        "timestep_spacing": spacing,
         "rescale_betas_zero_snr": process.zero_terminal_snr,
         **({"variance_type": variances["learned" if learned else sample.variance]} if kind == "DDPMScheduler" else {}),
     }
+
+
+def _without_counterpart(sample: SampleConfig, kind: str) -> list[str]:
+    """Ways of sampling that a scheduler does not know."""
+    found = []
+    if sample.sampler != ("ddim" if kind == "DDIMScheduler" else "ancestral"):
+        found.append(f"sample.sampler = {sample.sampler}")
+    if sample.spacing not in (None, "even", *SPACINGS[kind]):
+        found.append(f"sample.spacing = {sample.spacing}")
+    if sample.guidance != 1:
+        found.append(f"sample.guidance = {sample.guidance:g}")
+    return found

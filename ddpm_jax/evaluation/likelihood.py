@@ -130,8 +130,6 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
     x_0, labels, told = _images(run, config.num, seed, held_out)
     step, size = drawing.step, min(drawing.batch_size, len(x_0))
     variance: Variance = "learned" if process.learned_variance else config.variance
-    if variance == "learned" and not process.learned_variance:
-        raise UserError("variance = learned needs a network trained with model.learn_variance.")
     bounded = replace(SampleConfig(), clip=config.clip)
     priors, terms = [], []
     keys = np.asarray(jax.random.key_data(noise.sample_keys(seed, len(x_0))))

@@ -204,7 +204,7 @@ class SampleConfig:
     """Share of fresh noise for ddim and strided: 0 deterministic, 1 as the reverse chain."""
     variance: Literal["beta", "posterior", "learned"] = "beta"
     """Ancestral sampling's variance: the upper or the lower bound (DDPM, section 3.2), or what the network learned."""
-    spacing: Literal["even", "leading", "quadratic", "karras", "log_snr"] | None = None
+    spacing: Literal["even", "leading", "linspace", "trailing", "quadratic", "karras", "log_snr"] | None = None
     """Where a diffusion's steps lie; None: where the sampler's authors put them."""
     churn: float = 0.0
     """Of heun: noise added anew over the whole walk (S_churn of Karras et al.)."""
@@ -266,7 +266,8 @@ class Preset:
     data, model, process, train, sample: its parts, each a config of its own; model is one of `model_configs.NETWORKS`.
 
     Raises:
-        UserError: a bound on samples whose data lies in [0, 1], or more sampling steps than the schedule has.
+        UserError: a bound on samples whose data lies in [0, 1], points that are stretched, or more sampling steps than the schedule
+            has; the rest of what does not fit is refused by `training.objective.check`, so that runs that were made before open.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -27,6 +27,28 @@ def leading(process: Process, num_steps: int | None = None) -> np.ndarray:
     )
 
 
+def linspace(process: Process, num_steps: int | None = None) -> np.ndarray:
+    """Evenly spaced timesteps from the last to the first, both among them; then the clean end. One step: the first alone.
+
+    The spacing of that name of the library diffusers.
+    """
+    schedule = chain(process, "linspace")
+    share = np.linspace(0, schedule.num_steps - 1, process.sampling_steps(num_steps))
+    return np.append(schedule.first + np.round(share[::-1]), schedule.first - 1).astype(np.int32)
+
+
+def trailing(process: Process, num_steps: int | None = None) -> np.ndarray:
+    """Evenly spaced times as `even`, but that halfway between two timesteps may fall to the other one.
+
+    The spacing of that name of the library diffusers, to the last digit: rounding decides on which side of a half a time lies.
+    """
+    schedule = chain(process, "trailing")
+    n, T = process.sampling_steps(num_steps), schedule.num_steps
+    # of some n rounding gives one time more, 0
+    left = np.round(np.arange(T, 0, -T / n))[:n]
+    return np.append(schedule.first - 1 + left, schedule.first - 1).astype(np.int32)
+
+
 def quadratic(process: Process, num_steps: int | None = None) -> np.ndarray:
     """Times whose square roots are evenly spaced: most of them close to the data (Song et al. 2021, appendix D.2)."""
     n = process.sampling_steps(num_steps)
@@ -50,6 +72,8 @@ def log_snr(process: Process, num_steps: int | None = None) -> np.ndarray:
 GRIDS: dict[str, Callable[[Process, int | None], np.ndarray]] = {
     "even": even,
     "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
     "quadratic": quadratic,
     "karras": karras,
     "log_snr": log_snr,

@@ -10,6 +10,7 @@ from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.parallel import layout_of
 from ddpm_jax.presets import Preset
 from ddpm_jax.training.loop import Outcome, Start, train
+from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run
 
 Weights = Literal["ema", "params"]
@@ -35,6 +36,7 @@ def finetune(
     """
     if folder.absolute() == origin.folder.absolute():
         raise UserError(f"--out {folder} is the run to start from; choose another folder.")
+    check(config)
     fixed = {
         name: pair
         for name, pair in presets.differences(origin.config, config).items()

@@ -22,7 +22,7 @@ from ddpm_jax.presets import Preset
 from ddpm_jax.training import feeding, samples
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, NoMetrics, read_metrics
-from ddpm_jax.training.objective import process_of, step_of
+from ddpm_jax.training.objective import check, step_of
 from ddpm_jax.training.optimizers import learning_rate, updates_done
 from ddpm_jax.training.profiling import Profile
 from ddpm_jax.training.run import Run, environment, start_run
@@ -90,7 +90,7 @@ def train(
     """
     folder = Path(folder)
     asked = presets.preset(config) if isinstance(config, str) else config
-    process_of(asked)  # refuses what excludes each other, before any data is read
+    check(asked)  # before any data is read
     if source is not None:
         asked = replace(asked, data=replace(asked.data, source=f"python:{data.checked(source).name}"))
     elif not asked.data.source:

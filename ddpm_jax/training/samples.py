@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,13 @@ import numpy as np
 from ddpm_jax import figures, launch, models, noise, samplers
 from ddpm_jax.data import PointSource, stretched
 from ddpm_jax.denoisers import Denoiser, clipped, guided, thresholded
-from ddpm_jax.errors import UserError, fits_memory
+from ddpm_jax.errors import fits_memory
 from ddpm_jax.files import write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
-from ddpm_jax.samplers import Sampler
 from ddpm_jax.training.npz_writer import NpzWriter
+from ddpm_jax.training.objective import check, sampler_of
 from ddpm_jax.training.run import Run
 
 FRAMES = 24
@@ -67,6 +67,9 @@ class Drawing:
     """How a run's samples are drawn; how many, and of which classes, is said when they are.
 
     What sample n of a seed is depends neither on the devices nor on batch_size and the number of samples, up to rounding.
+
+    Raises:
+        UserError: the config does not fit the run's.
     """
 
     run: Run
@@ -80,6 +83,9 @@ class Drawing:
     """Samples drawn at a time."""
     layout: Layout = ALONE
     """The devices that share each batch."""
+
+    def __post_init__(self) -> None:
+        check(replace(self.run.config, sample=self.config))
 
     @property
     def step(self) -> int:
@@ -102,23 +108,16 @@ class Drawing:
         return self.layout.everywhere(variables), step
 
     def denoiser(self, labels: Any) -> Denoiser:
-        """The run's network for these labels, computing as in training, guided and bounded as the config asks.
-
-        Raises:
-            UserError: guidance of a network that knows no missing label.
-        """
+        """The run's network for these labels, computing as in training, guided and bounded as the config asks."""
         return believed(self._drawn_with.with_labels(labels), self.config)
 
     def batches(self, labels: np.ndarray | None, num: int, *, num_frames: int = 0) -> Iterator[Batch]:
         """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
 
         Raises:
-            UserError: sampler and options that do not fit each other or the process; with the first batch.
             NotFiniteError: samples of a batch hold NaN or infinity.
         """
         run, config, layout = self.run, self.config, self.layout
-        if config.stretch and not run.holds_images:
-            raise UserError(f"sample.stretch is for images; {run.folder} is a run of points.")
         to_data = stretched if config.stretch else run.to_data
         sampler, steps = sampler_of(config), None if config.sampler == "adaptive" else config.steps
         num_frames = min(num_frames, 1 + run.process.sampling_steps(steps))
@@ -163,7 +162,6 @@ class Drawing:
         sink: is given each batch, in the units of the data, and the samples returned are then the SHOWN first of the images alone.
 
         Raises:
-            UserError: sampler and options that do not fit each other or the process.
             NotFiniteError: samples hold NaN or infinity.
         """
         kept = SHOWN if sink is not None and self.run.holds_images else num
@@ -190,38 +188,10 @@ class Drawing:
         )
 
 
-def sampler_of(config: SampleConfig) -> Sampler:
-    """The sampler that a config asks for."""
-    made: dict[str, Callable[[], Sampler]] = {
-        "ancestral": lambda: samplers.Ancestral(config.variance),
-        "ddim": lambda: samplers.DDIM(config.eta),
-        "strided": lambda: samplers.Strided(config.eta),
-        "dpmpp_2m": samplers.DPMSolver,
-        "dpmpp_2m_sde": lambda: samplers.DPMSolver(sde=True),
-        "dpmpp_3m": lambda: samplers.DPMSolver(order=3),
-        "unipc": samplers.UniPC,
-        "euler": samplers.Euler,
-        "euler_ancestral": lambda: samplers.Euler(eta=1.0),
-        "heun": lambda: samplers.Heun(config.churn),
-        "midpoint": samplers.Midpoint,
-        "adaptive": lambda: samplers.Adaptive(config.tolerance),
-    }
-    return made[config.sampler]()
-
-
 def believed(denoise: Denoiser, config: SampleConfig) -> Denoiser:
-    """A denoiser guided and bounded as a config asks.
-
-    Raises:
-        UserError: guidance of a network that was trained without label dropout, or without classes.
-    """
+    """A denoiser guided and bounded as a config asks that was checked."""
     process = denoise.process
     if config.guidance != 1:
-        if denoise.null_label is None:
-            raise UserError(
-                f"guidance = {config.guidance:g} needs a network that was trained with some labels hidden "
-                "(--train.label-dropout 0.1); this one was not."
-            )
         longest = process.schedule.num_steps if isinstance(process, GaussianDiffusion) else 1.0
         interval = config.guidance_from * longest, config.guidance_to * longest
         denoise = guided(denoise, config.guidance, interval=interval, rescale=config.guidance_rescale)

@@ -19,8 +19,8 @@ from ddpm_jax.errors import UserError, meant
 from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import Examples, Update, create_state, make_optimizer
+from ddpm_jax.training.objective import sampler_of
 from ddpm_jax.training.run import Run
-from ddpm_jax.training.samples import sampler_of
 from ddpm_jax.verify.comparison import compare, environment, import_torch, row
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.report import Report, Row

@@ -30,6 +30,32 @@ def leading(process: Process, num_steps: int | None = None) -> NDArray[np.generi
     return np.append(taken[::-1], schedule.first - 1)
 
 
+def linspace(process: Process, num_steps: int | None = None) -> NDArray[np.generic]:
+    """(num_steps + 1,) times: valid t spread evenly from the last down to the first, rounded; then the clean end.
+
+    With one step that is the first valid t.
+
+    Raises:
+        ValueError: num_steps out of range, or a process without timesteps.
+    """
+    schedule, num_steps = _schedule(process, "linspace"), process.steps(num_steps)
+    indices = np.linspace(0, schedule.num_steps - 1, num_steps).round().astype(np.int64)
+    return np.append(schedule.timesteps[indices][::-1], schedule.first - 1)
+
+
+def trailing(process: Process, num_steps: int | None = None) -> NDArray[np.generic]:
+    """(num_steps + 1,) times, T / num_steps apart, counted down from the last valid t and rounded; then the clean end.
+
+    Counted in floating point, as diffusers does, which decides on the times that lie halfway between two.
+
+    Raises:
+        ValueError: num_steps out of range, or a process without timesteps.
+    """
+    schedule, num_steps = _schedule(process, "trailing"), process.steps(num_steps)
+    counts = np.arange(schedule.num_steps, 0, -schedule.num_steps / num_steps)[:num_steps]
+    return np.append(schedule.timesteps[counts.round().astype(np.int64) - 1], schedule.first - 1)
+
+
 def quadratic(process: Process, num_steps: int | None = None) -> NDArray[np.generic]:
     """(num_steps + 1,) times, descending, whose distance from the first valid t grows with the square; then the clean end.
 
@@ -106,6 +132,8 @@ def strided(process: Process, num_steps: int | None = None) -> NDArray[np.generi
 GRIDS: dict[str, Callable[..., NDArray[np.generic]]] = {
     "even": even,
     "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
     "quadratic": quadratic,
     "karras": karras,
     "log_snr": log_snr,

@@ -1,0 +1,245 @@
+"""What of a run's config excludes each other: every command refuses it by the same sentence, before any work."""
+
+import dataclasses
+import json
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from ddpm_jax import model_configs
+from ddpm_jax.cli import main
+from ddpm_jax.conversion.runs import to_run
+from ddpm_jax.data import Scaling
+from ddpm_jax.errors import UserError
+from ddpm_jax.presets import PRESETS, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
+from ddpm_jax.training import Drawing, finetune, train
+from ddpm_jax.training.objective import check
+from ddpm_jax.training.run import Run, create_folder, open_run
+
+UNET = model_configs.UNet(image_size=8, channels=1, dim=4, dim_mults=(1,), num_blocks=1, norm_groups=2, num_classes=10)
+BASE = Preset(
+    model=UNET,
+    process=ProcessConfig(num_steps=20),
+    train=TrainConfig(epoch_steps=14),
+    sample=SampleConfig("ddim", 4),
+)
+LEARNED = dataclasses.replace(UNET, learn_variance=True)
+BLIND = ProcessConfig(num_steps=20, zero_terminal_snr=True, prediction="v")
+FLOW = ProcessConfig(kind="flow")
+
+
+class Case(NamedTuple):
+    """A run that is sound but for the options of sampling."""
+
+    run: Preset
+    sampling: dict[str, Any]
+    sentence: str
+
+
+CASES = {
+    "a bound on a run in [0, 1]": Case(
+        dataclasses.replace(BASE, data=DataConfig(scale="unit"), sample=SampleConfig("ddim", 4, clip=None)),
+        {"clip": 1.0},
+        "sample.clip bounds what lies in [-clip, clip], and data.scale = unit gives [0, 1]: sample.clip must be None; got 1.",
+    ),
+    "points that are stretched": Case(
+        dataclasses.replace(PRESETS["spiral"], train=TrainConfig(epoch_steps=1)),
+        {"stretch": True},
+        "sample.stretch is for images; mlp makes points.",
+    ),
+    "more steps than there are": Case(
+        BASE, {"steps": 21}, "sample.steps must be at most process.num_steps (20); got 21."
+    ),
+    "a sampler of straight paths": Case(
+        BASE, {"sampler": "midpoint"}, "sampler = midpoint needs times between timesteps: it fits flow matching alone."
+    ),
+    "a sampler of chains": Case(
+        dataclasses.replace(BASE, process=FLOW),
+        {"sampler": "strided"},
+        "sampler = strided walks a chain of timesteps; flow matching has none.",
+    ),
+    "a spacing of chains": Case(
+        dataclasses.replace(BASE, process=FLOW),
+        {"spacing": "trailing"},
+        "spacing = trailing is made of timesteps, and flow matching has none; use even.",
+    ),
+    "a sampler that needs data in x_T": Case(
+        dataclasses.replace(BASE, process=BLIND),
+        {"sampler": "heun"},
+        "sampler = heun works in sigma / alpha, which is infinite in x_T at a zero terminal SNR.",
+    ),
+    "a spacing that needs data in x_T": Case(
+        dataclasses.replace(BASE, process=BLIND),
+        {"spacing": "karras"},
+        "spacing = karras needs data in x_T, and the schedule ends at pure noise; use even.",
+    ),
+    "a spacing of a sampler that has its own": Case(
+        dataclasses.replace(BASE, sample=SampleConfig("strided", 4)),
+        {"spacing": "even"},
+        "sampler = strided has times of its own: spacing must be None; got 'even'.",
+    ),
+    "noise of a sampler without it": Case(
+        BASE,
+        {"sampler": "dpmpp_2m", "eta": 0.5},
+        "sample.eta belongs to ddim and strided: with dpmpp_2m it must be 0; got 0.5.",
+    ),
+    "churn of a sampler without it": Case(
+        BASE, {"churn": 1.0}, "sample.churn must not be negative, and belongs to heun; got 1 with ddim."
+    ),
+    "guidance without a hidden label": Case(
+        BASE,
+        {"guidance": 2.0},
+        "sample.guidance = 2 needs a network that is trained with some labels hidden: "
+        "train.label_dropout must be above 0; got 0.",
+    ),
+    "a variance that is not learned": Case(
+        BASE,
+        {"variance": "learned"},
+        "sample.variance = learned needs a network that learns it: model.learn_variance must be True.",
+    ),
+}
+
+PROCESSES = {
+    "noise predicted where there is nothing else": (
+        dataclasses.replace(BASE, process=dataclasses.replace(BLIND, prediction="eps")),
+        "prediction = eps says nothing where x_t holds no data, as at a zero terminal SNR: use v or x0.",
+    ),
+    "the same by betas": (
+        dataclasses.replace(BASE, process=ProcessConfig(num_steps=20, beta_end=1.0)),
+        "prediction = eps says nothing where x_t holds no data, as at a zero terminal SNR: use v or x0.",
+    ),
+    "a learned variance by the mean square alone": (
+        dataclasses.replace(BASE, model=LEARNED),
+        "a learned variance is trained by loss = hybrid or vlb alone; got mse.",
+    ),
+    "a learned variance of a flow": (
+        dataclasses.replace(BASE, model=LEARNED, process=FLOW),
+        "the variational bound and a learned variance belong to process.kind = diffusion; got flow.",
+    ),
+    "an option of diffusions": (
+        dataclasses.replace(BASE, process=dataclasses.replace(FLOW, prediction="v")),
+        "process.prediction belongs to process.kind = diffusion; got 'v' with flow.",
+    ),
+}
+"""Configs that no choice of sampling mends, and what is said of them."""
+
+DRAWN = ("sample RUN", "evaluate RUN", "evaluate RUN --likelihood", "evaluate RUN --fid", "edit RUN vary")
+
+
+def folder_of(path, config, **sampling):
+    """A run folder without a checkpoint, whose config.json nobody has looked at: any work with it would fail otherwise."""
+    run = Run(path, config, tuple("0123456789"), Scaling(0.5, 0.5))
+    create_folder(run)
+    tree = json.loads((path / "config.json").read_text())
+    tree["config"]["sample"].update(sampling)
+    (path / "config.json").write_text(json.dumps(tree))
+    return path
+
+
+def flags(sampling, prefix="--"):
+    for name, value in sampling.items():
+        yield prefix + name.replace("_", "-")
+        if value is not True:
+            yield str(value)
+
+
+@pytest.fixture
+def refusal(capsys):
+    """refusal(arguments) -> what is said by a command that is refused."""
+
+    def call(command, *options):
+        try:
+            status = main([*command, *options])
+        except SystemExit as exit:
+            status = exit.code
+        assert status == 2, command
+        # what a part refuses by itself may come in a box
+        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
+
+    return call
+
+
+def preset_of(config):
+    """A preset of the same network, which `ddpm train` asks for beside --resume."""
+    return "digits" if isinstance(config.model, model_configs.UNet) else "spiral"
+
+
+def commands(folder, config, new):
+    """Each command with a run that is there, the prefix of its options of sampling with it."""
+    for command in DRAWN:
+        yield [str(folder) if part == "RUN" else part for part in command.split()], "--"
+    yield ["train", preset_of(config), "--out", str(folder), "--resume"], "--sample."
+    yield ["finetune", str(folder), "--out", str(new)], "--sample."
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_command_refuses_by_the_same_sentence(case, tmp_path, refusal):
+    folder = folder_of(tmp_path / "run", case.run)
+    for command, prefix in commands(folder, case.run, tmp_path / "new"):
+        assert case.sentence in refusal(command, *flags(case.sampling, prefix)), command
+    bad = folder_of(tmp_path / "bad", case.run, **case.sampling)
+    for command in (["plot", str(bad)], ["sample", str(bad)], ["finetune", str(bad), "--out", str(tmp_path / "new")]):
+        assert case.sentence in refusal(command), command
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bad", "config.json", "config.json", "run"]
+
+
+@pytest.mark.parametrize(("config", "sentence"), PROCESSES.values(), ids=PROCESSES)
+def test_every_command_refuses_a_process_by_the_same_sentence(config, sentence, tmp_path, refusal):
+    folder = folder_of(tmp_path / "run", config)
+    for command, _ in [*commands(folder, config, tmp_path / "new"), (["plot", str(folder)], "")]:
+        assert sentence in refusal(command), command
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "run"]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_python_callers_are_told_the_same(case, tmp_path):
+    run = open_run(folder_of(tmp_path / "run", case.run))
+
+    def sampling():
+        return dataclasses.replace(run.config.sample, **case.sampling)
+
+    def config():
+        return dataclasses.replace(run.config, sample=sampling())
+
+    calls = [
+        lambda: train(config(), tmp_path / "new"),
+        lambda: finetune(run, config(), tmp_path / "new"),
+        lambda: Drawing(run, sampling()),
+    ]
+    if case.run.data.scale == "signed":  # as what is imported always is
+        calls.append(
+            lambda: to_run(tmp_path / "new", case.run.model, {}, process=case.run.process, sampling=sampling())
+        )
+    for call in calls:
+        with pytest.raises(UserError) as error:
+            call()
+        assert case.sentence in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("config", "sentence"), PROCESSES.values(), ids=PROCESSES)
+def test_no_run_is_made_of_such_a_process(config, sentence, tmp_path):
+    arrays = {"w": np.zeros(1)}
+    for call in (
+        lambda: train(config, tmp_path / "new"),
+        lambda: to_run(tmp_path / "new", config.model, arrays, process=config.process, sampling=config.sample),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert sentence in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_mends_it_is_let_through(tmp_path, refusal):
+    """A run whose config.json holds what is refused now opens, and goes on with other options: here to its missing checkpoint."""
+    bad = folder_of(tmp_path / "run", BASE, sampler="dpmpp_2m", eta=0.5)
+    assert "sample.eta belongs to" in refusal(["sample", str(bad)])
+    for mended in (["--eta", "0"], ["--sampler", "ddim"]):
+        assert "holds no checkpoint yet" in refusal(["sample", str(bad), *mended])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_passes(name):
+    check(PRESETS[name])
