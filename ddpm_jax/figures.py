@@ -1,5 +1,6 @@
 """How pictures are drawn: titled grids of images, scatters of points, animations, curves."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,21 +134,58 @@ def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: floa
 
 def save_curves(path: Path, x: np.ndarray, curves: Mapping[str, np.ndarray], *, heading: str = "", xlabel: str) -> Path:
     """Write curves, name -> (N,), over x (N,) on a logarithmic axis as a PNG; what is not positive is left out."""
-    from matplotlib.figure import Figure
+    above = {name: np.where(values > 0, values, np.nan) for name, values in curves.items()}
+    figure = _curves(x, above, heading=heading, xlabel=xlabel, yscale="log", size=(7, 4))
+    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+
+def curves_png(x: np.ndarray, curves: Mapping[str, np.ndarray], *, xlabel: str) -> bytes:
+    """A small picture of curves, name -> (N,), over x (N,), as the bytes of a PNG: for a notebook's page."""
+    return _png(_curves(x, curves, heading="", xlabel=xlabel, yscale="linear", size=(4.5, 2.5)))
+
+
+def _curves(
+    x: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    *,
+    heading: str,
+    xlabel: str,
+    yscale: str,
+    size: tuple[float, float],
+) -> Any:
+    from matplotlib.figure import Figure  # without pyplot, whose state is the caller's
+
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for name, values in curves.items():
-        axes.plot(x, np.where(values > 0, values, np.nan), label=name)
-    axes.set(xlabel=xlabel, yscale="log", title=heading)
+        axes.plot(x, values, label=name)
+    axes.set(xlabel=xlabel, yscale=yscale, title=heading)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=90)
+    return held.getvalue()
 
 
 def save_loss_curve(path: Path, metrics: Sequence[dict[str, Any]]) -> Path:
     """Write the loss by step as a PNG: as recorded, and smoothed. metrics: the lines of metrics.jsonl; those without a loss are
     left out."""
+    figure = _loss_curve(metrics)
+    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
+
+
+def loss_png(metrics: Sequence[dict[str, Any]]) -> bytes:
+    """The picture of `save_loss_curve`, small, as the bytes of a PNG."""
+    figure = _loss_curve(metrics)
+    figure.set_size_inches(4.5, 2.5)
+    return _png(figure)
+
+
+def _loss_curve(metrics: Sequence[dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
@@ -164,7 +202,7 @@ def save_loss_curve(path: Path, metrics: Sequence[dict[str, Any]]) -> Path:
     axes.yaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
+    return figure
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,77 @@
+"""How far a command is: bars on a terminal and in a notebook, and lines, all on standard error."""
+
+import contextlib
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+TICK_S = 1.0
+"""Seconds between two looks at the clock while a bar stands still, as it does while one program is compiled or runs."""
+
+
+def wanted() -> bool:
+    """Whether somebody watches: standard error is a terminal, or the page of a notebook."""
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def say(text: str) -> None:
+    """A line of text, above the bars where there are any."""
+    _tqdm().write(text, file=sys.stderr)
+
+
+def made(total: int, what: str, *, unit: str, done: int = 0, leave: bool = True) -> Any:
+    """A bar to be updated and closed, with the time that is left; nothing where nobody watches."""
+    options = {"total": total, "initial": done, "desc": what, "unit": unit, "leave": leave, "dynamic_ncols": True}
+    return _tqdm()(**options, file=sys.stderr, disable=not wanted())
+
+
+@contextlib.contextmanager
+def bar(total: int, what: str, *, unit: str) -> Iterator[Any]:
+    """A bar that is gone once its work is done; its clock goes on while a single program keeps it from moving.
+
+    One program, such as a walk, cannot say how far it is: to call back from within would keep it from being cached, and the
+    device waiting.
+    """
+    with made(total, what, unit=unit, leave=False) as shown:
+        if shown.disable:
+            yield shown
+            return
+        over = threading.Event()
+
+        def tick() -> None:
+            while not over.wait(TICK_S):
+                shown.refresh()
+
+        clock = threading.Thread(target=tick, name="clock of a progress bar", daemon=True)
+        clock.start()
+        try:
+            yield shown
+        finally:
+            over.set()
+            clock.join()
+
+
+def each(things: Iterable[T], total: int, what: str, *, unit: str) -> Iterator[T]:
+    """The things, with a bar that counts them."""
+    with bar(total, what, unit=unit) as shown:
+        for thing in things:
+            yield thing
+            shown.update()
+
+
+def _tqdm() -> Any:
+    """tqdm's bar of a notebook where this is one and has ipywidgets, the bar of a terminal otherwise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that ipywidgets is not installed
+        from tqdm.auto import tqdm
+    return tqdm
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and "IPKernelApp" in shell.config
