@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax import models
+from ddpm_jax import display, models
 from ddpm_jax.errors import UserError
+from ddpm_jax.models.functional import name_of
 from ddpm_jax.processes import Estimate, GaussianDiffusion, LinearPath, Process
 
 __all__ = [
@@ -120,12 +121,17 @@ class Denoiser(abc.ABC):
 class Network:
     """A network for evaluation, as a function of (x_t, t, labels)."""
 
-    variables: models.Variables = field(repr=False)
+    variables: models.Variables
     """Its parameters and running statistics."""
-    graphdef: nnx.GraphDef = field(metadata={"static": True}, repr=False)
+    graphdef: nnx.GraphDef = field(metadata={"static": True})
     """Its structure."""
     dtype: Any = field(metadata={"static": True})
     """What it computes in; None: in the dtype of its parameters."""
+
+    def __repr__(self) -> str:
+        computes = {} if self.dtype is None else {"dtype": str(self.dtype)}
+        parameters = f"{display.count(self.variables.get('params', {})):,} parameters"
+        return display.line(name_of(self.graphdef), parameters, **computes)
 
     def __call__(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """The network's output, in the dtype of x_t."""
@@ -144,6 +150,12 @@ class Predicted(Denoiser):
     process: Process = field(metadata={"static": True})
     none: int | None = field(metadata={"static": True})
     """The class that stands for none."""
+
+    def __repr__(self) -> str:
+        told = {} if self.classes is None else {"labels": self.classes}
+        told |= {} if self.none is None else {"null_label": self.none}
+        function = self.function.func if isinstance(self.function, jax.tree_util.Partial) else self.function
+        return display.line("network" if isinstance(function, Network) else "of", function, self.process, **told)
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """What the function says."""
@@ -267,6 +279,10 @@ class Wrapper(Denoiser):
     def _around(self, inner: Denoiser) -> Denoiser:
         return dataclasses.replace(self, inner=inner)  # type: ignore[type-var]
 
+    def _told(self, name: str, **options: Any) -> str:
+        """The function that made it, around the denoiser within."""
+        return display.line(name, repr(self.inner), **options)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -280,6 +296,12 @@ class Guided(Wrapper):
     scale: Number
     interval: tuple[Number, Number]
     rescale: Number
+
+    def __repr__(self) -> str:
+        options = {"interval": self.interval, "rescale": self.rescale, "other": self.other}
+        usual = {"interval": "(0, inf)", "rescale": "0", "other": "None"}
+        changed = {key: value for key, value in options.items() if display.short(value) != usual[key]}
+        return self._told("guided", scale=self.scale, **changed)
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """u + scale (c - u) within the interval, c elsewhere."""
@@ -387,6 +409,9 @@ class ClassifierGuided(Wrapper):
     """A callable pytree."""
     scale: Number
 
+    def __repr__(self) -> str:
+        return self._told("classifier_guided", scale=self.scale)
+
     def __call__(self, x_t: Float[Array, "b *shape"], t: Any) -> Estimate:
         """eps - scale sigma_t grad log p(y | x_t), and the x_0 that belongs to it."""
         t = self._times(t, x_t)
@@ -435,6 +460,9 @@ class Clipped(Wrapper):
     inner: Denoiser
     bound: Number
 
+    def __repr__(self) -> str:
+        return self._told("clipped", bound=self.bound)
+
     def __call__(self, x_t: Float[Array, "b *shape"], t: Any) -> Estimate:
         """x_0 within the bound, and the eps that belongs to it."""
         t = self._times(t, x_t)
@@ -460,6 +488,9 @@ class Thresholded(Wrapper):
     inner: Denoiser
     quantile: Number
     bound: Number
+
+    def __repr__(self) -> str:
+        return self._told("thresholded", quantile=self.quantile, bound=self.bound)
 
     def __call__(self, x_t: Float[Array, "b *shape"], t: Any) -> Estimate:
         """x_0 within its own quantile, scaled back to the bound, and the eps that belongs to it."""
@@ -491,6 +522,9 @@ class SelfConditioned(Wrapper):
     inner: Denoiser
     earlier: Any
     """An estimate of x_0, of the shape of x_t; None: zeros."""
+
+    def __repr__(self) -> str:
+        return self._told("self_conditioned", **({} if self.earlier is None else {"given": self.earlier}))
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """What the network says of x_t and the guess, whose channels follow those of x_t."""

@@ -88,7 +88,9 @@ def _same(value: Any, default: Any) -> bool:
 
 def table(rows: Iterable[tuple[Any, ...]], *, heading: str = "") -> str:
     """Rows of cells, escaped, as an HTML table; the first cell of a row names it."""
-    body = "".join(f"<tr><th>{_cell(first)}</th>{''.join(f'<td>{_cell(c)}</td>' for c in rest)}</tr>" for first, *rest in rows)
+    body = "".join(
+        f"<tr><th>{_cell(first)}</th>{''.join(f'<td>{_cell(c)}</td>' for c in rest)}</tr>" for first, *rest in rows
+    )
     caption = f"<caption>{html.escape(heading)}</caption>" if heading else ""
     return f"<table>{caption}{body}</table>"
 

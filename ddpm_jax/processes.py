@@ -84,7 +84,9 @@ class Process(abc.ABC):
         if np.shape(noise) != np.shape(x_0):
             raise UserError(f"noise must have the shape of x_0, {np.shape(x_0)}; got {np.shape(noise)}.")
         if np.shape(t) not in ((), np.shape(x_0)[:1]):
-            raise UserError(f"t must be a time, or one for each example {np.shape(x_0)[:1]}; got the shape {np.shape(t)}.")
+            raise UserError(
+                f"t must be a time, or one for each example {np.shape(x_0)[:1]}; got the shape {np.shape(t)}."
+            )
         alpha, sigma = self.level(t, x_0)
         return alpha * x_0 + sigma * noise
 
@@ -195,7 +197,9 @@ class GaussianDiffusion(Process):
     def __repr__(self) -> str:
         schedule, prediction = self.schedule, self.prediction
         changed = display.changed(self, "schedule", "prediction")
-        return display.line(self, schedule.name or "schedule of its own", f"T={schedule.num_steps}", prediction, **changed)
+        return display.line(
+            self, schedule.name or "schedule of its own", f"T={schedule.num_steps}", prediction, **changed
+        )
 
     def level(self, t: Int[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """The levels of the times t, cast once.

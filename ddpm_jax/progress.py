@@ -1,6 +1,7 @@
 """How far a command is: bars on a terminal and in a notebook, and lines, all on standard error."""
 
 import contextlib
+import functools
 import sys
 import threading
 import warnings
@@ -63,6 +64,7 @@ def each(things: Iterable[T], total: int, what: str, *, unit: str) -> Iterator[T
             shown.update()
 
 
+@functools.cache
 def _tqdm() -> Any:
     """tqdm's bar of a notebook where this is one and has ipywidgets, the bar of a terminal otherwise."""
     with warnings.catch_warnings():

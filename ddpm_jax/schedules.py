@@ -85,7 +85,8 @@ class Schedule:
 
         curves = {"alphas_cumprod": self.alphas_cumprod[self.timesteps]}
         return display.paragraph(repr(self)) + display.picture(
-            figures.curves_png(self.timesteps, curves, xlabel="t"), f"alphas_cumprod by t of {self.name or 'the schedule'}"
+            figures.curves_png(self.timesteps, curves, xlabel="t"),
+            f"alphas_cumprod by t of {self.name or 'the schedule'}",
         )
 
     @property

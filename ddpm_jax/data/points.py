@@ -6,13 +6,14 @@ import numpy as np
 
 from ddpm_jax.data import toy
 from ddpm_jax.data.scaling import Scaling
+from ddpm_jax.data.source import Told
 from ddpm_jax.errors import UserError
 
 DEFAULT_NUM = 25_000
 """Points in a set, as in system 4."""
 
 
-class PointSource:
+class PointSource(Told):
     """Points of one of the shapes of `toy`, in their own units.
 
     Args:

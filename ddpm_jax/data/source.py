@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ddpm_jax import display
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -31,7 +33,20 @@ class Source(Protocol):
         ...
 
 
-class ArraySource:
+class Told:
+    """How a source shows itself: its name, how many examples it holds, and of which classes."""
+
+    name: str
+    class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        examples = f"{len(self):,} examples"  # type: ignore[arg-type]
+        return display.line(
+            self, repr(self.name), examples, *([f"{len(self.class_names)} classes"] if self.class_names else [])
+        )
+
+
+class ArraySource(Told):
     """Images and labels held in memory.
 
     Args:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.labels import labels_of
-from ddpm_jax.data.source import Source
+from ddpm_jax.data.source import Source, Told
 from ddpm_jax.errors import UserError
 
 
-class ClassSubset:
+class ClassSubset(Told):
     """The elements of some classes. Labels and class names stay those of the whole source.
 
     Raises:

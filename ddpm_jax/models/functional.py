@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
+from ddpm_jax import display
 from ddpm_jax.models.remat import rematerialise
 
 Variables = dict[str, Any]
@@ -31,6 +32,9 @@ class Structure(nnx.GraphDef[nnx.Module]):
     def __hash__(self) -> int:
         return self._hash
 
+    def __repr__(self) -> str:
+        return display.line(self, name_of(self))
+
 
 def split(model: nnx.Module, *, training: bool = False, remat: bool = False) -> tuple[nnx.GraphDef, Variables]:
     """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch.
@@ -42,6 +46,19 @@ def split(model: nnx.Module, *, training: bool = False, remat: bool = False) -> 
         rematerialise(view)  # a copy of the modules: the model stays as it is
     graphdef, params, batch_stats = nnx.split(view, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     return Structure(graphdef), {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+
+
+def config_of(graphdef: nnx.GraphDef) -> Any:
+    """The options of `model_configs` that a structure was built of; None: it is no network of this project."""
+    for name, value in graphdef.attributes:
+        if name == "config" and isinstance(value, nnx.Static):
+            return value.value
+    return None
+
+
+def name_of(graphdef: nnx.GraphDef) -> str:
+    """The class of the module that a structure is of."""
+    return getattr(graphdef.nodes[0].type, "__name__", "Module") if graphdef.nodes else "Module"
 
 
 def parts(model: Model) -> tuple[nnx.GraphDef, Variables]:
