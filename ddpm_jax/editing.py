@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ddpm_jax import noise, samplers
+from ddpm_jax import display, noise, samplers
 from ddpm_jax.compilation import jit
 from ddpm_jax.data.scaling import as_x_0
 from ddpm_jax.denoisers import Denoiser, as_denoiser
@@ -98,6 +98,8 @@ class RePaint(Sampler):
     """Data of which some is given."""
     hidden: Bool[Array, "..."]
     """Where to draw."""
+
+    __repr__ = display.of_fields
 
     def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
         """x_t -> x_s."""

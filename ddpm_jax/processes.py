@@ -44,7 +44,8 @@ class Level(NamedTuple):
     alpha: Float[Array, "..."]
     sigma: Float[Array, "..."]
 
-    __repr__ = display.of_fields
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 class Estimate(NamedTuple):
@@ -57,7 +58,8 @@ class Estimate(NamedTuple):
     variance_logit: Float[Array, "b *shape"] | None = None
     """Of a network that learns the variance: where it lies between its bounds, -1 the lower and 1 the upper."""
 
-    __repr__ = display.of_fields
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 @dataclass(frozen=True)

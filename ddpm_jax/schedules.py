@@ -323,7 +323,7 @@ def _number(name: str, value: Any) -> float:
 def _share(name: str, value: Any) -> float:
     if not 0 < _number(name, value) <= 1:
         raise UserError(f"{name} must lie in (0, 1]; got {value:g}.")
-    return value
+    return float(value)
 
 
 def _row(name: str, values: Any) -> Table:

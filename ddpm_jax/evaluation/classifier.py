@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from ddpm_jax import models
+from ddpm_jax import display, models
 from ddpm_jax.compilation import jit, once
 from ddpm_jax.errors import UserError
 
@@ -81,6 +81,11 @@ class Classifier:
     """(H, W, C) of the images it takes."""
     num_classes: int
     """How many classes it tells apart."""
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_shape))
+        parameters = f"{display.count(self.variables['params']):,} parameters"
+        return display.line(self, f"images {size}", f"{self.num_classes} classes", parameters)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The most likely class of each uint8 image (N, H, W, C): int64 (N,).

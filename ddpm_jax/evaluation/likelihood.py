@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax import bound, noise
+from ddpm_jax import bound, display, noise
 from ddpm_jax.compilation import jit
 from ddpm_jax.denoisers import Denoiser, as_denoiser
 from ddpm_jax.errors import NotFiniteError, UserError
@@ -32,6 +32,8 @@ class Bound:
     """KL(q(x_T | x_0) || N(0, 1))."""
     terms: Float[Array, "T b"]
     """By timestep, ascending; the first one is the decoder's."""
+
+    __repr__ = display.of_fields
 
     @property
     def total(self) -> Float[Array, "b"]:
@@ -86,6 +88,10 @@ class Likelihood:
     prior: float
     terms: tuple[float, ...]
     """By timestep, ascending; the first one is the decoder's."""
+
+    def __repr__(self) -> str:
+        """The figure; `table` and `json` tell its parts."""
+        return display.line(self, bits_per_dim=self.bits_per_dim, standard_error=self.standard_error)
 
     def json(self) -> str:
         """As JSON text."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import data, launch
+from ddpm_jax import data, display, launch
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.cache import cached_classifier
@@ -47,6 +47,10 @@ class Evaluation:
     """What the figures depend on: step, sampler, counts, splits, seeds."""
     by_class: dict[str, float]
     """Class agreement of each class; empty where no class was asked for."""
+
+    def __repr__(self) -> str:
+        """Its figures; `table` and `json` tell what they depend on."""
+        return display.line(self, **{metric.name: metric.samples for metric in self.metrics})
 
     def json(self) -> str:
         """As JSON text."""

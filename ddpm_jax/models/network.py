@@ -15,6 +15,3 @@ class Network(nnx.Module):
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in nnx.state(self, nnx.Param).flat_state().leaves)
         return display.line(self, f"{count:,} parameters", **display.changed(self.config))
-
-    __str__ = nnx.Module.__repr__
-    """All of it, layer by layer: print(model)."""

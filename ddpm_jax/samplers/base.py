@@ -31,7 +31,8 @@ class Stepped(NamedTuple):
     shown: Float[Array, "b *shape"] | None = None
     """What a frame shows; None: x."""
 
-    __repr__ = display.of_fields
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 class Walked(NamedTuple):
@@ -46,7 +47,8 @@ class Walked(NamedTuple):
     broke: Int[Array, "b"]
     """After how many steps a sample first held NaN or infinity; -1: never."""
 
-    __repr__ = display.of_fields
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 class Sampler(abc.ABC):

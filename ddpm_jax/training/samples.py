@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import figures, launch, models, noise, samplers
+from ddpm_jax import display, figures, launch, models, noise, samplers
 from ddpm_jax.data import PointSource, stretched
 from ddpm_jax.denoisers import Denoiser, clipped, guided, thresholded
 from ddpm_jax.errors import UserError, fits_memory
@@ -49,6 +49,8 @@ class Samples:
     later_call_s: float | None
     """Mean seconds of a later full batch; None: there was one batch only."""
 
+    __repr__ = display.of_fields
+
 
 class Batch(NamedTuple):
     """One call of the sampler."""
@@ -60,6 +62,9 @@ class Batch(NamedTuple):
     num_steps: int
     """Denoising steps that it took."""
     seconds: float
+
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,10 @@ class Drawing:
     """Samples drawn at a time."""
     layout: Layout = ALONE
     """The devices that share each batch."""
+
+    def __repr__(self) -> str:
+        changed = display.changed(self, "run", "config", "trained")
+        return display.line(self, repr(str(self.run.folder)), self.config, **changed)
 
     @property
     def step(self) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ddpm_jax import models
+from ddpm_jax import display, models
 from ddpm_jax.training.loss_aware import LossHistory
 
 
@@ -30,6 +30,9 @@ class TrainState:
     """Adam's moments and counts."""
     loss_history: Any = None
     """The latest losses of every timestep, a `LossHistory`; None where times are not drawn by them."""
+
+    def __repr__(self) -> str:
+        return display.line(self, f"step {display.short(self.step)}", f"{display.count(self.params):,} parameters")
 
     def variables(self, *, ema: bool) -> models.Variables:
         """What `models.apply` takes: with the averaged parameters, or those being trained."""
