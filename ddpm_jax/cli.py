@@ -18,6 +18,7 @@ import tyro
 
 import ddpm_jax
 from ddpm_jax import model_configs as configs
+from ddpm_jax import progress
 from ddpm_jax.arguments import (
     BenchmarkArgs,
     ConvertArgs,
@@ -386,7 +387,7 @@ def _benchmark(name: str | None, rest: list[str]) -> int:
 
 def _print_row(row: Any) -> None:
     compared = "" if row.ratio is None else f"; JAX is {row.ratio:.2f} times as fast"
-    print(f"{row.workload} {row.what} {row.contender}: {row.per_s:.1f} examples/s{compared}", flush=True)
+    progress.say(f"{row.workload} {row.what} {row.contender}: {row.per_s:.1f} examples/s{compared}")
 
 
 def _run_and_config(name: str | None) -> tuple[Any, SampleConfig]:

@@ -14,14 +14,29 @@ TICK_S = 1.0
 """Seconds between two looks at the clock while a bar stands still, as it does while one program is compiled or runs."""
 
 
+_hushed = False
+
+
+def hush() -> None:
+    """From here on this process says nothing: another one of the same command does."""
+    global _hushed
+    _hushed = True
+
+
 def wanted() -> bool:
     """Whether somebody watches: standard error is a terminal, or the page of a notebook."""
-    return sys.stderr.isatty() or _in_notebook()
+    return not _hushed and (sys.stderr.isatty() or _in_notebook())
 
 
 def say(text: str) -> None:
     """A line of text, above the bars where there are any."""
-    _tqdm().write(text, file=sys.stderr)
+    if not _hushed:
+        _tqdm().write(text, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as minutes and seconds, and hours where there are any: 03:07, 1:00:00."""
+    return _tqdm().format_interval(seconds)
 
 
 def made(total: int, what: str, *, unit: str, done: int = 0, leave: bool = True) -> Any:

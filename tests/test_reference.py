@@ -14,11 +14,13 @@ INTERNAL = {
     "bound",
     "cli",
     "compilation",
+    "display",
     "edits",
     "files",
     "huge_pages",
     "launch",
     "pictures",
+    "progress",
     "typed",
 }
 """Modules of ddpm_jax that serve the others and the command line; all others, and all packages, are public."""

@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from ddpm_jax import display, models
+from ddpm_jax import display, models, progress
 from ddpm_jax.compilation import jit, once
 from ddpm_jax.errors import UserError
 
@@ -177,7 +177,7 @@ def train_classifier(
     state = _State(jnp.zeros((), jnp.int32), untrained.variables, _optimizer(steps).init(untrained.variables["params"]))
     graphdef = _for_training(untrained)
     key = jax.random.fold_in(jax.random.key(seed), 1)  # not the key that the parameters were drawn with
-    for epoch in range(epochs):
+    for epoch in progress.each(range(epochs), epochs, "a classifier of real images", unit="epoch"):
         order = np.random.default_rng((seed, epoch)).permutation(len(images))
         for start in range(0, len(images) - size + 1, size):
             chosen = order[start : start + size]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax import bound, display, noise
+from ddpm_jax import bound, display, noise, progress
 from ddpm_jax.compilation import jit
 from ddpm_jax.denoisers import Denoiser, as_denoiser
 from ddpm_jax.errors import NotFiniteError, UserError
@@ -141,7 +141,8 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
     bounded = replace(SampleConfig(), clip=config.clip)
     priors, terms = [], []
     keys = np.asarray(jax.random.key_data(noise.sample_keys(seed, len(x_0))))
-    for start in range(0, len(x_0), size):
+    starts = range(0, len(x_0), size)
+    for start in progress.each(starts, len(starts), "the bound", unit="batch"):
         # filled up, so that one program serves all batches and all devices
         part = np.arange(start, start + layout.rounded_up(size)) % len(x_0)
         of_batch = None if labels is None else layout.deal(labels[part])

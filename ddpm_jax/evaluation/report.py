@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import data, display, launch
+from ddpm_jax import data, display, launch, progress
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.cache import cached_classifier
@@ -173,7 +173,7 @@ def _of_images(
 
     metrics, by_class = [], dict[str, float]()
     if len(real.names) > 1:
-        print(f"a classifier of {len(real.train[0]):,} real images is trained, unless it is in the cache", flush=True)
+        progress.say(f"a classifier of {len(real.train[0]):,} real images is trained, unless it is in the cache")
         classifier = cached_classifier(*real.train, len(real.names), seed=seed)
         if labels is not None:
             right = classifier.predict(images) == labels

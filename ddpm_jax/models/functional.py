@@ -58,7 +58,7 @@ def config_of(graphdef: nnx.GraphDef) -> Any:
 
 def name_of(graphdef: nnx.GraphDef) -> str:
     """The class of the module that a structure is of."""
-    return getattr(graphdef.nodes[0].type, "__name__", "Module") if graphdef.nodes else "Module"
+    return getattr(graphdef.nodes[0], "type", nnx.Module).__name__ if graphdef.nodes else "Module"
 
 
 def parts(model: Model) -> tuple[nnx.GraphDef, Variables]:
