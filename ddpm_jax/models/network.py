@@ -15,3 +15,6 @@ class Network(nnx.Module):
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in nnx.state(self, nnx.Param).flat_state().leaves)
         return display.line(self, f"{count:,} parameters", **display.changed(self.config))
+
+    def __str__(self) -> str:
+        return repr(self)
