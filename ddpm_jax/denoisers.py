@@ -298,9 +298,11 @@ class Guided(Wrapper):
     rescale: Number
 
     def __repr__(self) -> str:
-        options = {"interval": self.interval, "rescale": self.rescale, "other": self.other}
-        usual = {"interval": "(0, inf)", "rescale": "0", "other": "None"}
+        other = self.other.function if isinstance(self.other, Predicted) else type(self.other)
+        options = {"interval": self.interval, "rescale": self.rescale}
+        usual = {"interval": "(0, inf)", "rescale": "0"}
         changed = {key: value for key, value in options.items() if display.short(value) != usual[key]}
+        changed |= {} if self.other is None else {"other": other}
         return self._told("guided", scale=self.scale, **changed)
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:

@@ -39,9 +39,9 @@ def duration(seconds: float) -> str:
     return _tqdm().format_interval(seconds)
 
 
-def made(total: int, what: str, *, unit: str, done: int = 0, leave: bool = True) -> Any:
-    """A bar to be updated and closed, with the time that is left; nothing where nobody watches."""
-    options = {"total": total, "initial": done, "desc": what, "unit": unit, "leave": leave, "dynamic_ncols": True}
+def made(total: int, what: str, *, unit: str, done: int = 0, **options: Any) -> Any:
+    """A bar to be updated and closed, with the time that is left; nothing where nobody watches. options: tqdm's."""
+    options |= {"total": total, "initial": done, "desc": what, "unit": unit, "dynamic_ncols": True}
     return _tqdm()(**options, file=sys.stderr, disable=not wanted())
 
 
@@ -52,7 +52,7 @@ def bar(total: int, what: str, *, unit: str) -> Iterator[Any]:
     One program, such as a walk, cannot say how far it is: to call back from within would keep it from being cached, and the
     device waiting.
     """
-    with made(total, what, unit=unit, leave=False) as shown:
+    with made(total, what, unit=unit, leave=False, mininterval=0, miniters=1) as shown:
         if shown.disable:
             yield shown
             return
