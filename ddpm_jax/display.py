@@ -12,7 +12,7 @@ SHOWN = 4
 """Entries of a sequence that are shown, at most; the rest are counted."""
 
 
-def line(name: Any, *parts: Any, **named: Any) -> str:
+def line(name: Any, /, *parts: Any, **named: Any) -> str:
     """name(part, ..., key=part, ...), each part as `short` has it; a string among the parts stands as it is.
 
     name: a string, or an object whose class is meant.
