@@ -13,9 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax import display, models
+from ddpm_jax.checks import number
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.functional import name_of
-from ddpm_jax.processes import Estimate, GaussianDiffusion, LinearPath, Process
+from ddpm_jax.models.functional import config_of, name_of
+from ddpm_jax.processes import Estimate, GaussianDiffusion, LinearPath, Process, as_times, check_floats
 
 __all__ = [
     "Denoiser",
@@ -56,9 +57,9 @@ class Denoiser(abc.ABC):
         output = self.output(x_t, t)
         channels = x_t.shape[-1] * (2 if getattr(self.process, "learned_variance", False) else 1)
         expected = (*x_t.shape[:-1], channels)
-        if output.shape != expected:
+        if getattr(output, "shape", None) != expected:
             raise UserError(
-                f"a network's output must have the shape {expected} for x_t {x_t.shape}; got {output.shape}."
+                f"a network's output must have the shape {expected} for x_t {x_t.shape}; got {display.short(output)}."
             )
         return self.process.estimate(x_t, output, t)
 
@@ -103,7 +104,8 @@ class Denoiser(abc.ABC):
 
     def _times(self, t: Any, x_t: jax.Array) -> jax.Array:
         """A time for each example, of the type that the process counts in."""
-        found = jnp.asarray(t)
+        check_floats(x_t=x_t)
+        found = jnp.asarray(as_times(t))
         if found.shape not in ((), x_t.shape[:1]):
             raise UserError(f"t must be a time, or one for each example {x_t.shape[:1]}; got the shape {found.shape}.")
         if isinstance(self.process, LinearPath):
@@ -180,7 +182,9 @@ class Predicted(Denoiser):
 
     def with_labels(self, labels: Any) -> Denoiser:
         """The same function, told other classes."""
-        return dataclasses.replace(self, classes=_as_labels(labels))
+        found = _as_labels(labels)
+        _check_classes(self.function, labels=found)
+        return dataclasses.replace(self, classes=found)
 
     def given(self, guess: Float[Array, "b *shape"] | None) -> Denoiser:
         """The same: it looks at x_t alone."""
@@ -208,8 +212,13 @@ def of_network(
             "write denoisers.of_network(model, process), or denoisers.of(process, function)."
         )
     graphdef, variables = models.parts(model)
-    network = Network(variables, graphdef, None if dtype is None else jnp.dtype(dtype))
-    return Predicted(network, _as_labels(labels), _as_process(process), null_label)
+    try:
+        network = Network(variables, graphdef, None if dtype is None else jnp.dtype(dtype))
+    except TypeError as error:
+        raise UserError(f"dtype must be a type of numbers, such as bfloat16; got {dtype!r}.") from error
+    found = _as_labels(labels)
+    _check_classes(network, labels=found, null_label=null_label)
+    return Predicted(network, found, _as_process(process), null_label)
 
 
 def of(
@@ -380,6 +389,8 @@ def guided(
             "guidance needs a network that was trained with some labels hidden: say which class stood for none by null_label, "
             "or give another denoiser as `other`."
         )
+    if np.shape(interval) != (2,):
+        raise UserError(f"interval must be two times, the earliest and the latest; got {interval!r}.")
     first, last = (_number("interval", time) for time in interval)
     if _known(first, last) and not first <= last:
         raise UserError(f"interval must be two times in order; got {first:g} and {last:g}.")
@@ -616,6 +627,18 @@ def _as_labels(labels: Any) -> Any:
     return jnp.asarray(array, jnp.int32) if isinstance(array, np.ndarray | np.generic) else array
 
 
+def _check_classes(network: Any, **labels: Any) -> None:
+    """Refuses classes that a network does not have, which would be taken for its last one; what is not known yet is trusted."""
+    config = config_of(network.graphdef) if isinstance(network, Network) else None
+    count = getattr(config, "num_classes", None)
+    for name, array in labels.items():
+        if count is None or array is None or not _known(array) or not getattr(array, "is_fully_addressable", True):
+            continue
+        found = np.asarray(array)
+        if found.size and not (found.min() >= 0 and found.max() < count):
+            raise UserError(f"{name} must lie in 0..{count - 1}, the network's classes; got {display.short(array)}.")
+
+
 def _number(
     name: str,
     value: Any,
@@ -625,10 +648,7 @@ def _number(
     """A number of a denoiser; one that is traced is trusted."""
     if not _known(value):
         return value
-    try:
-        found = float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must be a number; got {value!r}.") from error
+    found = number(name, value)
     if not allowed(found):
         raise UserError(f"{name} must {words}; got {found:g}.")
     return found

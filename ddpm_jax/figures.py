@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm_jax.checks import whole
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
@@ -35,9 +36,14 @@ def grid(
     Raises:
         UserError: images of another type or shape; `data.to_images` makes uint8 of what a network draws.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    images = np.asarray(images)
+    if not images.size or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(f"images must be uint8 (N, H, W, 1 or 3); got {images.dtype} of shape {images.shape}.")
     count, height, width = images.shape[:3]
+    if len(titles) not in (0, count):
+        raise UserError(f"titles must be {count}, one for each image, or none; got {len(titles)}.")
+    if columns is not None and whole("columns", columns) < 1:
+        raise UserError(f"columns must be at least 1, or None; got {columns}.")
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     scale = max(1, math.ceil(CELL / max(height, width)))
@@ -81,6 +87,8 @@ def save_animation(
     columns: int | None = None,
 ) -> Path:
     """Write a GIF of grids that rests on its last frame. frames: uint8 (K, N, H, W, C); headings: one for each frame."""
+    if not len(frames):
+        raise UserError("frames must be one grid of images or more; got none.")
     pictures = [
         grid(images, titles, heading=headings[k] if len(headings) else "", columns=columns)
         for k, images in enumerate(frames)
@@ -118,6 +126,9 @@ def _reach(data: np.ndarray, samples: np.ndarray) -> float:
 
 
 def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: float) -> Image.Image:
+    for name, points in (("data", data), ("samples", samples)):
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise UserError(f"{name} must be points (N, 2); got the shape {points.shape}.")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,6 @@
 """What is learned: how data becomes noise, and what a network's output says of the data and the noise in x_t."""
 
 import abc
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax import bound, display
+from ddpm_jax.checks import number, whole
 from ddpm_jax.errors import UserError
 from ddpm_jax.schedules import Schedule, Table
 
@@ -82,9 +82,10 @@ class Process(abc.ABC):
         Raises:
             UserError: x_0 and noise that are no floats of one shape, or times that are not those of each example, or out of range.
         """
-        _check_floats(x_0=x_0, noise=noise)
+        check_floats(x_0=x_0, noise=noise)
         if np.shape(noise) != np.shape(x_0):
             raise UserError(f"noise must have the shape of x_0, {np.shape(x_0)}; got {np.shape(noise)}.")
+        t = as_times(t)
         if np.shape(t) not in ((), np.shape(x_0)[:1]):
             raise UserError(
                 f"t must be a time, or one for each example {np.shape(x_0)[:1]}; got the shape {np.shape(t)}."
@@ -173,10 +174,10 @@ class GaussianDiffusion(Process):
             weighting=(self.weighting, Weighting),
             time_draw=(self.time_draw, TimeDraw),
         )
-        if not self.p2_gamma >= 0:
+        if not number("p2_gamma", self.p2_gamma) >= 0:
             raise UserError(f"p2_gamma must not be negative; got {self.p2_gamma}.")
         for name in ("p2_k", "min_snr_gamma"):
-            if not getattr(self, name) > 0:
+            if not number(name, getattr(self, name)) > 0:
                 raise UserError(f"{name} must be positive; got {getattr(self, name)}.")
         if self.loss == "hybrid" and not self.learned_variance:
             raise UserError("loss = hybrid trains a learned variance: it needs learned_variance = True.")
@@ -211,7 +212,7 @@ class GaussianDiffusion(Process):
         Raises:
             UserError: timesteps that are no whole numbers, or lie outside the chain.
         """
-        if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
+        if not jnp.issubdtype(t.dtype, jnp.integer):
             raise UserError(f"t must be a timestep, a whole number; got {display.short(t)}.")
         _check_range(t, self.schedule.first - 1, int(self.schedule.timesteps[-1]))
         clean = 1 - self.schedule.first
@@ -366,7 +367,7 @@ class GaussianDiffusion(Process):
         longest = self.schedule.num_steps
         if num_steps is None:
             return longest
-        num_steps = _whole("steps", num_steps)
+        num_steps = whole("steps", num_steps)
         if not 1 <= num_steps <= longest:
             raise UserError(f"steps must lie in 1..{longest} (the schedule's length); got {num_steps}.")
         return num_steps
@@ -390,7 +391,7 @@ class LinearPath(Process):
 
     def __post_init__(self) -> None:
         _check_words(loss=(self.loss, Loss), time_draw=(self.time_draw, FlowTimeDraw))
-        if _whole("num_steps", self.num_steps) < 2:
+        if whole("num_steps", self.num_steps) < 2:
             raise UserError(f"num_steps must be at least 2; got {self.num_steps}.")
 
     def __repr__(self) -> str:
@@ -435,7 +436,7 @@ class LinearPath(Process):
         """A number of sampling steps; None: the process's own. Raises UserError unless it is at least 1."""
         if num_steps is None:
             return self.num_steps
-        num_steps = _whole("steps", num_steps)
+        num_steps = whole("steps", num_steps)
         if num_steps < 1:
             raise UserError(f"steps must be at least 1; got {num_steps}.")
         return num_steps
@@ -510,14 +511,15 @@ def _wide(values: Float[Array, "b"], like: Float[Array, "..."]) -> Float[Array, 
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
-def _whole(name: str, number: Any) -> int:
-    try:
-        return operator.index(number)
-    except TypeError as error:
-        raise UserError(f"{name} must be a whole number; got {number!r}.") from error
+def as_times(t: Any) -> Any:
+    """Times as an array; UserError where they are no numbers."""
+    found = t if hasattr(t, "dtype") else np.asarray(t)
+    if not jnp.issubdtype(found.dtype, jnp.number):
+        raise UserError(f"t must be a time, or one for each example; got {display.short(t)}.")
+    return found
 
 
-def _check_floats(**arrays: Any) -> None:
+def check_floats(**arrays: Any) -> None:
     for name, array in arrays.items():
         dtype = getattr(array, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):

@@ -1,6 +1,5 @@
 """Noise schedules: float64 tables on the host, one immutable `Schedule`."""
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import display
+from ddpm_jax.checks import number, whole
 from ddpm_jax.errors import UserError
 
 Table = np.ndarray
@@ -262,7 +262,7 @@ def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_b
     Raises:
         UserError: num_steps below 1, start not below end, or max_beta outside (0, 1].
     """
-    if not _number("start", start) < _number("end", end):
+    if not number("start", start) < number("end", end):
         raise UserError(f"start must lie below end; got {start:g} and {end:g}.")
     time = np.arange(_checked(num_steps) + 1) / num_steps
     logistic = 1.0 / (1.0 + np.exp(-(start + (end - start) * time)))
@@ -278,6 +278,10 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     Raises:
         UserError: fewer than two timesteps.
     """
+    if not isinstance(schedule, Schedule):
+        raise UserError(
+            f"schedule must be a Schedule, as schedules.linear(1000) makes one; got {display.short(schedule)}."
+        )
     if schedule.num_steps < 2:
         raise UserError(f"a zero terminal SNR needs at least 2 timesteps; got num_steps = {schedule.num_steps}.")
     first, root = schedule.first, schedule.sqrt_alphas_cumprod
@@ -290,38 +294,26 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def _squared_cosine(num_steps: int, s: float) -> Table:
-    if not _number("s", s) > 0:
+    if not number("s", s) > 0:
         raise UserError(f"s must be positive; got {s:g}.")
     time = np.arange(_checked(num_steps) + 1) / num_steps
     return np.cos((time + s) / (1.0 + s) * np.pi / 2) ** 2
 
 
 def _checked(num_steps: int) -> int:
-    try:
-        found = operator.index(num_steps)
-    except TypeError as error:
-        raise UserError(f"num_steps must be a whole number, at least 1; got {num_steps!r}.") from error
+    found = whole("num_steps", num_steps)
     if found < 1:
         raise UserError(f"num_steps must be at least 1; got {num_steps}.")
     return found
 
 
 def _check_ends(beta_start: float, beta_end: float) -> None:
-    if _number("beta_start", beta_start) > _number("beta_end", beta_end):
+    if number("beta_start", beta_start) > number("beta_end", beta_end):
         raise UserError(f"beta_start must be at most beta_end; got {beta_start:g} and {beta_end:g}.")
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, str) or np.ndim(value):
-        raise UserError(f"{name} must be a number; got {value!r}.")
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must be a number; got {value!r}.") from error
-
-
 def _share(name: str, value: Any) -> float:
-    if not 0 < _number(name, value) <= 1:
+    if not 0 < number(name, value) <= 1:
         raise UserError(f"{name} must lie in (0, 1]; got {value:g}.")
     return float(value)
 

@@ -12,6 +12,7 @@ INTERNAL = {
     "archives",
     "arguments",
     "bound",
+    "checks",
     "cli",
     "compilation",
     "display",

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.checks import whole
 from ddpm_jax.data import toy
 from ddpm_jax.data.scaling import Scaling
 from ddpm_jax.data.source import Told
@@ -29,7 +30,7 @@ class PointSource(Told):
     """Points have no classes."""
 
     def __init__(self, shape: str, num: int = DEFAULT_NUM, seed: int = 0):
-        if num < 2:
+        if whole("num", num) < 2:
             raise UserError(f"{shape}:{num} must have at least 2 points, or there is no standard deviation.")
         self.name = shape if num == DEFAULT_NUM else f"{shape}:{num}"
         self.points = toy.points(shape, num, seed)

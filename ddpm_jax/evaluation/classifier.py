@@ -165,6 +165,7 @@ def train_classifier(
         UserError: the images are not uint8 or too small, there are fewer than 2 of them or of the classes, a label is out of range,
             or epochs is below 1.
     """
+    images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, labels, num_classes)
     if epochs is None:
         epochs = max(_LEAST_EPOCHS, math.ceil(_LEAST_PRESENTATIONS / len(images)))

@@ -14,7 +14,7 @@ from ddpm_jax.evaluation import inception
 from ddpm_jax.evaluation.distances import frechet_of_moments, kernel_distance
 from ddpm_jax.evaluation.manifolds import precision_recall
 from ddpm_jax.evaluation.moments import Moments, Reference, Sums, read_reference, write_reference
-from ddpm_jax.evaluation.report import Evaluation, Metric, facts_of, fitted, open_data, order_of, save
+from ddpm_jax.evaluation.report import Evaluation, Metric, check_drawing, facts_of, fitted, open_data, order_of, save
 from ddpm_jax.files import check_writable
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Drawing, Run
@@ -93,6 +93,7 @@ def evaluate_fid(
         UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4
             samples; a folder that cannot be written to.
     """
+    check_drawing(drawing)
     run, config, seed, batch_size = drawing.run, drawing.config, drawing.seed, drawing.batch_size
     _check(run, config, reference, save_reference)
     labels = run.labels(config.num)

@@ -16,7 +16,7 @@ from ddpm_jax import bound, display, noise, progress
 from ddpm_jax.compilation import jit
 from ddpm_jax.denoisers import Denoiser, as_denoiser
 from ddpm_jax.errors import NotFiniteError, UserError
-from ddpm_jax.evaluation.report import load_images, open_data, save
+from ddpm_jax.evaluation.report import check_drawing, load_images, open_data, save
 from ddpm_jax.files import check_writable
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion, Variance
@@ -124,6 +124,7 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
             images than asked for, no checkpoint, a folder that cannot be written to.
         NotFiniteError: a term of the bound is NaN or infinity.
     """
+    check_drawing(drawing)
     run, config, layout, seed = drawing.run, drawing.config, drawing.layout, drawing.seed
     process = run.process
     if not run.holds_images or run.config.data.scale != "signed":

@@ -84,6 +84,7 @@ def evaluate_run(
     Raises:
         UserError: no checkpoint, data that is gone, too few images or samples, a folder that cannot be written to.
     """
+    check_drawing(drawing)
     run, config, seed = drawing.run, drawing.config, drawing.seed
     check_writable(run.folder)
     facts = facts_of(drawing)  # without a checkpoint there is nothing to measure
@@ -99,6 +100,14 @@ def evaluate_run(
         raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
     evaluation = Evaluation(tuple(metrics), facts | told, by_class)
     return evaluation, save(run, "evaluation.json", evaluation.json())
+
+
+def check_drawing(found: Any) -> None:
+    """Refuses what is no `training.Drawing`, and says how to make one."""
+    if not isinstance(found, Drawing):
+        raise UserError(
+            f"drawing must be a training.Drawing; got {found!r}: write training.Drawing(training.open_run(FOLDER), config)."
+        )
 
 
 def save(run: Run, name: str, text: str) -> Path:

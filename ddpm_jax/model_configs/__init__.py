@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from ddpm_jax.checks import nearest
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs.rms_unet import RMSUNet
 from ddpm_jax.model_configs.systems import (
@@ -18,6 +19,7 @@ from ddpm_jax.model_configs.systems import (
     TinyUNet,
 )
 from ddpm_jax.model_configs.unet import UNet
+from ddpm_jax.typed import build
 
 __all__ = [
     "MLP",
@@ -80,8 +82,15 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
     known = [option.name for option in fields(kind)]
     for option in options:
         if option not in known:
-            raise UserError(f"{name} has no option {option!r}; it has {', '.join(known)}.")
-    return kind(**options)
+            raise UserError(f"{name} has no option {option!r}; it has {', '.join(known)}.{nearest(option, known)}")
+    return build(kind, {key: _plain(value) for key, value in options.items()}, name)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: lists for tuples, Python's numbers for NumPy's."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
 
 
 def kind_of(name: str) -> type:
@@ -90,8 +99,8 @@ def kind_of(name: str) -> type:
     Raises:
         UserError: an unknown name (lists what exists).
     """
-    if name not in NETWORKS:
-        raise UserError(f"the network must be one of {', '.join(NETWORKS)}; got {name!r}.")
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise UserError(f"the network must be one of {', '.join(NETWORKS)}; got {name!r}.{nearest(name, NETWORKS)}")
     return NETWORKS[name]
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 
 import ddpm_jax
 from ddpm_jax import data, denoisers, display, figures, model_configs, models, presets
+from ddpm_jax.checks import path as as_path
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, write_atomically
@@ -212,6 +213,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         UserError: the folder is missing or is no run, or its config cannot be read.
     """
+    folder = as_path("folder", folder)
     path = folder / CONFIG
     if not path.is_file():
         what = "does not exist" if not folder.exists() else f"holds no {CONFIG}, so it is no run folder"
