@@ -15,6 +15,7 @@ from typing import Any
 
 import ddpm_jax
 from ddpm_jax import model_configs as configs
+from ddpm_jax import progress
 from ddpm_jax.arguments import (
     BASICS,
     FOR_IMPORTS,
@@ -441,7 +442,7 @@ def _benchmark(name: str | None, rest: list[str]) -> int:
 
 def _print_row(row: Any) -> None:
     compared = "" if row.ratio is None else f"; JAX is {row.ratio:.2f} times as fast"
-    print(f"{row.workload} {row.what} {row.contender}: {row.per_s:.1f} examples/s{compared}", flush=True)
+    progress.say(f"{row.workload} {row.what} {row.contender}: {row.per_s:.1f} examples/s{compared}")
 
 
 def _read(name: str | None) -> RunConfig:

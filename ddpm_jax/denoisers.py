@@ -12,9 +12,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax import models
+from ddpm_jax import display, models
+from ddpm_jax.checks import number
 from ddpm_jax.errors import UserError
-from ddpm_jax.processes import Estimate, GaussianDiffusion, LinearPath, Process
+from ddpm_jax.models.functional import config_of, name_of
+from ddpm_jax.processes import Estimate, GaussianDiffusion, LinearPath, Process, as_times, check_floats
 
 __all__ = [
     "Denoiser",
@@ -55,9 +57,9 @@ class Denoiser(abc.ABC):
         output = self.output(x_t, t)
         channels = x_t.shape[-1] * (2 if getattr(self.process, "learned_variance", False) else 1)
         expected = (*x_t.shape[:-1], channels)
-        if output.shape != expected:
+        if getattr(output, "shape", None) != expected:
             raise UserError(
-                f"a network's output must have the shape {expected} for x_t {x_t.shape}; got {output.shape}."
+                f"a network's output must have the shape {expected} for x_t {x_t.shape}; got {display.short(output)}."
             )
         return self.process.estimate(x_t, output, t)
 
@@ -102,7 +104,8 @@ class Denoiser(abc.ABC):
 
     def _times(self, t: Any, x_t: jax.Array) -> jax.Array:
         """A time for each example, of the type that the process counts in."""
-        found = jnp.asarray(t)
+        check_floats(x_t=x_t)
+        found = jnp.asarray(as_times(t))
         if found.shape not in ((), x_t.shape[:1]):
             raise UserError(f"t must be a time, or one for each example {x_t.shape[:1]}; got the shape {found.shape}.")
         if isinstance(self.process, LinearPath):
@@ -120,12 +123,17 @@ class Denoiser(abc.ABC):
 class Network:
     """A network for evaluation, as a function of (x_t, t, labels)."""
 
-    variables: models.Variables = field(repr=False)
+    variables: models.Variables
     """Its parameters and running statistics."""
-    graphdef: nnx.GraphDef = field(metadata={"static": True}, repr=False)
+    graphdef: nnx.GraphDef = field(metadata={"static": True})
     """Its structure."""
     dtype: Any = field(metadata={"static": True})
     """What it computes in; None: in the dtype of its parameters."""
+
+    def __repr__(self) -> str:
+        computes = {} if self.dtype is None else {"dtype": str(self.dtype)}
+        parameters = f"{display.count(self.variables.get('params', {})):,} parameters"
+        return display.line(name_of(self.graphdef), parameters, **computes)
 
     def __call__(self, x_t: jax.Array, t: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """The network's output, in the dtype of x_t."""
@@ -144,6 +152,12 @@ class Predicted(Denoiser):
     process: Process = field(metadata={"static": True})
     none: int | None = field(metadata={"static": True})
     """The class that stands for none."""
+
+    def __repr__(self) -> str:
+        told = {} if self.classes is None else {"labels": self.classes}
+        told |= {} if self.none is None else {"null_label": self.none}
+        function = self.function.func if isinstance(self.function, jax.tree_util.Partial) else self.function
+        return display.line("network" if isinstance(function, Network) else "of", function, self.process, **told)
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """What the function says."""
@@ -168,7 +182,9 @@ class Predicted(Denoiser):
 
     def with_labels(self, labels: Any) -> Denoiser:
         """The same function, told other classes."""
-        return dataclasses.replace(self, classes=_as_labels(labels))
+        found = _as_labels(labels)
+        _check_classes(self.function, labels=found)
+        return dataclasses.replace(self, classes=found)
 
     def given(self, guess: Float[Array, "b *shape"] | None) -> Denoiser:
         """The same: it looks at x_t alone."""
@@ -196,8 +212,13 @@ def of_network(
             "write denoisers.of_network(model, process), or denoisers.of(process, function)."
         )
     graphdef, variables = models.parts(model)
-    network = Network(variables, graphdef, None if dtype is None else jnp.dtype(dtype))
-    return Predicted(network, _as_labels(labels), _as_process(process), null_label)
+    try:
+        network = Network(variables, graphdef, None if dtype is None else jnp.dtype(dtype))
+    except TypeError as error:
+        raise UserError(f"dtype must be a type of numbers, such as bfloat16; got {dtype!r}.") from error
+    found = _as_labels(labels)
+    _check_classes(network, labels=found, null_label=null_label)
+    return Predicted(network, found, _as_process(process), null_label)
 
 
 def of(
@@ -267,6 +288,10 @@ class Wrapper(Denoiser):
     def _around(self, inner: Denoiser) -> Denoiser:
         return dataclasses.replace(self, inner=inner)  # type: ignore[type-var]
 
+    def _told(self, name: str, **options: Any) -> str:
+        """The function that made it, around the denoiser within."""
+        return display.line(name, repr(self.inner), **options)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -280,6 +305,14 @@ class Guided(Wrapper):
     scale: Number
     interval: tuple[Number, Number]
     rescale: Number
+
+    def __repr__(self) -> str:
+        other = self.other.function if isinstance(self.other, Predicted) else type(self.other)
+        options = {"interval": self.interval, "rescale": self.rescale}
+        usual = {"interval": "(0, inf)", "rescale": "0"}
+        changed = {key: value for key, value in options.items() if display.short(value) != usual[key]}
+        changed |= {} if self.other is None else {"other": other}
+        return self._told("guided", scale=self.scale, **changed)
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """u + scale (c - u) within the interval, c elsewhere."""
@@ -356,6 +389,8 @@ def guided(
             "guidance needs a network that was trained with some labels hidden: say which class stood for none by null_label, "
             "or give another denoiser as `other`."
         )
+    if np.shape(interval) != (2,):
+        raise UserError(f"interval must be two times, the earliest and the latest; got {interval!r}.")
     first, last = (_number("interval", time) for time in interval)
     if _known(first, last) and not first <= last:
         raise UserError(f"interval must be two times in order; got {first:g} and {last:g}.")
@@ -386,6 +421,9 @@ class ClassifierGuided(Wrapper):
     log_prob: Callable[..., jax.Array]
     """A callable pytree."""
     scale: Number
+
+    def __repr__(self) -> str:
+        return self._told("classifier_guided", scale=self.scale)
 
     def __call__(self, x_t: Float[Array, "b *shape"], t: Any) -> Estimate:
         """eps - scale sigma_t grad log p(y | x_t), and the x_0 that belongs to it."""
@@ -435,6 +473,9 @@ class Clipped(Wrapper):
     inner: Denoiser
     bound: Number
 
+    def __repr__(self) -> str:
+        return self._told("clipped", bound=self.bound)
+
     def __call__(self, x_t: Float[Array, "b *shape"], t: Any) -> Estimate:
         """x_0 within the bound, and the eps that belongs to it."""
         t = self._times(t, x_t)
@@ -460,6 +501,9 @@ class Thresholded(Wrapper):
     inner: Denoiser
     quantile: Number
     bound: Number
+
+    def __repr__(self) -> str:
+        return self._told("thresholded", quantile=self.quantile, bound=self.bound)
 
     def __call__(self, x_t: Float[Array, "b *shape"], t: Any) -> Estimate:
         """x_0 within its own quantile, scaled back to the bound, and the eps that belongs to it."""
@@ -491,6 +535,9 @@ class SelfConditioned(Wrapper):
     inner: Denoiser
     earlier: Any
     """An estimate of x_0, of the shape of x_t; None: zeros."""
+
+    def __repr__(self) -> str:
+        return self._told("self_conditioned", **({} if self.earlier is None else {"given": self.earlier}))
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """What the network says of x_t and the guess, whose channels follow those of x_t."""
@@ -580,6 +627,18 @@ def _as_labels(labels: Any) -> Any:
     return jnp.asarray(array, jnp.int32) if isinstance(array, np.ndarray | np.generic) else array
 
 
+def _check_classes(network: Any, **labels: Any) -> None:
+    """Refuses classes that a network does not have, which would be taken for its last one; what is not known yet is trusted."""
+    config = config_of(network.graphdef) if isinstance(network, Network) else None
+    count = getattr(config, "num_classes", None)
+    for name, array in labels.items():
+        if count is None or array is None or not _known(array) or not getattr(array, "is_fully_addressable", True):
+            continue
+        found = np.asarray(array)
+        if found.size and not (found.min() >= 0 and found.max() < count):
+            raise UserError(f"{name} must lie in 0..{count - 1}, the network's classes; got {display.short(array)}.")
+
+
 def _number(
     name: str,
     value: Any,
@@ -589,10 +648,7 @@ def _number(
     """A number of a denoiser; one that is traced is trusted."""
     if not _known(value):
         return value
-    try:
-        found = float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must be a number; got {value!r}.") from error
+    found = number(name, value)
     if not allowed(found):
         raise UserError(f"{name} must {words}; got {found:g}.")
     return found

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ddpm_jax import noise, samplers
+from ddpm_jax import display, noise, samplers
+from ddpm_jax.checks import number, whole
 from ddpm_jax.compilation import jit
 from ddpm_jax.data.scaling import as_x_0
 from ddpm_jax.denoisers import Denoiser, as_denoiser
@@ -57,7 +58,10 @@ def fitting_mask(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     Raises:
         UserError: it is not (H, W), (H, W, 1 or C), (B, H, W) or (B, H, W, 1 or C), or hides nothing.
     """
-    mask = np.asarray(mask).astype(bool)
+    found = np.asarray(mask)
+    if found.dtype.kind not in "biuf" or not np.isfinite(found).all():
+        raise UserError(f"mask must be an array, True where to draw; got {display.short(mask)}.")
+    mask = found.astype(bool)
     batch, *size, channels = shape
     allowed = {tuple(size): 1, (*size, 1): 0, (*size, channels): 0}
     allowed |= {(batch, *of): add for of, add in allowed.items()}
@@ -76,7 +80,7 @@ def repaint_times(times: np.ndarray, resample: int, jump: int) -> np.ndarray:
         UserError: either is below 1.
     """
     for name, value in (("resample", resample), ("jump", jump)):
-        if value < 1:
+        if whole(name, value) < 1:
             raise UserError(f"{name} must be at least 1; got {value}.")
     grid = [times[0]]
     for start in range(0, len(times) - 1, jump):
@@ -98,6 +102,8 @@ class RePaint(Sampler):
     """Data of which some is given."""
     hidden: Bool[Array, "..."]
     """Where to draw."""
+
+    __repr__ = display.of_fields
 
     def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
         """x_t -> x_s."""
@@ -145,7 +151,7 @@ def vary(
     """
     denoise, sampler = as_denoiser(denoise), samplers.as_sampler(sampler)
     batch, single = _as_batch("x_0", x_0)
-    if not 0 < strength <= 1:
+    if not 0 < number("strength", strength) <= 1:
         raise UserError(f"strength must lie in (0, 1]; got {strength:g}.")
     whole = sampler.grid(denoise.process, num_steps, spacing)
     grid = whole[-max(1, round(strength * len(whole))) :]
@@ -195,7 +201,7 @@ def interpolate(
         NotFiniteError: what is drawn holds NaN or infinity.
     """
     denoise = as_denoiser(denoise)
-    if num < 2:
+    if whole("num", num) < 2:
         raise UserError(f"num must be at least 2, for the ends; got {num}.")
     (first, single), (second, also) = _as_batch("x_0", x_0), _as_batch("other", other)
     if first.shape != second.shape or not (single and also):

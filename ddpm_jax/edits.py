@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import editing, figures
+from ddpm_jax import editing, figures, progress
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError, meant
@@ -69,12 +69,14 @@ def edit(
     rows, titles = [x_0], ["before", "after"]
     if kind == "inpaint":
         options: dict[str, Any] = {"num_steps": config.steps, "resample": resample, "jump": jump}
-        edited = editing.inpaint(denoise, seed, x_0, hidden, **options)
+        with progress.bar(len(x_0), "inpainting, to be compiled first", unit="image"):
+            edited = editing.inpaint(denoise, seed, x_0, hidden, **options)
         grey = run.scaling.apply(np.full_like(run.to_data(x_0), 127))
         rows, titles = [x_0, np.where(editing.fitting_mask(hidden, x_0.shape), grey, x_0)], ["before", "shown", "after"]
     elif kind == "vary":
         options = {"num_steps": config.steps, "sampler": sampler_of(config), "spacing": config.spacing}
-        edited = editing.vary(denoise, seed, x_0, strength=strength, **options)
+        with progress.bar(len(x_0), "varying, to be compiled first", unit="image"):
+            edited = editing.vary(denoise, seed, x_0, strength=strength, **options)
     else:
         between = max(config.num, 2)
         ways = [
@@ -82,7 +84,9 @@ def edit(
             editing.interpolate(
                 network if found is None else network.with_labels(found[i]), a, b, between, num_steps=config.steps
             )
-            for i, (a, b) in enumerate(itertools.pairwise(x_0))
+            for i, (a, b) in enumerate(
+                progress.each(itertools.pairwise(x_0), len(x_0) - 1, "interpolating, to be compiled first", unit="pair")
+            )
         ]
         edited, rows, titles = jnp.concatenate(ways), [], [""] * len(ways)
     result = run.to_data(edited)

@@ -1,5 +1,6 @@
 """How pictures are drawn: titled grids of images, scatters of points, animations, curves."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm_jax.checks import whole
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
@@ -34,9 +36,14 @@ def grid(
     Raises:
         UserError: images of another type or shape; `data.to_images` makes uint8 of what a network draws.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    images = np.asarray(images)
+    if not images.size or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(f"images must be uint8 (N, H, W, 1 or 3); got {images.dtype} of shape {images.shape}.")
     count, height, width = images.shape[:3]
+    if len(titles) not in (0, count):
+        raise UserError(f"titles must be {count}, one for each image, or none; got {len(titles)}.")
+    if columns is not None and whole("columns", columns) < 1:
+        raise UserError(f"columns must be at least 1, or None; got {columns}.")
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     scale = max(1, math.ceil(CELL / max(height, width)))
@@ -80,6 +87,8 @@ def save_animation(
     columns: int | None = None,
 ) -> Path:
     """Write a GIF of grids that rests on its last frame. frames: uint8 (K, N, H, W, C); headings: one for each frame."""
+    if not len(frames):
+        raise UserError("frames must be one grid of images or more; got none.")
     pictures = [
         grid(images, titles, heading=headings[k] if len(headings) else "", columns=columns)
         for k, images in enumerate(frames)
@@ -117,6 +126,9 @@ def _reach(data: np.ndarray, samples: np.ndarray) -> float:
 
 
 def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: float) -> Image.Image:
+    for name, points in (("data", data), ("samples", samples)):
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise UserError(f"{name} must be points (N, 2); got the shape {points.shape}.")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -133,21 +145,58 @@ def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: floa
 
 def save_curves(path: Path, x: np.ndarray, curves: Mapping[str, np.ndarray], *, heading: str = "", xlabel: str) -> Path:
     """Write curves, name -> (N,), over x (N,) on a logarithmic axis as a PNG; what is not positive is left out."""
-    from matplotlib.figure import Figure
+    above = {name: np.where(values > 0, values, np.nan) for name, values in curves.items()}
+    figure = _curves(x, above, heading=heading, xlabel=xlabel, yscale="log", size=(7, 4))
+    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+
+def curves_png(x: np.ndarray, curves: Mapping[str, np.ndarray], *, xlabel: str) -> bytes:
+    """A small picture of curves, name -> (N,), over x (N,), as the bytes of a PNG: for a notebook's page."""
+    return _png(_curves(x, curves, heading="", xlabel=xlabel, yscale="linear", size=(4.5, 2.5)))
+
+
+def _curves(
+    x: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    *,
+    heading: str,
+    xlabel: str,
+    yscale: str,
+    size: tuple[float, float],
+) -> Any:
+    from matplotlib.figure import Figure  # without pyplot, whose state is the caller's
+
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for name, values in curves.items():
-        axes.plot(x, np.where(values > 0, values, np.nan), label=name)
-    axes.set(xlabel=xlabel, yscale="log", title=heading)
+        axes.plot(x, values, label=name)
+    axes.set(xlabel=xlabel, yscale=yscale, title=heading)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=90)
+    return held.getvalue()
 
 
 def save_loss_curve(path: Path, metrics: Sequence[dict[str, Any]]) -> Path:
     """Write the loss by step as a PNG: as recorded, and smoothed. metrics: the lines of metrics.jsonl; those without a loss are
     left out."""
+    figure = _loss_curve(metrics)
+    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
+
+
+def loss_png(metrics: Sequence[dict[str, Any]]) -> bytes:
+    """The picture of `save_loss_curve`, small, as the bytes of a PNG."""
+    figure = _loss_curve(metrics)
+    figure.set_size_inches(4.5, 2.5)
+    return _png(figure)
+
+
+def _loss_curve(metrics: Sequence[dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
@@ -164,7 +213,7 @@ def save_loss_curve(path: Path, metrics: Sequence[dict[str, Any]]) -> Path:
     axes.yaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return write_atomically(path, lambda p: figure.savefig(p, dpi=120))
+    return figure
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ddpm_jax.checks import path as as_path
 from ddpm_jax.errors import UserError
 
 
@@ -50,6 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         UserError: the folder cannot be made, or the file cannot be written (read-only, disk full).
     """
+    path = as_path("path", path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
+from ddpm_jax import progress
 from ddpm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -111,6 +112,7 @@ def join(config: ParallelConfig) -> None:
             cluster_detection_method="deactivate",
         )
     if jax.process_index():
+        progress.hush()
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
 
 

@@ -51,7 +51,7 @@ def as_key(key: Any) -> jax.Array:
         return jax.random.wrap_key_data(jnp.asarray(key))
     try:
         return jax.random.key(operator.index(key))
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise UserError(f"key must be a key of jax.random, or a seed; got {key!r}.") from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ddpm_jax import display
 from ddpm_jax.errors import UserError
 from ddpm_jax.launch import MIN_SHARD, ParallelConfig
 
@@ -33,6 +34,9 @@ class Layout:
     """data: whole state on every device; fsdp: shares of it; pmap: like data, by a program for one device."""
     min_shard: int = MIN_SHARD
     """Of fsdp: tensors of fewer numbers are whole on every device."""
+
+    def __repr__(self) -> str:
+        return display.line(self, "one device" if self.mesh is None else f"{self.size} devices, {self.mode}")
 
     # Around programs ----------------------------------------------------------------------------------------------
 

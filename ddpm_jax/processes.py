@@ -1,7 +1,6 @@
 """What is learned: how data becomes noise, and what a network's output says of the data and the noise in x_t."""
 
 import abc
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax import bound
+from ddpm_jax import bound, display
+from ddpm_jax.checks import number, whole
 from ddpm_jax.errors import UserError, meant
 from ddpm_jax.schedules import Schedule, Table
 
@@ -44,6 +44,9 @@ class Level(NamedTuple):
     alpha: Float[Array, "..."]
     sigma: Float[Array, "..."]
 
+    def __repr__(self) -> str:
+        return display.of_fields(self)
+
 
 class Estimate(NamedTuple):
     """What x_t is believed to be made of: the clean data and the noise, each of the shape of x_t."""
@@ -54,6 +57,9 @@ class Estimate(NamedTuple):
     """The noise, N(0, 1) where the belief is right."""
     variance_logit: Float[Array, "b *shape"] | None = None
     """Of a network that learns the variance: where it lies between its bounds, -1 the lower and 1 the upper."""
+
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,19 @@ class Process(abc.ABC):
     def add_noise(
         self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Num[Array, "b"]
     ) -> Float[Array, "b *shape"]:
-        """x_t = alpha_t x_0 + sigma_t eps (DDPM, eq. 4)."""
+        """x_t = alpha_t x_0 + sigma_t eps (DDPM, eq. 4).
+
+        Raises:
+            UserError: x_0 and noise that are no floats of one shape, or times that are not those of each example, or out of range.
+        """
+        check_floats(x_0=x_0, noise=noise)
+        if np.shape(noise) != np.shape(x_0):
+            raise UserError(f"noise must have the shape of x_0, {np.shape(x_0)}; got {np.shape(noise)}.")
+        t = as_times(t)
+        if np.shape(t) not in ((), np.shape(x_0)[:1]):
+            raise UserError(
+                f"t must be a time, or one for each example {np.shape(x_0)[:1]}; got the shape {np.shape(t)}."
+            )
         alpha, sigma = self.level(t, x_0)
         return alpha * x_0 + sigma * noise
 
@@ -146,16 +164,20 @@ class GaussianDiffusion(Process):
     time_draw: TimeDraw = "uniform"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise UserError(
+                f"schedule must be a Schedule, as schedules.linear(1000) makes one; got {display.short(self.schedule)}."
+            )
         _check_words(
             prediction=(self.prediction, Prediction),
             loss=(self.loss, DiffusionLoss),
             weighting=(self.weighting, Weighting),
             time_draw=(self.time_draw, TimeDraw),
         )
-        if not self.p2_gamma >= 0:
+        if not number("p2_gamma", self.p2_gamma) >= 0:
             raise UserError(f"p2_gamma must not be negative; got {self.p2_gamma}.")
         for name in ("p2_k", "min_snr_gamma"):
-            if not getattr(self, name) > 0:
+            if not number(name, getattr(self, name)) > 0:
                 raise UserError(f"{name} must be positive; got {getattr(self, name)}.")
         if self.loss == "hybrid" and not self.learned_variance:
             raise UserError("loss = hybrid trains a learned variance: it needs learned_variance = True.")
@@ -175,11 +197,24 @@ class GaussianDiffusion(Process):
                 "prediction = eps says nothing where x_t holds no data, as at a zero terminal SNR: use v or x0."
             )
 
+    def __repr__(self) -> str:
+        schedule, prediction = self.schedule, self.prediction
+        changed = display.changed(self, "schedule", "prediction")
+        return display.line(
+            self, schedule.name or "schedule of its own", f"T={schedule.num_steps}", prediction, **changed
+        )
+
     def level(self, t: Int[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """The levels of the times t, cast once.
 
         t = schedule.first - 1 is the clean end of a chain that starts at 0: alpha 1, sigma 0.
+
+        Raises:
+            UserError: timesteps that are no whole numbers, or lie outside the chain.
         """
+        if not jnp.issubdtype(t.dtype, jnp.integer):
+            raise UserError(f"t must be a timestep, a whole number; got {display.short(t)}.")
+        _check_range(t, self.schedule.first - 1, int(self.schedule.timesteps[-1]))
         clean = 1 - self.schedule.first
         tables = (
             np.append(np.ones(clean), self.schedule.sqrt_alphas_cumprod),
@@ -332,7 +367,7 @@ class GaussianDiffusion(Process):
         longest = self.schedule.num_steps
         if num_steps is None:
             return longest
-        num_steps = _whole("steps", num_steps)
+        num_steps = whole("steps", num_steps)
         if not 1 <= num_steps <= longest:
             raise UserError(f"steps must lie in 1..{longest} (the schedule's length); got {num_steps}.")
         return num_steps
@@ -356,11 +391,19 @@ class LinearPath(Process):
 
     def __post_init__(self) -> None:
         _check_words(loss=(self.loss, Loss), time_draw=(self.time_draw, FlowTimeDraw))
-        if self.num_steps < 2:
+        if whole("num_steps", self.num_steps) < 2:
             raise UserError(f"num_steps must be at least 2; got {self.num_steps}.")
 
+    def __repr__(self) -> str:
+        return display.line(self, **display.changed(self))
+
     def level(self, t: Float[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
-        """alpha = 1 - t and sigma = t."""
+        """alpha = 1 - t and sigma = t.
+
+        Raises:
+            UserError: times outside [0, 1].
+        """
+        _check_range(t, 0, 1)
         sigma = _wide(jnp.asarray(t, like.dtype), like)
         return Level(1 - sigma, sigma)
 
@@ -393,13 +436,13 @@ class LinearPath(Process):
         """A number of sampling steps; None: the process's own. Raises UserError unless it is at least 1."""
         if num_steps is None:
             return self.num_steps
-        num_steps = _whole("steps", num_steps)
+        num_steps = whole("steps", num_steps)
         if num_steps < 1:
             raise UserError(f"steps must be at least 1; got {num_steps}.")
         return num_steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowMatching(LinearPath):
     """The network learns the velocity dx/dt = eps - x_0 of the straight path (Lipman et al. 2023; Liu et al. 2023)."""
 
@@ -417,7 +460,7 @@ class FlowMatching(LinearPath):
         return Estimate(x_t - sigma * output, x_t + alpha * output)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AlphaBlending(FlowMatching):
     """Iterative alpha-(de)blending: flow matching the other way round (Heitz et al. 2023).
 
@@ -468,11 +511,28 @@ def _wide(values: Float[Array, "b"], like: Float[Array, "..."]) -> Float[Array, 
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
-def _whole(name: str, number: Any) -> int:
-    try:
-        return operator.index(number)
-    except TypeError as error:
-        raise UserError(f"{name} must be a whole number; got {number!r}.") from error
+def as_times(t: Any) -> Any:
+    """Times as an array; UserError where they are no numbers."""
+    found = t if hasattr(t, "dtype") else np.asarray(t)
+    if not jnp.issubdtype(found.dtype, jnp.number):
+        raise UserError(f"t must be a time, or one for each example; got {display.short(t)}.")
+    return found
+
+
+def check_floats(**arrays: Any) -> None:
+    for name, array in arrays.items():
+        dtype = getattr(array, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise UserError(f"{name} must be an array of floats, as the network sees them; got {display.short(array)}.")
+
+
+def _check_range(t: Any, first: int, last: int) -> None:
+    """Refuses times that no path has: a table, asked for them, would give its last entry. What is traced is trusted."""
+    if isinstance(t, jax.core.Tracer):
+        return
+    found = np.asarray(t)
+    if found.size and not (first <= found.min() and found.max() <= last):
+        raise UserError(f"t must lie in {first}..{last}; got {found.min():g}..{found.max():g}.")
 
 
 def _check_words(**words: tuple[str, object]) -> None:

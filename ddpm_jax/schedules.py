@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from ddpm_jax import display
+from ddpm_jax.checks import number, whole
 from ddpm_jax.errors import UserError, meant
 
 Table = np.ndarray
@@ -20,7 +23,8 @@ class Schedule:
     entries, 1 for tables of T + 1 entries whose entry 0 stands for (almost) clean data. Schedules with equal tables are equal.
 
     Raises:
-        UserError: there is no valid t, or the beta of one lies outside (0, 1].
+        UserError: the tables are no rows of numbers of one length, there is no valid t, the beta of one lies outside (0, 1] or its
+            A outside [0, 1].
     """
 
     betas: Table
@@ -28,8 +32,18 @@ class Schedule:
     alphas_cumprod: Table
     """A_t, the product of 1 - beta up to t: alpha_t^2 of x_t = alpha_t x_0 + sigma_t eps."""
     first: int = 0
+    name: str = ""
+    """What it is called where it is shown; empty: nothing."""
 
     def __post_init__(self) -> None:
+        for name in ("betas", "alphas_cumprod"):
+            object.__setattr__(self, name, _row(name, getattr(self, name)))
+        if len(self.betas) != len(self.alphas_cumprod):
+            raise UserError(
+                f"betas and alphas_cumprod must have one length; got {len(self.betas)} and {len(self.alphas_cumprod)}."
+            )
+        if self.first not in (0, 1):
+            raise UserError(f"first must be 0 or 1, the smallest t; got {self.first!r}.")
         if len(self.betas) <= self.first:
             raise UserError(f"num_steps must be at least 1; got {len(self.betas) - self.first}.")
         trained = self.betas[self.first :]
@@ -37,6 +51,11 @@ class Schedule:
         if wrong.size:
             t = int(wrong[0]) + self.first
             raise UserError(f"betas must lie in (0, 1]; betas[{t}] = {self.betas[t]:g}. Change beta_start or beta_end.")
+        wrong = np.flatnonzero(~((self.alphas_cumprod >= 0) & (self.alphas_cumprod <= 1)))
+        if wrong.size:
+            raise UserError(
+                f"alphas_cumprod must lie in [0, 1]; alphas_cumprod[{wrong[0]}] = {self.alphas_cumprod[wrong[0]]:g}."
+            )
         for table in (self.betas, self.alphas_cumprod):
             table.setflags(write=False)
 
@@ -50,6 +69,25 @@ class Schedule:
 
     def __hash__(self) -> int:
         return hash((self.first, self.alphas_cumprod.tobytes()))
+
+    def __repr__(self) -> str:
+        first, last = self.timesteps[[0, -1]]
+        return display.line(
+            self,
+            self.name or "of its own",
+            f"t={first}..{last}",
+            f"betas {self.betas[first]:.4g}..{self.betas[last]:.4g}",
+            f"A_T={self.alphas_cumprod[last]:.3g}",
+        )
+
+    def _repr_html_(self) -> str:
+        from ddpm_jax import figures  # matplotlib takes a moment
+
+        curves = {"alphas_cumprod": self.alphas_cumprod[self.timesteps]}
+        return display.paragraph(repr(self)) + display.picture(
+            figures.curves_png(self.timesteps, curves, xlabel="t"),
+            f"alphas_cumprod by t of {self.name or 'the schedule'}",
+        )
 
     @property
     def num_steps(self) -> int:
@@ -135,8 +173,17 @@ def _ratio(above: Table | float, below: Table, at_zero: float) -> Table:
 
 def from_betas(betas: Table) -> Schedule:
     """The schedule over t = 0..T-1 with the given betas, shape (T,), each in (0, 1]."""
-    betas = np.array(betas, dtype=np.float64)
-    return Schedule(betas, np.cumprod(1.0 - betas))
+    return _from_betas(betas, "from_betas")
+
+
+def _from_betas(betas: Any, name: str) -> Schedule:
+    betas = _row("betas", betas)
+    return Schedule(betas, _kept(betas), name=name)
+
+
+def _kept(betas: Table) -> Table:
+    """The products of 1 - beta; 0 from a beta on that lies above 1, which `Schedule` refuses."""
+    return np.cumprod(np.clip(1.0 - betas, 0.0, 1.0))
 
 
 def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -145,7 +192,8 @@ def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> 
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].
     """
-    return from_betas(np.linspace(beta_start, beta_end, _checked(num_steps)))
+    _check_ends(beta_start, beta_end)
+    return _from_betas(np.linspace(beta_start, beta_end, _checked(num_steps)), "linear")
 
 
 def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -156,8 +204,10 @@ def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float =
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].
     """
+    _check_ends(beta_start, beta_end)
     betas = np.linspace(beta_start, beta_end, _checked(num_steps) + 1)
-    return Schedule(betas, np.exp(np.cumsum(np.log1p(-betas))), first=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a beta of 1, and of one that `Schedule` refuses
+        return Schedule(betas, np.exp(np.cumsum(np.log1p(-betas))), first=1, name="linear_inclusive")
 
 
 def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
@@ -167,7 +217,7 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
         UserError: num_steps below 1, s not positive, or max_beta outside (0, 1].
     """
     curve = _squared_cosine(num_steps, s)
-    return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
+    return _from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], _share("max_beta", max_beta)), "cosine")
 
 
 def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
@@ -178,7 +228,7 @@ def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
     """
     curve = _squared_cosine(num_steps, s)
     alphas_cumprod = curve / curve[0]
-    return Schedule(1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), alphas_cumprod, first=1)
+    return Schedule(1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), alphas_cumprod, 1, "cosine_unclipped")
 
 
 def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -187,9 +237,10 @@ def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) 
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].
     """
-    if min(beta_start, beta_end) <= 0:
+    _check_ends(beta_start, beta_end)
+    if beta_start <= 0:
         raise UserError(f"beta_start and beta_end must lie in (0, 1]; got {beta_start:g} and {beta_end:g}.")
-    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _checked(num_steps)) ** 2)
+    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _checked(num_steps)) ** 2, "quadratic")
 
 
 def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -198,8 +249,9 @@ def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].
     """
+    _check_ends(beta_start, beta_end)
     logistic = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, _checked(num_steps))))
-    return from_betas(logistic * (beta_end - beta_start) + beta_start)
+    return _from_betas(logistic * (beta_end - beta_start) + beta_start, "sigmoid")
 
 
 def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
@@ -210,12 +262,12 @@ def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_b
     Raises:
         UserError: num_steps below 1, start not below end, or max_beta outside (0, 1].
     """
-    if not start < end:
+    if not number("start", start) < number("end", end):
         raise UserError(f"start must lie below end; got {start:g} and {end:g}.")
     time = np.arange(_checked(num_steps) + 1) / num_steps
     logistic = 1.0 / (1.0 + np.exp(-(start + (end - start) * time)))
     curve = logistic[-1] - logistic
-    return from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], max_beta))
+    return _from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], _share("max_beta", max_beta)), "sigmoid_cumprod")
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
@@ -226,6 +278,10 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     Raises:
         UserError: fewer than two timesteps.
     """
+    if not isinstance(schedule, Schedule):
+        raise UserError(
+            f"schedule must be a Schedule, as schedules.linear(1000) makes one; got {display.short(schedule)}."
+        )
     if schedule.num_steps < 2:
         raise UserError(f"a zero terminal SNR needs at least 2 timesteps; got num_steps = {schedule.num_steps}.")
     first, root = schedule.first, schedule.sqrt_alphas_cumprod
@@ -234,20 +290,43 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     alphas_cumprod[:first] = schedule.alphas_cumprod[:first]
     betas = 1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     betas[:first] = schedule.betas[:first]
-    return Schedule(betas, alphas_cumprod, first)
+    return Schedule(betas, alphas_cumprod, first, f"zero_terminal_snr({schedule.name})")
 
 
 def _squared_cosine(num_steps: int, s: float) -> Table:
-    if s <= 0:
+    if not number("s", s) > 0:
         raise UserError(f"s must be positive; got {s:g}.")
     time = np.arange(_checked(num_steps) + 1) / num_steps
     return np.cos((time + s) / (1.0 + s) * np.pi / 2) ** 2
 
 
 def _checked(num_steps: int) -> int:
-    if num_steps < 1:
+    found = whole("num_steps", num_steps)
+    if found < 1:
         raise UserError(f"num_steps must be at least 1; got {num_steps}.")
-    return num_steps
+    return found
+
+
+def _check_ends(beta_start: float, beta_end: float) -> None:
+    if number("beta_start", beta_start) > number("beta_end", beta_end):
+        raise UserError(f"beta_start must be at most beta_end; got {beta_start:g} and {beta_end:g}.")
+
+
+def _share(name: str, value: Any) -> float:
+    if not 0 < number(name, value) <= 1:
+        raise UserError(f"{name} must lie in (0, 1]; got {value:g}.")
+    return float(value)
+
+
+def _row(name: str, values: Any) -> Table:
+    """A copy of a table, float64 (T,)."""
+    try:
+        found = np.array(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be numbers, one for each timestep; got {display.short(values)}.") from error
+    if found.ndim != 1:
+        raise UserError(f"{name} must be one number for each timestep, of shape (T,); got the shape {found.shape}.")
+    return found
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -272,7 +351,7 @@ def create(name: str, num_steps: int, *, beta_start: float = 1e-4, beta_end: flo
         UserError: the name is unknown (lists the names), num_steps is below 1, a beta lies outside (0, 1], or betas are given for
             a schedule that has its own.
     """
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.{meant(name, SCHEDULES)}")
     if name in WITHOUT_BETAS:
         if (beta_start, beta_end) != (1e-4, 0.02):

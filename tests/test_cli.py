@@ -197,7 +197,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
     assert step >= 3 and open_run(folder).load_variables()[1] == step
     _, *again = shlex.split(command)
     assert cli.main([*again, "--train.steps", str(step + 2)]) == 0
-    assert f"step {step} to {step + 2}" in capsys.readouterr().out
+    assert f"step {step} to {step + 2}" in capsys.readouterr().err
     assert open_run(folder).load_variables()[1] == step + 2
 
 

@@ -13,8 +13,10 @@ INTERNAL = {
     "arguments",
     "bound",
     "class_names",
+    "checks",
     "cli",
     "compilation",
+    "display",
     "edits",
     "files",
     "huge_pages",
@@ -22,6 +24,7 @@ INTERNAL = {
     "parsing",
     "pictures",
     "run_config",
+    "progress",
     "typed",
 }
 """Modules of ddpm_jax that serve the others and the command line; all others, and all packages, are public."""

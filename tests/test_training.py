@@ -101,7 +101,7 @@ def test_a_finished_run_resumed_is_left_as_it_is(finished_run, killed_run, capsy
     folder = killed_run(12)
     outcome = train(open_run(folder).config, folder, resume=True)
     assert outcome.step == 12 and outcome.stopped_by is None
-    assert "step 12 to 12" in capsys.readouterr().out
+    assert "step 12 to 12" in capsys.readouterr().err
     assert losses_of(folder) == losses_of(finished_run)
     assert_same_bits(state_in(folder), state_in(finished_run))
     assert (folder / "samples.png").is_file() and (folder / "denoising.gif").is_file()
@@ -333,7 +333,7 @@ def test_own_images_of_any_size_and_kind(tmp_path, tiny, capsys):
     folder = tmp_path / "run"
     options = [*tiny, "--model.image-size", "8", "--train.steps", "3", "--data.source", str(tmp_path / "pets")]
     assert cli.main(["train", "images", *options, "--out", str(folder)]) == 0
-    assert "12 images, as 8x8x3, 4 classes" in capsys.readouterr().out
+    assert "12 images, as 8x8x3, 4 classes" in capsys.readouterr().err
     assert open_run(folder).class_names == ("cat", "dog", "eel", "fox")
     with np.load(folder / "samples.npz") as archive:
         assert archive["images"].shape == (10, 8, 8, 3) and archive["images"].dtype == np.uint8

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax import display
 from ddpm_jax.files import write_atomically
 
 
@@ -43,6 +44,10 @@ class Row:
     ratio_quartiles: tuple[float, float] | None = None
     """Half of the rounds lie between these."""
 
+    def __repr__(self) -> str:
+        compared = {} if self.ratio is None else {"ratio": self.ratio}
+        return display.line(self, self.workload, self.what, self.contender, examples_per_s=self.per_s, **compared)
+
     @property
     def per_s(self) -> float:
         """Examples a second."""
@@ -58,6 +63,11 @@ class Report:
     """In the order in which they were measured, JAX first of each piece of work."""
     notes: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
+
+    def __repr__(self) -> str:
+        """How much was measured, and where; `table` tells all."""
+        device = self.environment.get("device", "nothing measured yet")
+        return display.line(self, str(device), f"{len(self.rows)} rows", f"{len(self.notes)} notes")
 
     def table(self) -> str:
         """Fixed-width text."""

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import ddpm_jax
+from ddpm_jax import progress
 from ddpm_jax.benchmark.jax_side import MATMUL, JaxSide
 from ddpm_jax.benchmark.report import Report, Row
 from ddpm_jax.benchmark.timing import TURN, Contender, Facts, Timing, alternate, ratios
@@ -54,14 +55,14 @@ def benchmark(
         workers = {name: stack.enter_context(Worker(name, _torch_device(device))) for name in compared}
         peak = _matmul_peak(precision, device)
         report.environment = _environment(precision, device, peak, torch=bool(compared))
-        for work in works:
-            for part in what:
-                found, notes = _measure(work, part, workers, seconds, peak)
-                report.rows += found
-                report.notes += notes
-                for row in found:
-                    on_row(row)
-                jax.clear_caches()
+        parts = [(work, part) for work in works for part in what]
+        for work, part in progress.each(parts, len(parts), "benchmark", unit="piece"):
+            found, notes = _measure(work, part, workers, seconds, peak)
+            report.rows += found
+            report.notes += notes
+            for row in found:
+                on_row(row)
+            jax.clear_caches()
     return report
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ddpm_jax.archives import BROKEN, check_unpacked
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
+from ddpm_jax.data.source import Told
 from ddpm_jax.errors import UserError
 
 EXTENSIONS = frozenset(
@@ -24,7 +25,7 @@ BOOKKEEPING = frozenset({"Thumbs.db", "desktop.ini"})
 """Files that an operating system leaves in folders of images: like hidden ones, they are not counted among those not used."""
 
 
-class FolderSource:
+class FolderSource(Told):
     """Image files decoded when asked for.
 
     With `on_bad_image = "skip"` the next readable file takes the place of a damaged one, label and all; which

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.checks import whole
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
@@ -55,6 +56,7 @@ def batches(
     Raises:
         UserError: an argument out of range, at the call; an unreadable image, from the iterator.
     """
+    shape = tuple(shape)
     _check(source, shape, batch_size, seed, flip, stream, start_step, num_threads)
     assert not (indices and stream)  # fresh points have no numbers
     import grain  # here, because it takes a second and brings jax along
@@ -173,7 +175,7 @@ def _random_flip(element: dict[str, Any], rng: np.random.Generator) -> dict[str,
 
 
 def _check_batch_size(source: Source, batch_size: int) -> None:
-    if not 1 <= batch_size <= len(source):
+    if not 1 <= whole("batch_size", batch_size) <= len(source):
         raise UserError(
             f"batch_size must lie in 1..{len(source)}, the number of examples in {source.name!r}; "
             f"batch_size = {batch_size}."
@@ -190,7 +192,11 @@ def _check(
     start_step: int,
     num_threads: int,
 ) -> None:
+    if not (hasattr(source, "class_names") and hasattr(source, "__getitem__")):
+        raise UserError(f"source must be one that data.open_source opened, or your own Source; got {source!r}.")
     _check_batch_size(source, batch_size)
+    for name, value in (("seed", seed), ("start_step", start_step), ("num_threads", num_threads)):
+        whole(name, value)
     if isinstance(source, PointSource):
         if shape != (2,):
             raise UserError(

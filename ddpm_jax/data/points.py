@@ -4,15 +4,17 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.checks import whole
 from ddpm_jax.data import toy
 from ddpm_jax.data.scaling import Scaling
+from ddpm_jax.data.source import Told
 from ddpm_jax.errors import UserError
 
 DEFAULT_NUM = 25_000
 """Points in a set, as in system 4."""
 
 
-class PointSource:
+class PointSource(Told):
     """Points of one of the shapes of `toy`, in their own units.
 
     Args:
@@ -28,7 +30,7 @@ class PointSource:
     """Points have no classes."""
 
     def __init__(self, shape: str, num: int = DEFAULT_NUM, seed: int = 0):
-        if num < 2:
+        if whole("num", num) < 2:
             raise UserError(f"{shape}:{num} must have at least 2 points, or there is no standard deviation.")
         self.name = shape if num == DEFAULT_NUM else f"{shape}:{num}"
         self.points = toy.points(shape, num, seed)

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ddpm_jax import display
 from ddpm_jax.class_names import check_distinct
 from ddpm_jax.errors import UserError, kind_of
 
@@ -49,7 +50,20 @@ def checked(source: Any) -> Source:
     )
 
 
-class ArraySource:
+class Told:
+    """How a source shows itself: its name, how many examples it holds, and of which classes."""
+
+    name: str
+    class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        examples = f"{len(self):,} examples"  # type: ignore[arg-type]
+        return display.line(
+            self, repr(self.name), examples, *([f"{len(self.class_names)} classes"] if self.class_names else [])
+        )
+
+
+class ArraySource(Told):
     """Images and labels held in memory.
 
     Args:
@@ -66,6 +80,22 @@ class ArraySource:
         self, name: str, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
     ):
         check_distinct(class_names, name)
+        images = np.asarray(images)
+        if (
+            images.dtype != np.uint8
+            or images.ndim not in (3, 4)
+            or (images.ndim == 4 and images.shape[3] not in (1, 3))
+        ):
+            raise UserError(
+                f"images must be uint8 (N, H, W) or (N, H, W, C), C = 1 or 3; got {images.dtype} of shape {images.shape}."
+            )
+        if labels is not None:
+            labels = np.asarray(labels)
+            if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+                raise UserError(
+                    f"labels must be integers of shape ({len(images)},), one for each image; "
+                    f"got {labels.dtype} of shape {labels.shape}."
+                )
         self.name = name
         self.class_names = tuple(class_names)
         self.images = images[..., None] if images.ndim == 3 else images

@@ -1,8 +1,9 @@
 """From a spec on the command line (`digits`, `idx:PATH`, `folder:PATH`, ...) to a source."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ddpm_jax.data.digits import open_digits
 from ddpm_jax.data.folder import open_folder, open_zip
@@ -28,19 +29,22 @@ FORMS = """\
   PATH                          a folder, a .zip or an .npz file"""
 
 
-def open_source(spec: str, *, on_bad_image: str = "stop", classes: Sequence[str] = ()) -> Source:
+def open_source(spec: Any, *, on_bad_image: str = "stop", classes: Sequence[str] = ()) -> Source:
     """Open a data source by its spec (the forms are in `FORMS`).
 
     Args:
-        spec: which data; a bare path is taken for what lies there.
+        spec: which data; a bare path, as text or a Path, is taken for what lies there.
         on_bad_image: of a folder or an archive: "stop" at an unreadable image, or "skip" to the next one.
         classes: names of the only classes to take; none: all.
 
     Raises:
         UserError: an unknown spec, option or class, or data that is missing or damaged.
     """
-    source = _open(spec, on_bad_image)
-    return ClassSubset(source, classes) if classes else source
+    if not isinstance(spec, str | os.PathLike):
+        raise UserError(f"the data source must be text or a path; got {spec!r}. The forms are\n{FORMS}")
+    source = _open(os.fspath(spec), on_bad_image)
+    wanted = (classes,) if isinstance(classes, str) else tuple(map(str, classes))
+    return ClassSubset(source, wanted) if wanted else source
 
 
 def check_there(spec: str) -> None:

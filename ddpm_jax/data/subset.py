@@ -7,11 +7,11 @@ import numpy as np
 
 from ddpm_jax.class_names import class_index
 from ddpm_jax.data.labels import labels_of
-from ddpm_jax.data.source import Source
+from ddpm_jax.data.source import Source, Told
 from ddpm_jax.errors import UserError
 
 
-class ClassSubset:
+class ClassSubset(Told):
     """The elements of some classes, by name or as `class_index` takes them. Labels and class names stay those of the whole source.
 
     Raises:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.data.source import Told
 from ddpm_jax.errors import UserError
 
 _SPEC = re.compile(r"(?P<name>[^:\[\]]+?(:\d+\.\d+\.\d+)?)(:(?P<split>[A-Za-z_].*))?")
 
 
-class TfdsSource:
+class TfdsSource(Told):
     """One split of a prepared data set, decoded when asked for.
 
     Args:

@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from ddpm_jax import models
+from ddpm_jax import display, models, progress
 from ddpm_jax.compilation import jit, once
 from ddpm_jax.errors import UserError
 
@@ -81,6 +81,11 @@ class Classifier:
     """(H, W, C) of the images it takes."""
     num_classes: int
     """How many classes it tells apart."""
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_shape))
+        parameters = f"{display.count(self.variables['params']):,} parameters"
+        return display.line(self, f"images {size}", f"{self.num_classes} classes", parameters)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The most likely class of each uint8 image (N, H, W, C): int64 (N,).
@@ -160,6 +165,7 @@ def train_classifier(
         UserError: the images are not uint8 or too small, there are fewer than 2 of them or of the classes, a label is out of range,
             or epochs is below 1.
     """
+    images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, labels, num_classes)
     if epochs is None:
         epochs = max(_LEAST_EPOCHS, math.ceil(_LEAST_PRESENTATIONS / len(images)))
@@ -172,7 +178,7 @@ def train_classifier(
     state = _State(jnp.zeros((), jnp.int32), untrained.variables, _optimizer(steps).init(untrained.variables["params"]))
     graphdef = _for_training(untrained)
     key = jax.random.fold_in(jax.random.key(seed), 1)  # not the key that the parameters were drawn with
-    for epoch in range(epochs):
+    for epoch in progress.each(range(epochs), epochs, "a classifier of real images", unit="epoch"):
         order = np.random.default_rng((seed, epoch)).permutation(len(images))
         for start in range(0, len(images) - size + 1, size):
             chosen = order[start : start + size]

@@ -100,6 +100,7 @@ def check_rows(**arrays: np.ndarray) -> list[np.ndarray]:
         UserError: they are not; names the array.
     """
     found = []
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if array.ndim != 2 or len(array) < 2 or array.shape[1] == 0:
             raise UserError(f"{name} must have the shape (N, D), N at least 2 and D at least 1; got {array.shape}.")

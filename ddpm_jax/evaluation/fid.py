@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from ddpm_jax import data, launch
+from ddpm_jax import data, launch, progress
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import inception
 from ddpm_jax.evaluation.distances import frechet_of_moments, kernel_distance
 from ddpm_jax.evaluation.manifolds import precision_recall
 from ddpm_jax.evaluation.moments import Moments, Reference, Sums, read_reference, write_reference
-from ddpm_jax.evaluation.report import Evaluation, Metric, facts_of, fitted, open_data, order_of, save
+from ddpm_jax.evaluation.report import Evaluation, Metric, check_drawing, facts_of, fitted, open_data, order_of, save
 from ddpm_jax.files import check_writable
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Drawing, Run
@@ -94,6 +93,7 @@ def evaluate_fid(
         UserError: points; weights, reference or data that are missing or do not fit; no checkpoint; fewer than 4
             samples; a folder that cannot be written to.
     """
+    check_drawing(drawing)
     run, config, seed, batch_size = drawing.run, drawing.config, drawing.seed, drawing.batch_size
     _check(run, config, reference, save_reference)
     labels = run.labels(config.num)
@@ -109,7 +109,7 @@ def evaluate_fid(
     if file is None and source is not None and len(source) <= NEIGHBOURS:
         raise UserError(f"FID needs at least {NEIGHBOURS + 1} real images; got {len(source)} of {source.source.name}.")
     batches = drawing.batches(labels, config.num)
-    samples = gather(features, _shown((batch.values for batch in batches), config.num, "samples"))
+    samples = gather(features, (batch.values for batch in batches))
     if file is not None:
         held = _against_file(features, file, source, config.num, str(reference), batch_size)
     else:
@@ -227,7 +227,7 @@ def _of_kept(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
 def _shown(batches: Iterable[np.ndarray], total: int, name: str) -> Iterator[np.ndarray]:
     """The batches, with a bar that counts their images."""
-    with tqdm(total=total, desc=name, unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+    with progress.bar(total, name, unit="image") as bar:
         for images in batches:
             yield images
             bar.update(len(images))

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax import bound, noise
+from ddpm_jax import bound, display, noise, progress
 from ddpm_jax.compilation import jit
 from ddpm_jax.denoisers import Denoiser, as_denoiser
 from ddpm_jax.errors import NotFiniteError, UserError
-from ddpm_jax.evaluation.report import load_images, open_data, save
+from ddpm_jax.evaluation.report import check_drawing, load_images, open_data, save
 from ddpm_jax.files import check_writable
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion, Variance
@@ -32,6 +32,8 @@ class Bound:
     """KL(q(x_T | x_0) || N(0, 1))."""
     terms: Float[Array, "T b"]
     """By timestep, ascending; the first one is the decoder's."""
+
+    __repr__ = display.of_fields
 
     @property
     def total(self) -> Float[Array, "b"]:
@@ -87,6 +89,10 @@ class Likelihood:
     terms: tuple[float, ...]
     """By timestep, ascending; the first one is the decoder's."""
 
+    def __repr__(self) -> str:
+        """The figure; `table` and `json` tell its parts."""
+        return display.line(self, bits_per_dim=self.bits_per_dim, standard_error=self.standard_error)
+
     def json(self) -> str:
         """As JSON text."""
         whole = {"bits_per_dim": self.bits_per_dim, "standard_error": self.standard_error}
@@ -118,6 +124,7 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
             images than asked for, no checkpoint, a folder that cannot be written to.
         NotFiniteError: a term of the bound is NaN or infinity.
     """
+    check_drawing(drawing)
     run, config, layout, seed = drawing.run, drawing.config, drawing.layout, drawing.seed
     process = run.process
     if not run.holds_images or run.config.data.scale != "signed":
@@ -133,7 +140,8 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
     bounded = replace(SampleConfig(), clip=config.clip)
     priors, terms = [], []
     keys = np.asarray(jax.random.key_data(noise.sample_keys(seed, len(x_0))))
-    for start in range(0, len(x_0), size):
+    starts = range(0, len(x_0), size)
+    for start in progress.each(starts, len(starts), "the bound", unit="batch"):
         # filled up, so that one program serves all batches and all devices
         part = np.arange(start, start + layout.rounded_up(size)) % len(x_0)
         of_batch = None if labels is None else layout.deal(labels[part])

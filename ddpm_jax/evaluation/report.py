@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import data, launch
+from ddpm_jax import data, display, launch, progress
 from ddpm_jax.class_names import class_index
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError
@@ -49,6 +49,10 @@ class Evaluation:
     by_class: dict[str, float]
     """Class agreement of each class; empty where no class was asked for."""
 
+    def __repr__(self) -> str:
+        """Its figures; `table` and `json` tell what they depend on."""
+        return display.line(self, **{metric.name: metric.samples for metric in self.metrics})
+
     def json(self) -> str:
         """As JSON text."""
         metrics = {metric.name: {"samples": metric.samples, "real": metric.real} for metric in self.metrics}
@@ -81,6 +85,7 @@ def evaluate_run(
     Raises:
         UserError: no checkpoint, data that is gone, too few images or samples, a folder that cannot be written to.
     """
+    check_drawing(drawing)
     run, config, seed = drawing.run, drawing.config, drawing.seed
     check_writable(run.folder)
     facts = facts_of(drawing)  # without a checkpoint there is nothing to measure
@@ -96,6 +101,14 @@ def evaluate_run(
         raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
     evaluation = Evaluation(tuple(metrics), facts | told, by_class)
     return evaluation, save(run, "evaluation.json", evaluation.json())
+
+
+def check_drawing(found: Any) -> None:
+    """Refuses what is no `training.Drawing`, and says how to make one."""
+    if not isinstance(found, Drawing):
+        raise UserError(
+            f"drawing must be a training.Drawing; got {found!r}: write training.Drawing(training.open_run(FOLDER), config)."
+        )
 
 
 def save(run: Run, name: str, text: str) -> Path:
@@ -172,7 +185,7 @@ def _of_images(
 
     metrics, by_class = [], dict[str, float]()
     if len(real.names) > 1:
-        print(f"a classifier of {len(real.train[0]):,} real images is trained, unless it is in the cache", flush=True)
+        progress.say(f"a classifier of {len(real.train[0]):,} real images is trained, unless it is in the cache")
         classifier = cached_classifier(*real.train, len(real.names), seed=seed)
         if labels is not None:
             right = classifier.predict(images) == labels

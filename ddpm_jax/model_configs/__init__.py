@@ -18,6 +18,7 @@ from ddpm_jax.model_configs.systems import (
     TinyUNet,
 )
 from ddpm_jax.model_configs.unet import UNet
+from ddpm_jax.typed import build
 
 __all__ = [
     "MLP",
@@ -81,7 +82,14 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
     for option in options:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}; it has {', '.join(known)}.{meant(option, known)}")
-    return kind(**options)
+    return build(kind, {key: _plain(value) for key, value in options.items()}, name)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: lists for tuples, Python's numbers for NumPy's."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
 
 
 def kind_of(name: str) -> type:
@@ -90,7 +98,7 @@ def kind_of(name: str) -> type:
     Raises:
         UserError: an unknown name (lists what exists).
     """
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise UserError(f"the network must be one of {', '.join(NETWORKS)}; got {name!r}.{meant(name, NETWORKS)}")
     return NETWORKS[name]
 

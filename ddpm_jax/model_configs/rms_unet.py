@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ddpm_jax import display
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs.checks import at_least_1, divides, droppable, even_dim, for_each_level
 
@@ -13,6 +14,8 @@ class RMSUNet:
     Raises:
         UserError: widths or an image size that do not fit, or a number out of range.
     """
+
+    __repr__ = display.of_fields
 
     channels: int = 3
     """Channels of the images."""

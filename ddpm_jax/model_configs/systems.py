@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ddpm_jax import display
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs.checks import at_least_1, divides, even_dim, for_each_level
 
@@ -14,6 +15,8 @@ class ConvNeXtUNet:
     Raises:
         UserError: an image size that the strides do not divide, or a number below 1.
     """
+
+    __repr__ = display.of_fields
 
     channels: int = 1
     """Channels of the images."""
@@ -50,6 +53,8 @@ class ConvNeXtUNet:
 class ConvNeXtUNet224(ConvNeXtUNet):
     """System 1's large variant, for ImageNet."""
 
+    __repr__ = display.of_fields
+
     channels: int = 3
     """Channels of the images."""
     image_size: int = 224
@@ -72,6 +77,8 @@ class TinyUNet:
     Raises:
         UserError: an image size that cannot be halved three times, or a number below 1.
     """
+
+    __repr__ = display.of_fields
 
     channels: int = 1
     """Channels of the images."""
@@ -99,6 +106,8 @@ class DoubleConvUNet:
     Raises:
         UserError: an image size below 16, or a number below 1.
     """
+
+    __repr__ = display.of_fields
 
     channels: int = 3
     """Channels of the images."""
@@ -132,6 +141,8 @@ class AnnotatedUNet:
     Raises:
         UserError: widths or an image size that do not fit the blocks, or a number below 1.
     """
+
+    __repr__ = display.of_fields
 
     channels: int = 1
     """Channels of the images."""
@@ -167,6 +178,8 @@ class MLP:
         UserError: a number out of range.
     """
 
+    __repr__ = display.of_fields
+
     data_dim: int = 2
     """Coordinates of a point."""
     dim: int = 256
@@ -188,6 +201,8 @@ class ConvNet:
         UserError: a number below 1.
     """
 
+    __repr__ = display.of_fields
+
     channels: int = 3
     """Channels of the images."""
     image_size: int = 32
@@ -207,6 +222,8 @@ class StridedUNet:
         UserError: an image size that cannot be halved four times, or a number below 1.
     """
 
+    __repr__ = display.of_fields
+
     channels: int = 3
     """Channels of the images."""
     image_size: int = 32
@@ -222,6 +239,8 @@ class StridedUNet:
 @dataclass(frozen=True)
 class StridedUNetConditional(StridedUNet):
     """System 5's U-Net with classes."""
+
+    __repr__ = display.of_fields
 
     num_classes: int | None = 10
     """Number of classes the network is told about."""

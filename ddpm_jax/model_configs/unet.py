@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ddpm_jax import display
 from ddpm_jax.errors import UserError
 from ddpm_jax.model_configs.checks import at_least_1, droppable, even_dim, for_each_level
 
@@ -18,6 +19,8 @@ class UNet:
     Raises:
         UserError: an image size the levels cannot halve, or widths that groups or heads do not divide.
     """
+
+    __repr__ = display.of_fields
 
     image_size: int = 32
     """Height and width of the images, in pixels."""

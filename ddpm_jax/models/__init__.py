@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ddpm_jax import model_configs as configs
+from ddpm_jax.checks import whole
 from ddpm_jax.compilation import once
 from ddpm_jax.models.annotated_unet import AnnotatedUNet
 from ddpm_jax.models.conv_net import ConvNet
@@ -57,8 +59,10 @@ MODELS: dict[type, Callable[..., nnx.Module]] = {
 """options -> the module that is built of them; the names are in `model_configs.NETWORKS`."""
 
 
-def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
+def create(name: str, *, rngs: Any, **options: Any) -> nnx.Module:
     """The named network with fresh float32 parameters; without options, exactly as its author built it.
+
+    rngs: flax's nnx.Rngs, a seed, or a key of jax.random.
 
     Raises:
         UserError: an unknown name or option (lists what exists), or options that do not fit together.
@@ -66,14 +70,23 @@ def create(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
     return build(configs.create(name, options), rngs=rngs)
 
 
-def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+def build(config: Any, *, rngs: Any) -> nnx.Module:
     """The network that a config of `model_configs` describes, its parameters drawn by one compiled program."""
-    key = rngs.params()
+    key = as_rngs(rngs).params()
     if isinstance(key, jax.core.Tracer):  # within somebody else's program: eval_shape's, for one
         return MODELS[type(config)](config, rngs=_counted(key))
     model = abstract(config)
     nnx.update(model, _draw()(key, config))
     return model
+
+
+def as_rngs(found: Any) -> nnx.Rngs:
+    """What parameters are drawn from: flax's streams, or those of a seed or a key."""
+    if isinstance(found, nnx.Rngs):
+        return found
+    if isinstance(found, jax.Array) and jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
+        return nnx.Rngs(found)
+    return nnx.Rngs(whole("rngs, where it is neither nnx.Rngs nor a key,", found))
 
 
 def abstract(config: Any) -> nnx.Module:

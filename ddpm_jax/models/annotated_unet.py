@@ -13,6 +13,7 @@ from ddpm_jax import model_configs as configs
 from ddpm_jax.models.attention import heads
 from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
 from ddpm_jax.models.layers import Attention, Image, Resized, timestep_embedding
+from ddpm_jax.models.network import Network
 from ddpm_jax.models.torch_style import conv, conv_transpose, group_norm, linear
 from ddpm_jax.models.torch_style import gelu as exact_gelu
 
@@ -97,7 +98,7 @@ class TimeMLP(nnx.Module):
         return self.linear2(self.gelu(h))
 
 
-class AnnotatedUNet(nnx.Module):
+class AnnotatedUNet(Network):
     """(x_t, t) -> eps; see `model_configs.AnnotatedUNet`."""
 
     def __init__(self, config: configs.AnnotatedUNet, *, rngs: nnx.Rngs):

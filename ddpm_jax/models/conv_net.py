@@ -5,10 +5,11 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.layers import Image
+from ddpm_jax.models.network import Network
 from ddpm_jax.models.torch_style import BatchNorm, conv
 
 
-class ConvNet(nnx.Module):
+class ConvNet(Network):
     """x_t -> eps by two convolutions; see `model_configs.ConvNet`."""
 
     def __init__(self, config: configs.ConvNet, *, rngs: nnx.Rngs):

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
 from ddpm_jax.models.layers import Attention, Image, Resized
+from ddpm_jax.models.network import Network
 from ddpm_jax.models.timesteps import convnext_table, look_up
 from ddpm_jax.models.torch_style import conv, conv_transpose, gelu, group_norm, linear
 
@@ -27,7 +28,7 @@ class Stage(nnx.Module):
         return self.attention(self.block(x, time, classes))
 
 
-class ConvNeXtUNet(nnx.Module):
+class ConvNeXtUNet(Network):
     """(x_t, t, labels) -> eps; see `model_configs.ConvNeXtUNet`."""
 
     def __init__(self, config: configs.ConvNeXtUNet, *, rngs: nnx.Rngs):

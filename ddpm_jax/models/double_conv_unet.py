@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.models.network import Network
 from ddpm_jax.models.timesteps import TimeProj, look_up, timestep_table
 from ddpm_jax.models.torch_style import BatchNorm, conv, conv_transpose
 
@@ -55,7 +56,7 @@ class UpStage(nnx.Module):
         return self.block(jnp.concatenate([jnp.pad(x, ((0, 0), *sides, (0, 0))), skip], axis=-1))
 
 
-class DoubleConvUNet(nnx.Module):
+class DoubleConvUNet(Network):
     """(x_t, t) -> eps; see `model_configs.DoubleConvUNet`."""
 
     def __init__(self, config: configs.DoubleConvUNet, *, rngs: nnx.Rngs):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
+from ddpm_jax import display
 from ddpm_jax.errors import UserError
 
 Variables = dict[str, Any]
@@ -40,6 +41,9 @@ class Structure(nnx.GraphDef[nnx.Module]):
     def __eq__(self, other: object) -> bool:
         return self is other or super().__eq__(other)
 
+    def __repr__(self) -> str:
+        return display.line(self, name_of(self))
+
 
 def split(model: nnx.Module, *, training: bool = False) -> tuple[nnx.GraphDef, Variables]:
     """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch."""
@@ -52,6 +56,19 @@ def split(model: nnx.Module, *, training: bool = False) -> tuple[nnx.GraphDef, V
 
 def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
+
+
+def config_of(graphdef: nnx.GraphDef) -> Any:
+    """The options of `model_configs` that a structure was built of; None: it is no network of this project."""
+    for name, value in graphdef.attributes:
+        if name == "config" and isinstance(value, nnx.Static):
+            return value.value
+    return None
+
+
+def name_of(graphdef: nnx.GraphDef) -> str:
+    """The class of the module that a structure is of."""
+    return getattr(graphdef.nodes[0], "type", nnx.Module).__name__ if graphdef.nodes else "Module"
 
 
 def parts(model: Model) -> tuple[nnx.GraphDef, Variables]:

@@ -7,10 +7,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
+from ddpm_jax.models.network import Network
 from ddpm_jax.models.torch_style import linear
 
 
-class MLP(nnx.Module):
+class MLP(Network):
     """(x_t, t) -> eps: three hidden layers with ReLU; see `model_configs.MLP`."""
 
     def __init__(self, config: configs.MLP, *, rngs: nnx.Rngs):

@@ -14,6 +14,7 @@ from ddpm_jax.models.annotated_unet import TimeMLP
 from ddpm_jax.models.attention import attend, heads
 from ddpm_jax.models.convnext import Vector
 from ddpm_jax.models.layers import Image, Resized, double_nearest
+from ddpm_jax.models.network import Network
 from ddpm_jax.models.torch_style import conv, gelu, linear
 
 MEMORY = 4
@@ -136,7 +137,7 @@ class Middle(nnx.Module):
         return self.block2(self.attention(self.block1(x, time, rngs)), time, rngs)
 
 
-class RMSUNet(nnx.Module):
+class RMSUNet(Network):
     """(x_t, t) -> what the process predicts; see `model_configs.RMSUNet`."""
 
     def __init__(self, config: configs.RMSUNet, *, rngs: nnx.Rngs):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.models.network import Network
 from ddpm_jax.models.torch_style import BatchNorm, conv, conv_transpose
 
 
@@ -26,7 +27,7 @@ class Unit(nnx.Module):
         return nnx.relu(self.norm(self.conv(x)))
 
 
-class StridedUNet(nnx.Module):
+class StridedUNet(Network):
     """x_t -> eps; see `model_configs.StridedUNet`. With classes, their one-hot vector joins the first two concatenations."""
 
     def __init__(self, config: configs.StridedUNet, *, rngs: nnx.Rngs):

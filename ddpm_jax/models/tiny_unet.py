@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.models.network import Network
 from ddpm_jax.models.timesteps import TimeProj, look_up, timestep_table
 from ddpm_jax.models.torch_style import MapNorm, conv, conv_transpose
 
@@ -39,7 +40,7 @@ class Stage(nnx.Module):
         return x
 
 
-class TinyUNet(nnx.Module):
+class TinyUNet(Network):
     """(x_t, t) -> eps; see `model_configs.TinyUNet`."""
 
     def __init__(self, config: configs.TinyUNet, *, rngs: nnx.Rngs):

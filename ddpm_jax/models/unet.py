@@ -22,6 +22,7 @@ from ddpm_jax.models.layers import (
     halve_mean,
     zeros,
 )
+from ddpm_jax.models.network import Network
 
 Resampling = Downsample | Upsample | Resize | ResBlock
 """What takes one level to the next."""
@@ -77,7 +78,7 @@ class UpLevel(nnx.Module):
         return x if self.upsample is None else self.upsample(x, time, rngs)
 
 
-class UNet(nnx.Module):
+class UNet(Network):
     """(x_t, t, labels) -> eps: convolutional encoder and decoder joined by skips; see `model_configs.UNet` for the options."""
 
     def __init__(self, config: configs.UNet, *, rngs: nnx.Rngs):

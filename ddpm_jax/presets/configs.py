@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ddpm_jax import display
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
 from ddpm_jax.typed import build, value_of
@@ -31,6 +32,8 @@ class DataConfig:
     """What to do when an image file cannot be read."""
     threads: int = 4
     """Threads that read and prepare images."""
+
+    __repr__ = display.of_fields
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class ProcessConfig:
     """Bound of weighting min_snr, min(SNR, min_snr_gamma)."""
     times: Literal["uniform", "low_discrepancy", "loss_aware", "logit_normal"] = "uniform"
     """How times to train at are drawn: loss_aware belongs to a diffusion, logit_normal to straight paths."""
+
+    __repr__ = display.of_fields
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class TrainConfig:
     """Checkpoints whose step is a multiple of it are kept for good; None: the newest alone."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is not finite: stop, or leave everything as it was and go on with the next step."""
+
+    __repr__ = display.of_fields
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -229,6 +236,8 @@ class SampleConfig:
     num: int = 36
     """How many samples."""
 
+    __repr__ = display.of_fields
+
     def __post_init__(self) -> None:
         if self.num < 1:
             raise UserError(f"sample.num must be at least 1; got {self.num}.")
@@ -292,6 +301,33 @@ class Preset:
             raise UserError(
                 f"sample.steps must be at most process.num_steps ({self.process.num_steps}); got {self.sample.steps}."
             )
+
+    def __repr__(self) -> str:
+        """Its parts in a word each; `to_json` tells all."""
+        process, train = self.process, self.train
+        path = (
+            f"{process.schedule} T={process.num_steps} {process.prediction}"
+            if process.kind == "diffusion"
+            else process.kind
+        )
+        length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs:,} epochs"
+        return display.line(
+            self,
+            configs.name_of(self.model),
+            f"data {display.short(self.data.source)}",
+            path,
+            f"{length} of {train.batch_size}",
+            f"sampler {self.sample.sampler}",
+        )
+
+    def _repr_html_(self) -> str:
+        changed = {part.name: display.changed(getattr(self, part.name)) for part in dataclasses.fields(self)}
+        rows = [
+            (f"{part.name}.{name}", value, "" if name in changed[part.name] else "default")
+            for part in dataclasses.fields(self)
+            for name, value in display.options(getattr(self, part.name))
+        ]
+        return display.table([("model", configs.name_of(self.model), ""), *rows], heading=repr(self))
 
 
 def to_json(config: Preset) -> str:

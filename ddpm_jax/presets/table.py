@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ddpm_jax import display
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError, meant
 from ddpm_jax.presets.configs import DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
@@ -36,6 +37,9 @@ class Recipe:
     """How long it takes and what comes of it, as measured: see docs/results.md."""
     config: Preset
     """What `ddpm train` starts from."""
+
+    def __repr__(self) -> str:
+        return display.line(self, repr(self.about), self.config)
 
 
 def _system(network: str, about: str, expect: str, data: DataConfig, train: TrainConfig) -> Recipe:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ddpm_jax import display
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import Estimate, GaussianDiffusion, Level, Process
@@ -30,6 +31,9 @@ class Stepped(NamedTuple):
     shown: Float[Array, "b *shape"] | None = None
     """What a frame shows; None: x."""
 
+    def __repr__(self) -> str:
+        return display.of_fields(self)
+
 
 class Walked(NamedTuple):
     """Where a walk leads."""
@@ -42,6 +46,9 @@ class Walked(NamedTuple):
     """How many steps each sample took."""
     broke: Int[Array, "b"]
     """After how many steps a sample first held NaN or infinity; -1: never."""
+
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 class Sampler(abc.ABC):

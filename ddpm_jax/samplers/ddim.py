@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ddpm_jax.checks import number
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import Estimate, GaussianDiffusion, Level
@@ -63,7 +64,7 @@ class Euler(DDIM, name="euler"):
 
 def check_share(name: str, value: float) -> None:
     """Raises UserError unless a share of fresh noise lies in [0, 1]."""
-    if not 0 <= value <= 1:
+    if not 0 <= number(name, value) <= 1:
         raise UserError(f"{name} must lie in [0, 1]; got {value:g}.")
 
 

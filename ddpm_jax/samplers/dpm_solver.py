@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax import display
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import Estimate, Level
@@ -21,6 +22,9 @@ class Past(NamedTuple):
     """lambda where they were made."""
     taken: Int[Array, ""]
     """How many steps were taken."""
+
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
     @classmethod
     def empty(cls, x_T: Float[Array, "b *shape"], depth: int) -> "Past":

@@ -99,7 +99,14 @@ def times(process: Process, num_steps: int | None = None, spacing: Any = "even")
     if num_steps is not None:
         raise UserError(f"spacing gives the times themselves, so that steps must be None; got {num_steps}.")
     found, (first, last) = np.asarray(spacing), process.times(1)
-    if found.ndim != 1 or len(found) < 2 or not (np.diff(found) < 0).all() or found[0] > first or found[-1] < last:
+    if (
+        found.dtype.kind not in "iuf"
+        or found.ndim != 1
+        or len(found) < 2
+        or not (np.diff(found) < 0).all()
+        or found[0] > first
+        or found[-1] < last
+    ):
         raise UserError(f"times must be 2 or more and descend within {first:g}..{last:g}; got {spacing!r}.")
     if isinstance(process, GaussianDiffusion) and not np.issubdtype(found.dtype, np.integer):
         raise UserError(f"times of a chain must be whole numbers; got {found.dtype}.")

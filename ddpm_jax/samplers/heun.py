@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ddpm_jax.checks import number
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import Estimate, GaussianDiffusion, Level, LinearPath, Process
@@ -102,7 +103,8 @@ class Heun(Sampler, name="heun"):
     spacing = "karras"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.churn < float("inf"):
+        number("churn_noise", self.churn_noise)
+        if not 0 <= number("churn", self.churn) < float("inf"):
             raise UserError(f"churn must not be negative, nor infinite; got {self.churn:g}.")
 
     def misfit(self, process: Process) -> str:

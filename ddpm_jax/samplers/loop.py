@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddpm_jax import noise
+from ddpm_jax.checks import whole
 from ddpm_jax.compilation import jit
 from ddpm_jax.denoisers import Denoiser, as_denoiser, remedies
 from ddpm_jax.errors import NotFiniteError, UserError, meant
@@ -155,7 +156,7 @@ def _arguments(
     if denoise.labels is not None and denoise.labels.shape not in ((), (num,)):
         raise UserError(f"labels must have shape ({num},), one for each sample; got {denoise.labels.shape}.")
     grid = sampler.grid(denoise.process, num_steps, spacing)
-    if num_frames and not 2 <= num_frames <= len(grid) + 1:
+    if whole("num_frames", num_frames) and not 2 <= num_frames <= len(grid) + 1:
         raise UserError(f"num_frames must be 0 or lie in 2..{len(grid) + 1} (steps + 1); got {num_frames}.")
     return denoise, noise.as_keys(key, num), grid, sampler, tuple(rest)
 

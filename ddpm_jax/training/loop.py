@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import data, figures, launch, models, presets
+from ddpm_jax import data, figures, launch, models, presets, progress
 from ddpm_jax.errors import NotFiniteError, UserError, fits_memory
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.parallel import Layout, check_batch, layout_of
@@ -276,18 +276,18 @@ def _announce(run: Run, state: TrainState, source: data.Source, start: int, layo
     kind = "images, as " + "x".join(map(str, run.shape)) if run.holds_images else "points"
     classes = f"{len(run.class_names)} classes" if run.class_names else "no classes"
     facts = environment(run.config.train.dtype)
-    print(f"data: {source.name}, {len(source):,} {kind}, {classes}")
-    print(f"network: {count:,} parameters")
+    progress.say(f"data: {source.name}, {len(source):,} {kind}, {classes}")
+    progress.say(f"network: {count:,} parameters")
     if layout.size > 1:
         mode = {"data": "data parallel", "fsdp": "fully sharded data parallel", "pmap": "data parallel by pmap"}[
             layout.mode
         ]
         processes = f" of {jax.process_count()} processes" if launch.several() else ""
-        print(
+        progress.say(
             f"devices: {layout.size}{processes}, {mode}, {run.config.train.batch_size // layout.size} examples on each"
         )
-    print("environment: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"run: {run.folder}, step {start} to {run.config.train.total_steps}", flush=True)
+    progress.say("environment: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    progress.say(f"run: {run.folder}, step {start} to {run.config.train.total_steps}")
 
 
 def _save_samples(run: Run, layout: Layout, state: TrainState, *, last: bool) -> None:

@@ -2,15 +2,13 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from ddpm_jax import progress
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
@@ -32,7 +30,7 @@ class Metrics:
         with _told(folder):
             self._file = self._path.open("a", buffering=1)
             self._board = _Board(folder / "tensorboard", start)
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self._bar = progress.made(total, "training", unit="step", done=start)
         self._total = total
         self._batch_size = batch_size
         self._since = (start, time.perf_counter())
@@ -73,11 +71,15 @@ class Metrics:
             text += f"  {line['images_per_s']:.0f} images/s"
         self._bar.set_postfix_str(text)
         if self._bar.disable:  # not a terminal: a line now and then instead
-            self.say(f"step {step}/{self._total}  {text}" + (f"  {steps_per_s:.1f} steps/s" if step > then else ""))
+            speed = ""
+            if step > then:
+                left = progress.duration((self._total - step) / steps_per_s)
+                speed = f"  {steps_per_s:.1f} steps/s  {left} left"
+            self.say(f"step {step}/{self._total}  {text}{speed}")
 
     def say(self, text: str) -> None:
         """A line of text that does not tear the progress bar."""
-        tqdm.write(text, file=sys.stderr)
+        progress.say(text)
 
 
 class NoMetrics(Metrics):

@@ -1,5 +1,6 @@
 """A run folder: the config it was made with, the environment, and the network that its checkpoints fill."""
 
+import contextlib
 import json
 import platform
 import shutil
@@ -13,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 import ddpm_jax
-from ddpm_jax import data, denoisers, model_configs, models, presets
+from ddpm_jax import data, denoisers, display, figures, model_configs, models, presets
+from ddpm_jax.checks import path as as_path
 from ddpm_jax.class_names import check_distinct, class_index
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
@@ -24,6 +26,7 @@ from ddpm_jax.processes import Process
 from ddpm_jax.run_config import CONFIG, FORMAT, read_run
 from ddpm_jax.training import loss_aware
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.metrics import read_metrics
 from ddpm_jax.training.objective import process_of
 from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.state import TrainState, state_of
@@ -54,6 +57,22 @@ class Run:
     origin: dict[str, Any] | None = None
     """Of a fine-tuned run: the run it started from, that run's step, and which of its weights; of an imported one: its source,
     which weights (None: nothing there says), revision, licence, and the SHA-256 of every file."""
+
+    def __repr__(self) -> str:
+        classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
+        return display.line(self, display.short(str(self.folder)), self.config, classes)
+
+    def _repr_html_(self) -> str:
+        """Its last steps, the curve of its loss, the picture of its samples, and its config."""
+        metrics = read_metrics(self.folder)
+        done = f"step {metrics[-1]['step']:,}" if metrics else "no step recorded"
+        parts = [display.paragraph(f"{self!r}, {done}")]
+        if any(line["loss"] is not None for line in metrics):
+            parts.append(display.picture(figures.loss_png(metrics), "the loss by step"))
+        samples = self.folder / "samples.png"
+        with contextlib.suppress(OSError):  # there are none yet
+            parts.append(display.picture(samples.read_bytes(), f"samples of {self.folder.name}"))
+        return "\n".join([*parts, self.config._repr_html_()])
 
     @property
     def process(self) -> Process:
@@ -192,6 +211,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         UserError: the folder is missing or is no run, or its config cannot be read.
     """
+    folder = as_path("folder", folder)
     found = read_run(folder)
     try:
         scaling = build(data.Scaling, found.scaling, "scaling")

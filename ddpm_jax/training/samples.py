@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import figures, launch, models, noise, samplers
+from ddpm_jax import display, figures, launch, models, noise, progress, samplers
 from ddpm_jax.data import PointSource, stretched
 from ddpm_jax.denoisers import Denoiser, clipped, guided, thresholded
 from ddpm_jax.errors import fits_memory
@@ -49,6 +49,8 @@ class Samples:
     later_call_s: float | None
     """Mean seconds of a later full batch; None: there was one batch only."""
 
+    __repr__ = display.of_fields
+
 
 class Batch(NamedTuple):
     """One call of the sampler."""
@@ -60,6 +62,9 @@ class Batch(NamedTuple):
     num_steps: int
     """Denoising steps that it took."""
     seconds: float
+
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,10 @@ class Drawing:
 
     def __post_init__(self) -> None:
         check(replace(self.run.config, sample=self.config))
+
+    def __repr__(self) -> str:
+        changed = display.changed(self, "run", "config", "trained")
+        return display.line(self, repr(str(self.run.folder)), self.config, **changed)
 
     @property
     def step(self) -> int:
@@ -124,30 +133,33 @@ class Drawing:
         size = min(num, self.batch_size)
         whole = layout.rounded_up(size)  # of what is drawn to fill up the devices nothing is kept
         animated = min(num, ANIMATED if run.holds_images else ANIMATED_POINTS)
-        for start in range(0, num, size):
-            begun, count = time.perf_counter(), min(size, num - start)
-            of_batch = None if labels is None else layout.deal(np.resize(labels[start : start + size], whole))
-            keys = layout.deal(np.asarray(jax.random.key_data(noise.sample_keys(self.seed, whole, start))))
-            with fits_memory(
-                f"{size} samples at a time do not fit into memory; try --batch-size {max(1, size // 2)}, which draws the same."
-            ):
-                walked = samplers.draw(
-                    self.denoiser(of_batch),
-                    sampler,
-                    keys,
-                    (whole, *run.shape),
-                    steps,
-                    config.spacing,
-                    num_frames,
-                    count,
+        with progress.bar(num, "sampling, to be compiled first", unit="sample") as bar:
+            for start in range(0, num, size):
+                begun, count = time.perf_counter(), min(size, num - start)
+                shown = max(0, min(count, animated - start))
+                of_batch = None if labels is None else np.resize(labels[start : start + size], whole)
+                keys = np.asarray(jax.random.key_data(noise.sample_keys(self.seed, whole, start)))
+                with fits_memory(
+                    f"{size} samples at a time do not fit into memory; try --batch-size {max(1, size // 2)}, which draws the same."
+                ):
+                    walked = samplers.draw(
+                        self.denoiser(None if of_batch is None else layout.deal(of_batch)),
+                        sampler,
+                        layout.deal(keys),
+                        (whole, *run.shape),
+                        steps,
+                        config.spacing,
+                        num_frames,
+                        count,
+                    )
+                    jax.block_until_ready(walked)
+                frames = (
+                    to_data(layout.gather(walked.frames)[:, :shown]) if shown else np.zeros((num_frames, 0, *run.shape))
                 )
-                jax.block_until_ready(walked)
-            shown = max(0, min(count, animated - start))
-            frames = (
-                to_data(layout.gather(walked.frames)[:, :shown]) if shown else np.zeros((num_frames, 0, *run.shape))
-            )
-            values, taken = to_data(layout.gather(walked.x_0))[:count], layout.gather(walked.num_steps)[:count]
-            yield Batch(values, frames, int(taken.max()), time.perf_counter() - begun)
+                values, taken = to_data(layout.gather(walked.x_0))[:count], layout.gather(walked.num_steps)[:count]
+                bar.set_description_str("sampling", refresh=False)
+                bar.update(count)
+                yield Batch(values, frames, int(taken.max()), time.perf_counter() - begun)
 
     def draw(
         self,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ddpm_jax import denoisers, models
+from ddpm_jax import denoisers, display, models
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError, kind_of
 from ddpm_jax.processes import Process
@@ -36,6 +36,9 @@ class TrainState:
     """The latest losses of every timestep, a `LossHistory`; None where times are not drawn by them."""
     graphdef: nnx.GraphDef = dataclasses.field(kw_only=True, repr=False, metadata={"static": True})
     """The network's structure, for evaluation, as `models.split` gives it."""
+
+    def __repr__(self) -> str:
+        return display.line(self, f"step {display.short(self.step)}", f"{display.count(self.params):,} parameters")
 
     def variables(self, *, ema: bool) -> models.Variables:
         """What `models.apply` takes: with the averaged parameters, or those being trained."""

@@ -50,6 +50,10 @@ def compare(
     Raises:
         UserError: parameters that do not match by name or shape (both lists side by side), or weights that are not finite.
     """
+    if not isinstance(jax_model, nnx.Module):
+        raise UserError(f"jax_model must be an nnx.Module; got a {type(jax_model).__name__}.")
+    if not isinstance(torch_model, import_torch().nn.Module):
+        raise UserError(f"torch_model must be a torch.nn.Module; got a {type(torch_model).__name__}.")
     names = names or {}
     report = Report(title or type(torch_model).__name__, environment(dtype, device))
     with jax.enable_x64(True), jax.default_device(_device(device)):

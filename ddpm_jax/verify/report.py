@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax import display
 from ddpm_jax.files import write_atomically
 
 LONELY = "layers in one framework only"
@@ -39,6 +40,8 @@ class Row:
     note: str = ""
     """What else is to be said, such as shapes that differ."""
 
+    __repr__ = display.of_fields
+
     @property
     def ok(self) -> bool:
         """Whether the error is within the tolerance."""
@@ -55,6 +58,12 @@ class Report:
     """Precision, devices, versions; and what could not be compared."""
     rows: list[Row] = field(default_factory=list)
     """In the order in which they are computed."""
+
+    def __repr__(self) -> str:
+        """The verdict in a word; `table` tells all."""
+        first = self.first_divergence
+        found = "agreement" if first is None else f"DIVERGENCE, first at {first.stage}: {display.short(first.name)}"
+        return display.line("Report", display.short(self.title), f"{len(self.rows)} quantities", found)
 
     @property
     def ok(self) -> bool:

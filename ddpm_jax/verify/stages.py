@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import denoisers, models, samplers, schedules
+from ddpm_jax import denoisers, models, progress, samplers, schedules
 from ddpm_jax import model_configs as configs
 from ddpm_jax.compilation import compile_for, once
 from ddpm_jax.errors import UserError, meant
@@ -163,9 +163,9 @@ class Verification:
             self._trajectory: {"trajectory"},
         }
         with jax.enable_x64(True), jax.default_device(jax.devices(self.device)[0]), self._one_thread():
-            for part, of in parts.items():
-                if of & set(stages):
-                    report.rows += [found for found in part() if found.stage.rstrip("*") in stages]
+            asked = {part: of for part, of in parts.items() if of & set(stages)}
+            for part in progress.each(asked, len(asked), f"{self.name}, {self.dtype}", unit="part"):
+                report.rows += [found for found in part() if found.stage.rstrip("*") in stages]
         return report
 
     @contextmanager

@@ -54,9 +54,11 @@ def tolerance(quantity: str, dtype: str, device: str = "cpu") -> float:
 def relative_error(ours: Any, reference: Any, floor: float = 0.0) -> float:
     """max|ours - reference| / max(max|reference|, floor) over arrays of one shape.
 
-    0 where both are all zero; infinite where only the reference is, or where either is not finite.
+    0 where both are all zero; infinite where only the reference is, where either is not finite, or of another shape.
     """
     ours, reference = np.asarray(ours), np.asarray(reference)
+    if ours.shape != reference.shape:
+        return float("inf")
     if not (np.isfinite(ours).all() and np.isfinite(reference).all()):
         return float("inf")
     apart = float(np.max(np.abs(ours - reference), initial=0.0))

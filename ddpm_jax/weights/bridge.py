@@ -176,6 +176,12 @@ def load_torch(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
     Raises:
         UserError: tensors are missing, left over, or misshapen; they are listed.
     """
+    if not isinstance(model, nnx.Module):
+        raise UserError(f"model must be an nnx.Module; got a {type(model).__name__}.")
+    if not isinstance(state_dict, Mapping):
+        raise UserError(
+            f"state_dict must map names to tensors, as module.state_dict() does; got a {type(state_dict).__name__}."
+        )
     tree = from_torch(layout(model), state_dict)
     for collection in COLLECTIONS:
         nnx.update(model, nnx.State(tree[collection]))

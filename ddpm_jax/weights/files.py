@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.archives import BROKEN, check_unpacked, read_npz
+from ddpm_jax.checks import path as as_path
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
 
@@ -41,6 +42,7 @@ def read_weights(path: Path, which: Which | None = None) -> tuple[dict[str, np.n
     Raises:
         UserError: as `read_tensors`; or those being trained are asked of a file that says it holds their average alone.
     """
+    path = as_path("path", path)
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file.")
     readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {".safetensors": _read_safetensors, ".npz": read_npz}
