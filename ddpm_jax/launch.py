@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from ddpm_jax import signals
 from ddpm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -113,6 +114,7 @@ def join(config: ParallelConfig) -> None:
             cluster_detection_method="deactivate",
         )
     if jax.process_index():
+        signals.quiet()
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
 
 

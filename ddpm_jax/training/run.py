@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import ddpm_jax
 from ddpm_jax import data, denoisers, model_configs, models, presets
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.files import check_writable, delete_folder, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import Preset
 from ddpm_jax.processes import Process
@@ -255,7 +254,7 @@ def start_run(
             )
         _check_writable(folder)
         try:
-            shutil.rmtree(folder)
+            delete_folder(folder)
         except OSError as error:
             raise UserError(f"{folder} cannot be deleted: {error.strerror or error}.") from error
     _check_writable(folder)
