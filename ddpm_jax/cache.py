@@ -59,7 +59,7 @@ def is_worth_saying(warning: str) -> bool:
 
 
 def _mend(folder: Path) -> None:
-    """Remove programs that a killed process had half written: JAX writes the time of use after each, and ever fails where it lacks."""
+    """Remove programs that a killed process had half written: JAX writes the time of use last, and fails wherever it lacks."""
     if not _unpaired(folder):
         return
     from filelock import FileLock, Timeout

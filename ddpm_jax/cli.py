@@ -41,7 +41,7 @@ from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, pr
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted, 143 terminated after saving."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = lambda message, *_: _show_warning(str(message))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
     if why_not := cache.keep_programs():
         warnings.warn(why_not, stacklevel=2)
@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         raise
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    if cache.is_worth_saying(str(message)):
+def _show_warning(message: str) -> None:
+    if cache.is_worth_saying(message):
         print(f"warning: {message}", file=sys.stderr)
 
 
@@ -179,7 +179,7 @@ def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list
 
     def so_far() -> str:
         step = _newest_step(out) if _config_written(out) != before else None
-        return "" if step is None else f"; step {step} is saved. {again}"
+        return "interrupted." if step is None else f"interrupted; step {step} is saved. {again}"
 
     signals.tell(so_far)
     outcome = run()

@@ -112,7 +112,7 @@ def watch() -> None:
 
 
 def tell(what: Callable[[], str]) -> None:
-    """What the line says, beside that the command was interrupted; asked for at the end, in another thread."""
+    """What the line says; asked for at the end, in another thread."""
     if _watch is not None:
         _watch.tell = what
 
@@ -144,7 +144,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.interruption: Interruption | None = None
-        self.tell: Callable[[], str] = lambda: ""
+        self.tell: Callable[[], str] = lambda: "interrupted."
         self.said = False
         self.status: int | None = None
         self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
@@ -194,7 +194,7 @@ class _Ending(threading.Thread):
         super().__init__(daemon=True)
         self._watch = watch
         self._stderr: int | None = None
-        self._text = "interrupted"
+        self._text = "interrupted."
 
     def run(self) -> None:
         """Stop all that is undivided, silence the other threads, clean up."""
@@ -204,7 +204,7 @@ class _Ending(threading.Thread):
                 self._stderr = os.dup(2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # no thread tells what it thinks of its files being gone
             with suppress(OSError):
-                self._text += self._watch.tell()
+                self._text = self._watch.tell()
             for undo in reversed(_undone):
                 with suppress(OSError, ValueError):
                     undo()
@@ -219,7 +219,7 @@ class _Ending(threading.Thread):
         with suppress(OSError, ValueError):
             start = "\n" if os.isatty(handle) else ""  # after ^C, or a progress bar
             if select.select([], [handle], [], 1.0)[1]:
-                os.write(handle, f"{start}ddpm: {self._text}.\n".encode())
+                os.write(handle, f"{start}ddpm: {self._text}\n".encode())
 
 
 _watch: _Watch | None = None

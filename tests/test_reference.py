@@ -12,6 +12,7 @@ INTERNAL = {
     "archives",
     "arguments",
     "bound",
+    "cache",
     "cli",
     "compilation",
     "edits",
@@ -19,6 +20,7 @@ INTERNAL = {
     "huge_pages",
     "launch",
     "pictures",
+    "signals",
     "typed",
 }
 """Modules of ddpm_jax that serve the others and the command line; all others, and all packages, are public."""
