@@ -19,8 +19,13 @@ def restart_with_huge_pages() -> None:
     """
     own = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     with suppress(Exception):  # it would be faster; that is all
-        if not own and hasattr(sys.modules["__main__"], "__file__") and _has_glibc() and _on_demand():
+        if not own and _is_a_file() and _has_glibc() and _on_demand():
             os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
+
+
+def _is_a_file() -> bool:
+    """Whether the program can be read anew, by the user that this process is by now."""
+    return os.access(str(sys.modules["__main__"].__file__), os.R_OK)
 
 
 def _has_glibc() -> bool:

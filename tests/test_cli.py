@@ -316,7 +316,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
             if line.startswith("step 3/"):
                 process.send_signal(signal.SIGINT)
                 break
-        out, err = process.communicate()
+        _, err = process.communicate()
     finally:
         deadline.cancel()
         process.kill()

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM at any moment of any command: one line, status 130 or 143, within seconds, and nothing half-written."""
 
+import itertools
 import json
 import os
 import random
@@ -148,7 +149,8 @@ def test_while_it_compiles(start, tiny, tmp_path):
 FAKE = """
 import gc, os, signal, sys, threading, time
 from pathlib import Path
-from ddpm_jax import __main__ as program, cli, files
+from ddpm_jax import __main__ as program, cli, files, signals
+train = cli.COMMANDS["train"][0]
 def work(name, rest):
 {body}
 cli.COMMANDS["train"] = (work, "PRESET", "")
@@ -240,18 +242,16 @@ files.write_atomically(out / "a", grumble)
 # While it trains -------------------------------------------------------------------------------------------------
 
 STUCK = """
-import sys, time
-from ddpm_jax import __main__ as program, signals
-from ddpm_jax.training.metrics import Metrics
 signals.GRACE_S = {grace}
+from ddpm_jax.training.metrics import Metrics
 write = Metrics.write
 def stuck(self, step, **numbers):
     write(self, step, **numbers)
     if step == 6:
-        print("stuck", flush=True)
+        print("stuck")
         time.sleep(600)
 Metrics.write = stuck
-sys.exit(program.main())
+return train(name, rest)
 """
 """Training that hangs while step 6 is logged; steps 4 and 5 are done, 4 is saved."""
 
@@ -280,9 +280,9 @@ def test_a_second_ctrl_c_and_the_end_of_patience(start, tiny, tmp_path):
     """Both name the last checkpoint that is whole; a second SIGTERM changes nothing."""
     for grace, *numbers in ((600, signal.SIGTERM, signal.SIGTERM, signal.SIGINT), (1, signal.SIGTERM)):
         folder = tmp_path / f"run{grace}"
-        command = start("train", "digits", *tiny, "--out", folder, code=STUCK.format(grace=grace))
+        command = start("train", "digits", *tiny, "--out", folder, code=fake(STUCK.format(grace=grace)))
         assert command.until(lambda command=command: "stuck" in command.said())
-        assert (folder / "checkpoints" / "4").is_dir()
+        assert command.until((folder / "checkpoints" / "4").is_dir)
         for number in numbers:
             assert command.process.poll() is None
             command.process.send_signal(number)
@@ -340,19 +340,22 @@ def test_at_random_moments(finished_run, pipeline, tiny, tmp_path, name):
         found = out if name != "evaluate" else run
         return {path.name for path in found.iterdir()} if found.exists() else set()
 
-    took = 15.0
     for first in (True, False):  # the second time, programs are kept
-        if whole is not None:
-            begun = time.monotonic()
-            with command(tmp_path / f"undisturbed{first}") as undisturbed:
+        begun = time.monotonic()
+        with command(tmp_path / f"undisturbed{first}") as undisturbed:
+            if whole is None:
+                assert undisturbed.until(lambda command=undisturbed: "step 80/" in command.said(1))
+            else:
                 assert undisturbed.process.wait(300) == 0, undisturbed.said(1)
                 lines = undisturbed.said().count("\n")
-            took = time.monotonic() - begun
+        took = time.monotonic() - begun
     (run / "evaluation.json").unlink(missing_ok=True)
-    counts = {"ended": 0, "was done": 0}
+    counts = {"ended": 0, "was done": 0, "can go on": 0}
     slowest = 0.0
-    while counts["ended"] < TRIES:
-        out = tmp_path / f"try{sum(counts.values())}"
+    for count in itertools.count():
+        if counts["ended"] == TRIES:
+            break
+        out = tmp_path / f"try{count}"
         number = rng.choice([signal.SIGINT, signal.SIGTERM])
         with command(out) as tried:
             assert tried.until(tried.begun)
@@ -367,6 +370,7 @@ def test_at_random_moments(finished_run, pipeline, tiny, tmp_path, name):
             slowest = max(slowest, time.monotonic() - begun)
             assert ("--resume" in line) == (whole is None and any(map(str.isdecimal, checkpoints(out)))), line
         counts["ended"] += 1
+        counts["can go on"] += "--resume" in line
         assert not [
             path for path in hidden(tmp_path) if ".lockfile" not in path.name and "checkpoints" not in path.parts
         ]
