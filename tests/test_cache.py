@@ -57,7 +57,7 @@ def test_processes_that_drop_programs_at_once(tmp_path):
 
 
 def test_which_warnings_are_said(monkeypatch, tmp_path, capsys):
-    """The first of the programs' that tells of the folder, in every command anew; none that tells of other processes; all others."""
+    """The first of the programs that tells of the folder, anew in every command; none that tells of other processes; all others."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
 
     def warn(*_):

@@ -299,7 +299,7 @@ COMMANDS = {
     "train": (["digits", "TINY", *FOREVER], None),
     "finetune": (["RUN", *FOREVER], None),
     "sample": (["RUN", "--num", "40", "--batch-size", "10"], {"samples.npz", "samples.png", "denoising.gif"}),
-    "evaluate": (["RUN", "--num", "60", "--num-real", "60"], {"evaluation.json"}),
+    "evaluate": (["RUN", "--num", "60", "--num-real", "300"], {"evaluation.json"}),
     "edit": (["RUN", "vary"], {"edit.npz", "edit.png"}),
     "plot": (["RUN", "loss", "samples", "noising"], {"loss.png", "samples.png", "noising.png"}),
     "convert": (["RUN", "OUT", "--to", "diffusers"], {"model_index.json", "scheduler", "unet"}),
