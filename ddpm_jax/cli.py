@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import ddpm_jax
+from ddpm_jax import cache, progress, signals
 from ddpm_jax import model_configs as configs
-from ddpm_jax import progress
 from ddpm_jax.arguments import (
     BASICS,
     FOR_IMPORTS,
@@ -32,8 +32,7 @@ from ddpm_jax.arguments import (
 )
 from ddpm_jax.class_names import class_index
 from ddpm_jax.errors import UserError, meant
-from ddpm_jax.files import check_writable, keep_programs
-from ddpm_jax.huge_pages import restart_with_huge_pages
+from ddpm_jax.files import check_writable
 from ddpm_jax.launch import join, leave, several
 from ddpm_jax.parsing import HELP, Command, HelpShown
 from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, differences, preset
@@ -43,11 +42,10 @@ from ddpm_jax.run_config import RunConfig, read_run
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 a mistake of the caller, 130 interrupted, 143 terminated after saving."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None and arguments and not {*HELP, "--version"}.intersection(arguments):
-        restart_with_huge_pages()
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _show_warning(str(message))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails in Orbax is raised as well
-    keep_programs()
+    if why_not := cache.keep_programs():
+        warnings.warn(why_not, stacklevel=2)
     try:
         return _dispatch(arguments)
     except HelpShown:
@@ -66,6 +64,11 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         leave(1)
         raise
+
+
+def _show_warning(message: str) -> None:
+    if cache.is_worth_saying(message):
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -192,10 +195,17 @@ def _how(args: TrainArgs) -> dict[str, Any]:
 
 def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list[str]) -> int:
     begun = time.perf_counter()
+    again = f"Go on with: {command} {shlex.join([*_beside_the_config(rest), '--resume'])}"
+    before = None if "--resume" in rest else _config_written(out)
+
+    def so_far() -> str:
+        step = _newest_step(out) if _config_written(out) != before else None
+        return "interrupted." if step is None else f"interrupted; step {step} is saved. {again}"
+
+    signals.tell(so_far)
     outcome = run()
     if outcome.stopped_by is not None:
-        again = shlex.join([*_beside_the_config(rest), "--resume"])
-        print(f"interrupted; step {outcome.step} is saved. Go on with:\n  {command} {again}")
+        signals.say(f"interrupted; step {outcome.step} is saved. {again}")
         return 128 + outcome.stopped_by
     print(f"trained to step {outcome.step} in {time.perf_counter() - begun:.0f} s, pictures included. In {out}:")
     print("  config.json, metrics.jsonl, tensorboard/, checkpoints/, samples.png, denoising.gif, samples.npz, loss.png")
@@ -204,6 +214,18 @@ def _report_training(run: Callable[[], Any], out: Path, command: str, rest: list
             "  profile/, for `tensorboard --logdir` with its profile plugin; perfetto_trace.json.gz in it, for ui.perfetto.dev"
         )
     return 0
+
+
+def _config_written(out: Path) -> int | None:
+    """When a run's config.json was written, as a command that trains does first of all; None: it is not there."""
+    path = out / "config.json"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _newest_step(out: Path) -> int | None:
+    """Of the checkpoints in a run folder."""
+    names = os.listdir(out / "checkpoints") if (out / "checkpoints").is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def _beside_the_config(rest: list[str]) -> list[str]:
@@ -483,5 +505,7 @@ def _help() -> str:
     )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # as python -m ddpm_jax.cli
+    from ddpm_jax.__main__ import main as program
+
+    sys.exit(program())

@@ -15,7 +15,7 @@ from ddpm_jax import editing, figures, progress
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.errors import UserError, meant
-from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.files import check_writable, together, write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
 from ddpm_jax.training.objective import check, sampler_of
@@ -94,10 +94,11 @@ def edit(
     columns = len(result) // len(titles) if kind == "interpolate" else len(x_0)
     arrays: dict[str, Any] = {"images": result} | ({} if found is None else {"labels": np.asarray(found)})
     heading = f"{run.folder.name}, step {step}, {kind}"
-    return [
-        write_atomically(folder / "edit.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays)),
-        figures.save_grid(folder / "edit.png", shown, heading=heading, columns=columns, row_titles=titles),
-    ]
+    with together():
+        return [
+            write_atomically(folder / "edit.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays)),
+            figures.save_grid(folder / "edit.png", shown, heading=heading, columns=columns, row_titles=titles),
+        ]
 
 
 def _images(run: Run, files: Sequence[Path], num: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:

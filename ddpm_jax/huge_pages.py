@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 TUNABLE = "glibc.malloc.hugetlb=1"
@@ -12,12 +13,19 @@ _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def restart_with_huge_pages() -> None:
     """Start this command anew with huge pages, where that is up to the process: Linux with glibc, huge pages on demand.
 
-    Does not return then; the process keeps its number, its environment and its arguments. A user's own GLIBC_TUNABLES or MALLOC_*
-    are left alone.
+    Does not return then; the process keeps its number, its environment, its arguments, and the signals that are blocked and wait.
+    A user's own GLIBC_TUNABLES or MALLOC_* are left alone, and so is a program that is no file: it may have been read from a pipe,
+    which is not read twice. Whatever fails, the command goes on without.
     """
     own = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
-    if not own and _has_glibc() and _on_demand():
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
+    with suppress(Exception):  # it would be faster; that is all
+        if not own and _is_a_file() and _has_glibc() and _on_demand():
+            os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
+
+
+def _is_a_file() -> bool:
+    """Whether the program can be read anew, by the user that this process is by now."""
+    return os.access(str(sys.modules["__main__"].__file__), os.R_OK)
 
 
 def _has_glibc() -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
-from ddpm_jax import progress
+from ddpm_jax import progress, signals
 from ddpm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -113,6 +113,7 @@ def join(config: ParallelConfig) -> None:
         )
     if jax.process_index():
         progress.hush()
+        signals.quiet()
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
 
 

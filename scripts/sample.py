@@ -2,7 +2,7 @@
 
 import sys
 
-from ddpm_jax.cli import main
+from ddpm_jax.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["sample", *sys.argv[1:]]))

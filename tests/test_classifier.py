@@ -9,12 +9,12 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from ddpm_jax import data
+from ddpm_jax.cache import cache_folder
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import cache
 from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.classifier import NUM_FEATURES, augment, create, train_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance
-from ddpm_jax.files import cache_folder
 
 
 @pytest.fixture(scope="module")

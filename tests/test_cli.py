@@ -54,7 +54,7 @@ def test_help_does_not_wait_for_jax(arguments):
 @pytest.mark.skipif(os.name != "posix", reason="pipes that end a process")
 def test_a_reader_that_has_seen_enough_is_no_traceback():
     process = subprocess.Popen(
-        [sys.executable, "-m", "ddpm_jax.cli", "train", "spiral", "--help"],
+        [sys.executable, "-m", "ddpm_jax", "train", "spiral", "--help"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     process.stdout.close()
@@ -185,13 +185,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
             if line.startswith("step 3/"):
                 process.send_signal(signal.SIGINT)
                 break
-        out, err = process.communicate()
+        _, err = process.communicate()
     finally:
         deadline.cancel()
         process.kill()
     assert process.returncode == 130 and "Traceback" not in err, err
-    found = re.search(r"interrupted; step (\d+) is saved\. Go on with:\n  (ddpm train .* --resume)\n", out)
-    assert found, out
+    found = re.search(r"^ddpm: interrupted; step (\d+) is saved\. Go on with: (ddpm train .* --resume)\n", err, re.M)
+    assert found, err
     step, command = int(found[1]), found[2]
     assert command == f"ddpm train digits --out '{folder}' --resume"  # the rest is in config.json
     assert step >= 3 and open_run(folder).load_variables()[1] == step

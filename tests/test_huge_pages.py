@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 SCRIPT = """
 import os, resource, sys
 from ddpm_jax.huge_pages import restart_with_huge_pages
-before = os.getpid()
+BEFORE
 if sys.argv[1] == "restart":
     restart_with_huge_pages()
 import numpy as np
@@ -34,9 +34,10 @@ def script(tmp_path):
     """script(*arguments, **environment) -> (whether it is the process that was started, page faults, its arguments)."""
     file = tmp_path / "a script.py"
     # numpy asks for huge pages by itself unless told otherwise
-    file.write_text(SCRIPT.replace("import numpy", "os.environ['NUMPY_MADVISE_HUGEPAGE'] = '0'\nimport numpy"))
+    text = SCRIPT.replace("import numpy", "os.environ['NUMPY_MADVISE_HUGEPAGE'] = '0'\nimport numpy")
 
-    def run(*arguments, **environment):
+    def run(*arguments, before="pass", **environment):
+        file.write_text(text.replace("BEFORE", before))
         inherited = {name: text for name, text in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
         process = subprocess.Popen(
             [sys.executable, str(file), *arguments],
@@ -67,3 +68,38 @@ def test_a_users_own_settings_are_left_alone(script, own):
 
 def test_processes_that_are_started_do_the_same(script):
     assert script("plain", GLIBC_TUNABLES=huge_pages.TUNABLE)[1] < 5_000
+
+
+BROKEN = [
+    "sys.executable = ''",
+    "sys.executable = None",
+    "sys.executable = __file__",  # may not be executed
+    "del sys.orig_argv",
+    "sys.orig_argv = []",
+    "sys.modules['__main__'].__file__ = '/nowhere'",
+    "del sys.modules['__main__'].__file__",
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_whatever_fails_the_command_goes_on(script, broken):
+    """It is an optimisation. A program that cannot be read again, as another user or from a pipe, is not started again."""
+    assert script("restart", before=broken)[1] > 50_000
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_as_another_user(script, tmp_path):
+    """The program was readable to the user that started it, and is not to the one that it became."""
+    tmp_path.chmod(0o700)
+    assert (
+        script("restart", before="os.environ['NUMPY_MADVISE_HUGEPAGE'] = '0'; import numpy; os.setuid(65534)")[1]
+        > 50_000
+    )
+
+
+def test_a_program_from_a_pipe_is_not_read_twice():
+    code = "from ddpm_jax.huge_pages import restart_with_huge_pages; restart_with_huge_pages(); print('went on')"
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment = inherited | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable], input=code, env=environment, capture_output=True, text=True)
+    assert done.stdout == "went on\n" and not done.stderr

@@ -17,7 +17,7 @@ OTHERS = {"torch", "tensorflow", "tensorflow_datasets", "sklearn", "diffusers", 
     [
         ("import ddpm_jax", JAX | OTHERS | {"numpy"}),
         ("import ddpm_jax.presets", JAX | OTHERS | {"numpy"}),
-        ("import ddpm_jax.cli", JAX | OTHERS | {"numpy"}),
+        ("import ddpm_jax.cli, ddpm_jax.__main__", JAX | OTHERS | {"numpy"}),
         ("from ddpm_jax import data; data.open_source('digits')", JAX | OTHERS - {"sklearn"}),
         (f"from ddpm_jax import {', '.join(ddpm_jax.__all__)}", OTHERS),
     ],

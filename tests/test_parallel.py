@@ -300,7 +300,7 @@ def test_eight_devices_draw_and_measure_what_one_does(finished_run, tmp_path):
         }
         for arguments in (["sample", "--batch-size", "5"], ["evaluate", "--likelihood", "--batch-size", "6"]):
             name, *options = arguments
-            command = [sys.executable, "-m", "ddpm_jax.cli", name, str(tmp_path / "run"), "--num", "12", *options]
+            command = [sys.executable, "-m", "ddpm_jax", name, str(tmp_path / "run"), "--num", "12", *options]
             assert subprocess.run(command, env=environment).returncode == 0
         with np.load(tmp_path / "run" / "samples" / "samples.npz") as archive:
             found.append((archive["images"].astype(int), archive["labels"]))
@@ -389,7 +389,7 @@ def test_processes_that_do_not_come(tmp_path, process):
     """Neither the coordinator nor the others are there: the address is named once the timeout is over."""
     address = f"127.0.0.1:{free_port()}"
     options = ["--parallel.coordinator", address, "--parallel.processes", "2", "--parallel.process-id", process]
-    command = [sys.executable, "-m", "ddpm_jax.cli", "train", "digits", "--out", str(tmp_path / "run"), *options]
+    command = [sys.executable, "-m", "ddpm_jax", "train", "digits", "--out", str(tmp_path / "run"), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "--parallel.timeout", "1"], capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and f"not to be found at {address} within 1 s (--parallel.timeout)" in done.stderr
@@ -402,7 +402,7 @@ def test_the_launcher_ends_the_others_when_one_fails(tmp_path):
     fake = tmp_path / "ddpm_jax"
     fake.mkdir()
     (fake / "__init__.py").touch()
-    (fake / "cli.py").write_text(code)
+    (fake / "__main__.py").write_text(code)
     command = [sys.executable, str(LOCAL), "--", "train"]
     done = subprocess.run(command, cwd=tmp_path, timeout=60)
     assert done.returncode == 3
@@ -419,7 +419,7 @@ def test_two_processes_stop_together(tiny, tmp_path):
             break
     out, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
-    step = int(re.search(r"interrupted; step (\d+) is saved", out)[1])
+    step = int(re.search(r"interrupted; step (\d+) is saved", err)[1])
     assert read_metrics(folder)[-1]["step"] == step
     more = ["--train.steps", str(step + 4), "--parallel", "fsdp", "--parallel.min-shard", "16", "--resume"]
     process = start("train", "digits", *options, *more, "--out", folder)

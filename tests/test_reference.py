@@ -14,6 +14,7 @@ INTERNAL = {
     "bound",
     "class_names",
     "checks",
+    "cache",
     "cli",
     "compilation",
     "display",
@@ -25,6 +26,7 @@ INTERNAL = {
     "pictures",
     "run_config",
     "progress",
+    "signals",
     "typed",
 }
 """Modules of ddpm_jax that serve the others and the command line; all others, and all packages, are public."""

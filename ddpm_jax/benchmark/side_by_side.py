@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -23,6 +22,7 @@ from ddpm_jax.benchmark.timing import TURN, Contender, Facts, Timing, alternate,
 from ddpm_jax.benchmark.worker import Worker
 from ddpm_jax.benchmark.workload import WHAT, Precision, What, Workload
 from ddpm_jax.errors import UserError, fits_memory
+from ddpm_jax.files import scratch_folder
 
 
 def benchmark(
@@ -129,7 +129,7 @@ def _check_precision(precision: Precision, device: jax.Device) -> None:
 def _conditions(precision: Precision) -> Iterator[None]:
     """The precision asked for, and programs that are compiled here and then kept: in a folder that is thrown away."""
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        folder = str(stack.enter_context(scratch_folder()))
         if jax.devices()[0].platform == "gpu":
             stack.enter_context(jax.default_matmul_precision(MATMUL[precision]))
         kept = {

@@ -4,11 +4,14 @@ PyTorch's threads are fastest on CPU when they wait for work without sleeping (O
 processor from whoever comes next.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
+from multiprocessing import resource_tracker
 from typing import Any
 
+from ddpm_jax import signals
 from ddpm_jax.benchmark.timing import Facts
 from ddpm_jax.benchmark.workload import What, Workload
 from ddpm_jax.errors import UserError
@@ -21,10 +24,15 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, device), daemon=True)
+        self._stack = contextlib.ExitStack()
         before = os.environ.get("OMP_WAIT_POLICY")
         os.environ["OMP_WAIT_POLICY"] = before or "active"
         try:
-            self._process.start()
+            with signals.undivided(), signals.blocked():  # the worker's as well: it ends when this process ends it
+                resource_tracker.ensure_running()  # which unblocks them, in Python 3.11
+                with signals.blocked():
+                    self._process.start()
+                self._stack.enter_context(signals.undone(self._process.kill))
         finally:
             if before is None:
                 del os.environ["OMP_WAIT_POLICY"]
@@ -47,6 +55,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
+        self._stack.close()
         self._connection.close()
 
     def seconds(self, turn: float = 0.0) -> float:
@@ -78,7 +87,6 @@ def _serve(connection: Any, name: str, device: str) -> None:
     """In the worker's process: do as asked until the parent is gone."""
     from ddpm_jax.benchmark import torch_side
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     call: Any = None
     while True:
         try:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from ddpm_jax.conversion.json_files import read_json
 from ddpm_jax.conversion.scheduler import to_scheduler
 from ddpm_jax.conversion.weight_files import WEIGHTS, find_weights
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import new_folder
 from ddpm_jax.presets import Preset
 from ddpm_jax.weights import Which, to_diffusers, write_tensors
 from ddpm_jax.weights.diffusers import is_averaged
@@ -112,18 +111,9 @@ def write_folder(folder: Path, config: Preset, tensors: dict[str, np.ndarray]) -
         "scheduler": ["diffusers", kind],
     }
     files = {PIPELINE: pipeline, f"unet/{CONFIG}": model, f"scheduler/{SCHEDULER}": scheduler}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            for name, content in files.items():
-                (made / name).parent.mkdir(exist_ok=True)
-                (made / name).write_text(json.dumps(content, indent=2) + "\n")
-            write_tensors(made / "unet" / WEIGHTS[0], theirs, metadata={"format": "pt"})
-            made.chmod(0o755)
-            made.rename(folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    with new_folder(folder) as made:
+        for name, content in files.items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_tensors(made / "unet" / WEIGHTS[0], theirs, metadata={"format": "pt"})
     return [folder / name for name in (*files, f"unet/{WEIGHTS[0]}")]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ddpm_jax import model_configs, models
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
+from ddpm_jax.files import new_folder
 from ddpm_jax.presets import RECIPES, SYSTEMS, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import check
@@ -82,7 +83,9 @@ def to_run(
         variables = from_torch(layout(network), arrays)
         params = jax.tree.map(lambda a: a.astype("float32"), variables["params"])
         state = run.state_of({**variables, "params": params})
-    create_folder(run)
-    with Checkpoints(run.checkpoint_folder) as checkpoints:
-        checkpoints.save(state)
+    with new_folder(folder) as made:
+        run = dataclasses.replace(run, folder=made)
+        create_folder(run)
+        with Checkpoints(run.checkpoint_folder) as checkpoints:
+            checkpoints.save(state)
     return folder

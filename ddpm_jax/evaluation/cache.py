@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from ddpm_jax.archives import read_npz
+from ddpm_jax.cache import cache_folder
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.classifier import Classifier, check_images, create, train_classifier
-from ddpm_jax.files import cache_folder, write_atomically
+from ddpm_jax.files import write_atomically
 
 VERSION = 1
 """To be raised with every change of the network or its training: what is kept from before is then not taken any more."""

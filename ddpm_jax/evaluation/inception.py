@@ -19,9 +19,9 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from ddpm_jax import models, weights
+from ddpm_jax.cache import cache_folder
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import cache_folder
 from ddpm_jax.models.convolution import convolve
 from ddpm_jax.models.torch_style import BatchNorm
 from ddpm_jax.weights.files import SUFFIXES

@@ -3,12 +3,10 @@
 import json
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -19,6 +17,7 @@ from ddpm_jax.errors import NotFiniteError, UserError, fits_memory
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.parallel import Layout, check_batch, layout_of
 from ddpm_jax.presets import Preset
+from ddpm_jax.signals import Interruption
 from ddpm_jax.training import feeding, samples
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import Metrics, NoMetrics, read_metrics
@@ -108,7 +107,8 @@ def train(
     total = config.train.total_steps
 
     keep = config.train.keep_checkpoints, config.train.keep_every
-    with _Interruption() as interruption, Checkpoints(run.checkpoint_folder, *keep) as checkpoints:
+    alone = not launch.several()
+    with Interruption(alone=alone) as interruption, Checkpoints(run.checkpoint_folder, *keep) as checkpoints:
         if resume and checkpoints.latest_step is not None:
             state = checkpoints.restore(layout.abstract(run.abstract_state()))
         elif start is not None:
@@ -166,7 +166,7 @@ def _run_steps(
     per_call: int,
     checkpoints: Checkpoints,
     metrics: Metrics,
-    interruption: "_Interruption",
+    interruption: Interruption,
     profiler: Profile,
 ) -> TrainState:
     """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
@@ -201,6 +201,7 @@ def _run_steps(
             what = "step" if per_call == 1 else f"{per_call} steps"
             metrics.say(f"the first {what}, compilation included, took {time.perf_counter() - begun:.1f} s")
             metrics.restart_clock(step)
+            interruption.unsaved = True
         # to ask the others takes time
         may_stop = step % config.log_every == 0 or not launch.several()
         last = step == total or (may_stop and _asked_to_stop(interruption))
@@ -305,38 +306,9 @@ def _save_samples(run: Run, layout: Layout, state: TrainState, *, last: bool) ->
         samples.save_picture(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, heading)
 
 
-class _Interruption:
-    """While entered, Ctrl-C and SIGTERM only ask to stop; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        """The first that came."""
-        self._in_main_thread = threading.current_thread() is threading.main_thread()
-        self._before: dict[signal.Signals, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        """Whether one came."""
-        return self.signal is not None
-
-    def __enter__(self) -> "_Interruption":
-        if self._in_main_thread:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = self.signal or signal.Signals(number)
-
-
-def _asked_to_stop(interruption: _Interruption) -> bool:
+def _asked_to_stop(interruption: Interruption) -> bool:
     """Whether any process was asked to: one that stopped alone would leave the others waiting."""
     if launch.any_of(interruption.requested):
         interruption.signal = interruption.signal or signal.SIGINT
+    interruption.noticed = interruption.requested
     return interruption.requested

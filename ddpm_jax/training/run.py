@@ -3,7 +3,6 @@
 import contextlib
 import json
 import platform
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ddpm_jax.checks import path as as_path
 from ddpm_jax.class_names import check_distinct, class_index
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.files import check_writable, delete_folder, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import Preset
 from ddpm_jax.processes import Process
@@ -258,7 +257,7 @@ def start_run(
             )
         _check_writable(folder)
         try:
-            shutil.rmtree(folder)
+            delete_folder(folder)
         except OSError as error:
             raise UserError(f"{folder} cannot be deleted: {error.strerror or error}.") from error
     _check_writable(folder)

@@ -14,7 +14,7 @@ from ddpm_jax import display, figures, launch, models, noise, progress, samplers
 from ddpm_jax.data import PointSource, stretched
 from ddpm_jax.denoisers import Denoiser, clipped, guided, thresholded
 from ddpm_jax.errors import fits_memory
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import together, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
@@ -262,11 +262,12 @@ def draw_and_save(
         with NpzWriter(path, name, (num, *run.shape), dtype, others) as file:
             found.append(drawing.draw(labels, num, num_frames=num_frames, sink=file.append))
 
-    paths = [write_atomically(folder / "samples.npz", write)]
-    samples = found[0]
-    paths.append(save_picture(folder / "samples.png", run, samples, heading(samples)))
-    if len(samples.frames):
-        paths.append(save_animation(folder / "denoising.gif", run, samples, heading(samples)))
+    with together():
+        paths = [write_atomically(folder / "samples.npz", write)]
+        samples = found[0]
+        paths.append(save_picture(folder / "samples.png", run, samples, heading(samples)))
+        if len(samples.frames):
+            paths.append(save_animation(folder / "denoising.gif", run, samples, heading(samples)))
     return samples, paths
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax import display
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import together, write_atomically
 
 LONELY = "layers in one framework only"
 """The entry of an environment that names what could not be compared."""
@@ -131,7 +131,8 @@ def write(reports: Sequence[Report], folder: Path) -> list[Path]:
     def one(name: str) -> Path:
         return write_atomically(folder / name, lambda path: path.write_text(texts[name]))
 
-    return [one(name) for name in texts]
+    with together():
+        return [one(name) for name in texts]
 
 
 def to_markdown(reports: Sequence[Report]) -> str:

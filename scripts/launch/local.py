@@ -34,7 +34,7 @@ def run(command: list[str], count: int, port: int) -> int:
     processes = [
         # in sessions of their own: a terminal's Ctrl-C reaches them through this process alone, and so once
         subprocess.Popen(
-            [sys.executable, "-m", "ddpm_jax.cli", *command],
+            [sys.executable, "-m", "ddpm_jax", *command],
             env=os.environ | found | {"JAX_PROCESS_ID": str(index)},
             start_new_session=True,
         )
