@@ -520,6 +520,7 @@ def as_times(t: Any) -> Any:
 
 
 def check_floats(**arrays: Any) -> None:
+    """Refuses arrays that are not of floats: bytes and whole numbers would be computed with as such."""
     for name, array in arrays.items():
         dtype = getattr(array, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):

@@ -72,6 +72,11 @@ class Network(Denoiser):
     self_conditioning: bool = False
     guess: Tensor | None = None
 
+    def __repr__(self) -> str:
+        name = getattr(self.network, "__name__", type(self.network).__name__)
+        labels = "" if self.labels is None else f", {len(self.labels)} labels"
+        return f"network({name}, {self.process}{labels})"
+
     def output(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """What the network says."""
         shown = x_t
@@ -148,6 +153,9 @@ class Guided(Wrapper):
     other: Denoiser | None = None
     """What says u; None: the inner one without labels."""
 
+    def __repr__(self) -> str:
+        return f"guided({self.inner}, {self.scale:g}{'' if self.other is None else ', other'})"
+
     def output(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """u + scale (c - u), in the space of what the network predicts."""
         other = self.inner.unlabelled() if self.other is None else self.other
@@ -216,6 +224,9 @@ class ClassifierGuided(Wrapper):
     scale: float = 1.0
     """Of its gradient."""
 
+    def __repr__(self) -> str:
+        return f"classifier_guided({self.inner}, {self.scale:g})"
+
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """eps led up the slope, and the x_0 that belongs to it."""
         times = times_of(self.process, x_t, t)
@@ -257,6 +268,9 @@ class Clipped(Wrapper):
     bound: float = 1.0
     """The largest |x_0|."""
 
+    def __repr__(self) -> str:
+        return f"clipped({self.inner}, {self.bound:g})"
+
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """x_0 within the bound, and the eps that belongs to it."""
         hat = self.inner(x_t, t)
@@ -283,6 +297,9 @@ class Thresholded(Wrapper):
     """Of each example's |x_0|."""
     bound: float = 1.0
     """The largest |x_0| in the end."""
+
+    def __repr__(self) -> str:
+        return f"thresholded({self.inner}, {self.quantile:g}, {self.bound:g})"
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """x_0 within each example's own bound, scaled back to the common one."""

@@ -37,11 +37,20 @@ HYBRID_SHARE = 0.001
 """Lambda of Nichol & Dhariwal 2021, eq. 16."""
 
 
+def shapes_of(named: Any) -> str:
+    """A named tuple in a line, its tensors by their shapes."""
+    parts = (f"{k} {tuple(v.shape)}" if isinstance(v, Tensor) else f"{k} {v}" for k, v in named._asdict().items())
+    return f"{type(named).__name__}({', '.join(parts)})"
+
+
 class Level(NamedTuple):
     """The place of a time on the path x_t = alpha x_0 + sigma eps: numbers in double precision, or tensors (B, 1, ...)."""
 
     alpha: Any
     sigma: Any
+
+    def __repr__(self) -> str:
+        return shapes_of(self)
 
 
 class Estimate(NamedTuple):
@@ -55,6 +64,9 @@ class Estimate(NamedTuple):
     eps: Tensor
     """The noise."""
     variance_logit: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return shapes_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +132,9 @@ class GaussianDiffusion:
             raise ValueError(f"weighting must be none with loss 'vlb', which weighs t itself; got {self.weighting!r}.")
         if self.loss in BOUND_LOSSES:
             check_clean_end(self.schedule)
+
+    def __repr__(self) -> str:
+        return f"GaussianDiffusion({self.schedule.name}, T={self.schedule.num_steps}, {self.prediction}, {self.loss})"
 
     @property
     def clean_end(self) -> int:

@@ -40,6 +40,7 @@ class Schedule:
         first: first valid t, 0 or 1.
         _products: (T + first,) A_t, for a schedule made of them whose last b_t is 1 or rounds to it; None: the products of
             1 - b_t. Only the last A_t may be 0 (see zero_terminal_snr).
+        name: how it is called when it is printed.
 
     Raises:
         ValueError: no valid t, or a beta or a product out of range.
@@ -50,6 +51,12 @@ class Schedule:
     betas: Table
     first: int = 0
     _products: Table | None = None
+    name: str = "custom"
+
+    def __repr__(self) -> str:
+        last = len(self.betas) - 1
+        ends = f"beta {self.betas[self.first]:.3g} to {self.betas[last]:.3g}"
+        return f"Schedule({self.name}, t {self.first} to {last}, {ends})"
 
     def __post_init__(self) -> None:
         betas = np.array(self.betas, dtype=np.float64)
@@ -158,7 +165,7 @@ def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> 
     Ho et al. 2020, section 4.
     """
     _check(num_steps, beta_start=beta_start, beta_end=beta_end)
-    return Schedule(np.linspace(beta_start, beta_end, num_steps))
+    return Schedule(np.linspace(beta_start, beta_end, num_steps), name="linear")
 
 
 def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -171,7 +178,7 @@ def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float =
     """
     _check(num_steps, beta_start=beta_start, beta_end=beta_end)
     betas = (beta_end - beta_start) * np.arange(num_steps + 1) / num_steps + beta_start
-    return Schedule(betas, first=1, _products=np.exp(np.cumsum(np.log(1 - betas))))
+    return Schedule(betas, first=1, _products=np.exp(np.cumsum(np.log(1 - betas))), name="linear_inclusive")
 
 
 def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
@@ -184,7 +191,7 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
     """
     _check(num_steps, max_beta=max_beta)
     f = _squared_cosine(num_steps, s)
-    return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta))
+    return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta), name="cosine")
 
 
 def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
@@ -199,7 +206,7 @@ def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
     f = _squared_cosine(num_steps, s)
     products = f / f[0]
     betas = np.concatenate([[0], 1 - products[1:] / products[:-1]])
-    return Schedule(betas, first=1, _products=products)
+    return Schedule(betas, first=1, _products=products, name="cosine_unclipped")
 
 
 def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -209,7 +216,7 @@ def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) 
         ValueError: num_steps < 1, or an end outside (0, 1).
     """
     _check(num_steps, beta_start=beta_start, beta_end=beta_end)
-    return Schedule(np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2)
+    return Schedule(np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2, name="quadratic")
 
 
 def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -220,7 +227,7 @@ def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
     """
     _check(num_steps, beta_start=beta_start, beta_end=beta_end)
     logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_steps)))
-    return Schedule(logistic * (beta_end - beta_start) + beta_start)
+    return Schedule(logistic * (beta_end - beta_start) + beta_start, name="sigmoid")
 
 
 def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
@@ -236,7 +243,7 @@ def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_b
         raise ValueError(f"start must be below end; got {start} and {end}.")
     positions = np.linspace(start, end, num_steps + 1)
     f = 1 / (1 + np.exp(-end)) - 1 / (1 + np.exp(-positions))
-    return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta))
+    return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta), name="sigmoid_cumprod")
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
@@ -262,7 +269,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     products = np.concatenate([schedule.alphas_cumprod[:first], shifted**2])
     before = np.concatenate([[1], products[:-1]])
     betas = np.concatenate([schedule.betas[:first], (1 - products / before)[first:]])
-    return Schedule(betas, first=first, _products=products)
+    return Schedule(betas, first=first, _products=products, name=f"zero_terminal_snr({schedule.name})")
 
 
 def _squared_cosine(num_steps: int, s: float) -> Table:
