@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -29,7 +29,7 @@ class Command:
     """What a command takes: the fields of a dataclass.
 
     kind: the dataclass. prog: the command up to its options, in messages. defaults: of fields of `kind`, in place of its own.
-    basics: the fields that --help shows, as "config.train.lr"; none: all. last: names of fields that help keeps for the end.
+    basics: the fields that --help shows, as "config.train.lr", wherever their dataclass is; none: all. last: names of fields that help keeps for the end.
     """
 
     kind: type
@@ -66,53 +66,53 @@ class Command:
         if not asked:
             return
         short = bool(self.basics) and "--help-all" not in asked
-        registry = ConstructorRegistry()
-        registry.struct_rule(self._shown(short))
         with contextlib.suppress(SystemExit):
-            description = about or inspect.cleandoc(self.kind.__doc__ or "")
-            self._tyro(args=["--help"], description=description, registry=registry)
+            self._tyro(args=["--help"], description=about or inspect.cleandoc(self.kind.__doc__ or ""), short=short)
         if short:
             print(f"\nThese are the most used options; {self.prog} --help-all shows every one.")
         raise HelpShown
 
-    @property
-    def _tyro(self) -> Callable[..., Any]:
-        config = (tyro.conf.AvoidSubcommands,)  # of a network: the options of the one that is there
-        return functools.partial(tyro.cli, self.kind, prog=self.prog, default=self._start, config=config)
+    def _tyro(self, *, short: bool = False, **options: Any) -> Any:
+        registry = ConstructorRegistry()
+        within: list[StructTypeInfo] = []
 
-    @property
-    def _start(self) -> Any:
-        """The dataclass of the defaults."""
-        nothing = (dataclasses.MISSING, dataclasses.MISSING)
-        fields = dataclasses.fields(self.kind)
-        required = {field.name: tyro.MISSING for field in fields if (field.default, field.default_factory) == nothing}
-        return self.kind(**{**required, **self.defaults})
-
-    def _shown(self, short: bool) -> Callable[[StructTypeInfo], StructConstructorSpec | None]:
-        """A rule of tyro's registry: how help shows the fields of a dataclass."""
-        paths = [path.split(".") for path in self.basics]
-        wanted = {(type(functools.reduce(getattr, path[:-1], self._start)), path[-1]) for path in paths}
-        within: list[Any] = []
-
-        def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        @registry.struct_rule
+        def fields_of(info: StructTypeInfo) -> StructConstructorSpec | None:
             if within or not dataclasses.is_dataclass(info.type):
                 return None
             within.append(info)
-            spec = ConstructorRegistry.get_struct_spec(info)  # by the rules that come after this one
+            spec = ConstructorRegistry.get_struct_spec(info)  # by the rules of tyro's own
             within.pop()
             assert isinstance(spec, StructConstructorSpec)
             fields = sorted(spec.fields, key=lambda field: field.name in self.last)
-            return dataclasses.replace(spec, fields=tuple(marked(info.type, field) for field in fields))
+            return dataclasses.replace(spec, fields=tuple(self._shown(info.type, field, short) for field in fields))
 
-        def marked(owner: type, field: StructFieldSpec) -> StructFieldSpec:
-            kind: Any = field.type
-            if field.default in (None, (), ""):
-                kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]  # the text says what happens then
-            if short and not dataclasses.is_dataclass(field.default) and (owner, field.name) not in wanted:
-                kind = Annotated[kind, tyro.conf.Suppress]
-            return dataclasses.replace(field, type=kind)
+        config = (tyro.conf.AvoidSubcommands,)  # of a network: the options of the one that is there
+        return tyro.cli(self.kind, prog=self.prog, registry=registry, config=config, **options)
 
-        return rule
+    def _shown(self, owner: Any, field: StructFieldSpec, short: bool) -> StructFieldSpec:
+        """A field with its default here, and how help shows it."""
+        default, hint = field.default, cast(Any, field.type)
+        if owner is self.kind:
+            default = self.defaults.get(field.name, default)
+        if default in (None, (), ""):
+            hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]  # the text says what happens then
+        if short and not dataclasses.is_dataclass(default) and (owner, field.name) not in self._basics:
+            hint = Annotated[hint, tyro.conf.Suppress]
+        return dataclasses.replace(field, type=hint, default=default)
+
+    @functools.cached_property
+    def _basics(self) -> set[tuple[type, str]]:
+        """The dataclass and the name of each of the fields in `basics`."""
+        found = set()
+        for path in self.basics:
+            owner: Any = self.kind
+            *parts, name = path.split(".")
+            for part in parts:
+                default = getattr(owner, part, None)
+                owner = self.defaults.get(part, default) if owner is self.kind else default
+            found.add((owner if isinstance(owner, type) else type(owner), name))
+        return found
 
 
 def _hyphenated(rest: Sequence[str]) -> list[str]:
@@ -150,7 +150,7 @@ def _one_line(said: str) -> str:
     """A message of tyro's without its frame: what is wrong, and the flags that it names, without their help."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", said)
     lines = "\n".join(line.strip(" │") for line in plain.splitlines()[1:])  # the first is a title
-    first, *others = [part.strip() for part in re.split(r"^[-─╰╯]+$", lines, flags=re.M)]
+    first, *others = [part for part in map(str.strip, re.split(r"^[-─╰╯]+$", lines, flags=re.M)) if part] or [""]
     text = " ".join(first.partition("Got errors:")[0].split()).rstrip(".") + "."
     if choice := re.search(r"choice '(.*?)'.* one of \((.*)\)", text):
         text += meant(choice[1], re.findall(r"'([^']*)'", choice[2]))
