@@ -4,17 +4,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
+
 from ddpm_jax import model_configs as configs
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
-from ddpm_jax.parsing import FLAT, POSITIONAL
 from ddpm_jax.presets import Preset, SampleConfig
+
+Flat = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArgs:
     """Train a preset's network and leave checkpoints, metrics and pictures in a run folder."""
 
-    config: Annotated[Preset, FLAT]
+    config: Annotated[Preset, Flat]
     out: Path
     """The run folder."""
     resume: bool = False
@@ -38,7 +41,7 @@ class FinetuneArgs(TrainArgs):
 class SampleArgs:
     """Draw samples from a run: an npz, a titled grid and a denoising animation."""
 
-    config: Annotated[SampleConfig, FLAT]
+    config: Annotated[SampleConfig, Flat]
     labels: tuple[str, ...] = ()
     """Classes to draw, in turn, by name, or by position from 0 where no class's name is a number; all of them unless given."""
     seed: int = 0
@@ -56,7 +59,7 @@ class EvaluateArgs:
     classifier of the run's data, and the distance to the nearest training image, or with --fid the figures of the literature in
     Inception's features; of points sliced Wasserstein distance and MMD."""
 
-    config: Annotated[SampleConfig, FLAT]
+    config: Annotated[SampleConfig, Flat]
     seed: int = 0
     """Start of the random draws."""
     batch_size: int = 500
@@ -83,8 +86,8 @@ class EditArgs:
     """Edit images with a run: inpaint draws what a mask hides, vary noises part of the way and denoises, interpolate walks from
     each image to the next; leaves edit.npz and edit.png."""
 
-    config: Annotated[SampleConfig, FLAT]
-    kind: Annotated[Literal["inpaint", "vary", "interpolate"], POSITIONAL] = "vary"
+    config: Annotated[SampleConfig, Flat]
+    kind: Annotated[Literal["inpaint", "vary", "interpolate"], tyro.conf.Positional] = "vary"
     """What to do."""
     images: tuple[Path, ...] = ()
     """Image files; num images of the run's data unless given."""
@@ -109,7 +112,7 @@ class PlotArgs:
     """Draw pictures of a run: samples, animation, one, walk, middle, beside, noising, schedule, loss; all that fit it unless
     named."""
 
-    kinds: Annotated[tuple[str, ...], POSITIONAL] = ()
+    kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Which pictures."""
     num: int | None = None
     """Samples in a picture; as the run's config says unless given."""
@@ -193,7 +196,7 @@ class ImportArgs:
 class VerifyArgs:
     """Hold networks to their PyTorch twins stage by stage; exit status 1 when a tolerance is broken."""
 
-    names: Annotated[tuple[str, ...], POSITIONAL] = ()
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Networks, or run folders, whose own weights they then are; all networks unless given."""
     all: bool = False
     """All networks, in float64 and in float32."""
@@ -216,7 +219,7 @@ class VerifyArgs:
 class BenchmarkArgs:
     """Measure speed, JAX against the PyTorch twin at the same work in one run: forward passes, training, sampling."""
 
-    names: Annotated[tuple[str, ...], POSITIONAL] = ()
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Networks or presets; all networks but the heavy ones (unet, double_conv_unet, rms_unet, convnext_unet_224) unless given."""
     what: tuple[Literal["forward", "train", "sample"], ...] = ("forward", "train", "sample")
     """What to measure."""
@@ -238,32 +241,42 @@ class BenchmarkArgs:
     """Where benchmark.json and benchmark.png go."""
 
 
+@dataclass(frozen=True)
+class RunFolderArgs:
+    """Of a command that trains: what is read before the rest, whose defaults depend on it."""
+
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+
 BASICS: dict[type, tuple[str, ...]] = {
     TrainArgs: (
-        "--out", "--resume", "--overwrite", "--data.source", "--model.image-size", "--train.steps", "--train.epochs",
-        "--train.batch-size", "--train.lr", "--train.dtype", "--parallel",
+        "out", "resume", "overwrite", "config.data.source", "config.model.image_size", "config.train.steps",
+        "config.train.epochs", "config.train.batch_size", "config.train.lr", "config.train.dtype", "parallel.mode",
     ),
     FinetuneArgs: (
-        "--out", "--resume", "--overwrite", "--data.source", "--data.classes", "--train.steps", "--train.batch-size",
-        "--train.lr", "--weights", "--parallel",
+        "out", "resume", "overwrite", "config.data.source", "config.data.classes", "config.train.steps",
+        "config.train.batch_size", "config.train.lr", "weights", "parallel.mode",
     ),
     SampleArgs: (
-        "--num", "--labels", "--sampler", "--steps", "--guidance", "--seed", "--batch-size", "--out", "--parallel",
+        "config.num", "labels", "config.sampler", "config.steps", "config.guidance", "seed", "batch_size", "out",
+        "parallel.mode",
     ),
     EvaluateArgs: (
-        "--num", "--sampler", "--steps", "--guidance", "--fid", "--likelihood", "--held-out", "--seed", "--batch-size",
-        "--parallel",
+        "config.num", "config.sampler", "config.steps", "config.guidance", "fid", "likelihood", "held_out", "seed",
+        "batch_size", "parallel.mode",
     ),
-    EditArgs: ("--images", "--num", "--mask", "--strength", "--labels", "--sampler", "--steps", "--seed", "--out"),
-    ConvertArgs: ("--network", "--weights", "--to", "--model.image-size", "--model.channels", "--model.num-classes"),
-    ImportArgs: (
-        "--out", "--weights", "--variant", "--revision", "--data", "--image-size", "--num-classes", "--scheduler",
+    EditArgs: (
+        "kind", "images", "config.num", "mask", "strength", "labels", "config.sampler", "config.steps", "seed", "out",
     ),
+    ConvertArgs: ("network", "weights", "to", "model.image_size", "model.channels", "model.num_classes"),
+    ImportArgs: ("out", "weights", "variant", "revision", "data", "image_size", "num_classes", "scheduler"),
 }  # fmt: skip
-"""The flags that a newcomer needs, which --help shows; --help-all shows all of them. Of the other commands both show all."""
+"""The fields that a newcomer needs, which --help shows; --help-all shows all of them. Of the other commands both show all."""
 
-FOR_IMPORTS = "Of networks as other libraries have them", frozenset({
+FOR_IMPORTS = frozenset({
     "widths", "time_dim", "up_attention_resolutions", "halving", "doubling", "middle", "middle_norm_groups", "middle_scale",
     "norm_eps", "cos_first", "freq_shift", "time_scale", "pad_all_sides", "center_input", "class_embedding",
 })  # fmt: skip
-"""Options of a network that `ddpm import` sets, and hardly anybody else."""
+"""Options of a network that `ddpm import` sets, and hardly anybody else: the last of a network's in help."""

@@ -26,6 +26,7 @@ from ddpm_jax.arguments import (
     FinetuneArgs,
     ImportArgs,
     PlotArgs,
+    RunFolderArgs,
     SampleArgs,
     TrainArgs,
     VerifyArgs,
@@ -138,23 +139,26 @@ def _finetune(name: str | None, rest: list[str]) -> int:
 def _training_args(kind: type[Any], chosen: Preset, prog: str, rest: list[str], about: str) -> Any:
     """The arguments of a command that trains: its defaults are those of the run that it is asked to resume, or else `chosen`."""
     command = Command(kind, prog, {"config": chosen}, BASICS[kind], FOR_IMPORTS)
-    given = command.read(rest, about)
-    folder = given.get(("out",))
-    if given.get(("resume",)) and given.get(("overwrite",)):
+    command.show_help(rest, about)
+    asked = Command(RunFolderArgs, prog).known(rest)
+    if asked.resume and asked.overwrite:
         raise UserError("--resume and --overwrite exclude each other: go on with the run, or start it anew.")
-    if given.get(("resume",)) and folder is not None:
-        config = read_run(folder).config
+    if asked.resume and asked.out is not None:
+        config = read_run(asked.out).config
         theirs, ours = configs.name_of(config.model), configs.name_of(chosen.model)
         if theirs != ours:
             raise UserError(
-                f"{folder} is a run of the network {theirs}, and {prog} is of {ours}; go on with what it was started with."
+                f"{asked.out} is a run of the network {theirs}, and {prog} is of {ours}; go on with what it was started with."
             )
         chosen = _for_the_data_as_it_is(config)
     # steps and epochs replace each other: the one that is given makes room for itself
-    steps, epochs = ("config", "train", "steps"), ("config", "train", "epochs")
-    if (steps in given) != (epochs in given):
-        given[epochs if steps in given else steps] = None
-    return dataclasses.replace(command, defaults={"config": chosen}).make(given)
+    given, length = {part.partition("=")[0].replace("_", "-") for part in rest}, chosen.train
+    if "--train.steps" in given and "--train.epochs" not in given and length.steps is None:
+        length = dataclasses.replace(length, steps=sys.maxsize, epochs=None)
+    if "--train.epochs" in given and "--train.steps" not in given and length.epochs is None:
+        length = dataclasses.replace(length, steps=None, epochs=1)
+    chosen = dataclasses.replace(chosen, train=length)
+    return dataclasses.replace(command, defaults={"config": chosen}).parse(rest)
 
 
 def _says_finished(args: TrainArgs, command: str) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
+import tyro
+
 from ddpm_jax import progress, signals
 from ddpm_jax.errors import UserError
 
@@ -36,7 +38,7 @@ class ParallelConfig:
     """
 
     # --parallel MODE, beside --parallel.coordinator and the like
-    mode: Annotated[Literal["data", "fsdp", "pmap"], "--parallel"] = "data"
+    mode: Annotated[Literal["data", "fsdp", "pmap"], tyro.conf.arg(name="parallel", prefix_name=False)] = "data"
     """data: a share of the batch on each device; fsdp: parameters, average and optimiser in shares as well; pmap: data, by
     jax.pmap."""
     devices: int | None = None
