@@ -29,7 +29,8 @@ class Command:
     """What a command takes: the fields of a dataclass.
 
     kind: the dataclass. prog: the command up to its options, in messages. defaults: of fields of `kind`, in place of its own.
-    basics: the fields that --help shows, as "config.train.lr", wherever their dataclass is; none: all. last: names of fields that help keeps for the end.
+    basics: the fields that --help shows, as "config.train.lr", wherever their dataclass is; none: all. last: names of fields that
+    help keeps for the end.
     """
 
     kind: type
