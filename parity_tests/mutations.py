@@ -17,7 +17,7 @@ from flax import nnx
 
 import ddpm_torch_ref as twins
 from ddpm_jax import schedules
-from ddpm_jax.models import attention, layers, tiny_unet, torch_style
+from ddpm_jax.models import attention, layers, normalization, tiny_unet, torch_style
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
@@ -210,7 +210,7 @@ MUTATIONS = [
              edit=assign("down.0.blocks.0.norm1.eps", 1e-5)),
     Mutation("BatchNorm: epsilon 1e-3", "conv_net", "layers", "norm", STATISTICS, edit=assign("norm.eps", 1e-3)),
     Mutation("BatchNorm: biased running variance", "conv_net", "statistics*", "norm.running_var", STATISTICS,
-             setting(torch_style.BatchNorm, "__call__", biased_batch_norm)),
+             setting(normalization.BatchNorm, "__call__", biased_batch_norm)),
     Mutation("BatchNorm: momentum 0.01", "conv_net", "statistics*", "norm.running_mean", STATISTICS,
              edit=assign("norm.momentum", 0.01)),
     Mutation("LayerNorm of a map: epsilon 1e-6", "tiny_unet", "layers", "down.1.units.0.norm", NETWORK,

@@ -22,9 +22,8 @@ if "XLA_FLAGS" not in os.environ:
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from ddpm_jax import data, models, presets
+from ddpm_jax import cpu_forms, data, models, presets
 from ddpm_jax.compilation import once
 from ddpm_jax.files import write_atomically
 from ddpm_jax.launch import ParallelConfig
@@ -148,13 +147,11 @@ def main() -> int:
     options = {"accumulate": args.accumulate, "remat": args.remat, "dtype": args.dtype}
     train = dataclasses.replace(preset.train, batch_size=args.batch_size, **options)
     preset = dataclasses.replace(preset, train=train)
-    if jax.default_backend() == "cpu":
-        # the CPU's forms of convolutions and attention go through a batch in loops, which cannot be shared out
-        lax.platform_dependent = lambda *operands, default, **_: default(*operands)
     rows = []
     for mode, count in itertools.product(args.modes, args.devices):
         if count > 1 or mode == args.modes[0]:
-            rows.append(measure(preset, ParallelConfig(mode=mode, devices=count)))
+            with cpu_forms.off():  # which go through a batch in loops that cannot be shared out
+                rows.append(measure(preset, ParallelConfig(mode=mode, devices=count)))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows))
     if args.out:

@@ -5,7 +5,8 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.layers import Image
-from ddpm_jax.models.torch_style import BatchNorm, conv
+from ddpm_jax.models.normalization import BatchNorm
+from ddpm_jax.models.torch_style import conv
 
 
 class ConvNet(nnx.Module):

@@ -14,24 +14,11 @@ from ddpm_jax.models.annotated_unet import TimeMLP
 from ddpm_jax.models.attention import attend, heads
 from ddpm_jax.models.convnext import Vector
 from ddpm_jax.models.layers import Image, Resized, double_nearest
+from ddpm_jax.models.normalization import RMSNorm
 from ddpm_jax.models.torch_style import conv, gelu, linear
 
 MEMORY = 4
 """Learned keys and values that every pixel sees beside those of the image."""
-
-
-class RMSNorm(nnx.Module):
-    """Divide the channels of each pixel by their root mean square, and scale them (Zhang & Sennrich 2019)."""
-
-    def __init__(self, dim: int):
-        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
-
-    def __call__(self, x: Image) -> Image:
-        """(B, H, W, C) in and out; the mean in float32 at least."""
-        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        # the original bounds the norm from below by 1e-12; bounded squares have a gradient at 0 as well
-        squares = jnp.maximum(jnp.square(exact).sum(-1, keepdims=True), 1e-24)
-        return (exact * jax.lax.rsqrt(squares)).astype(x.dtype) * (self.scale[...] * math.sqrt(x.shape[-1]))
 
 
 class ResBlock(nnx.Module):

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import Image, Resized
-from ddpm_jax.models.torch_style import BatchNorm, conv, conv_transpose
+from ddpm_jax.models.normalization import BatchNorm
+from ddpm_jax.models.torch_style import conv, conv_transpose
 
 
 class Unit(nnx.Module):

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax import model_configs as configs
 from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.models.normalization import MapNorm
 from ddpm_jax.models.timesteps import TimeProj, look_up, timestep_table
-from ddpm_jax.models.torch_style import MapNorm, conv, conv_transpose
+from ddpm_jax.models.torch_style import conv, conv_transpose
 
 
 class Unit(nnx.Module):

@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from ddpm_jax.models.convolution import Image, Resized, convolve, transposed
-from ddpm_jax.models.normalization import GroupNorm, normalize, statistics
+from ddpm_jax.models.normalization import GroupNorm
 
 _uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b, b) with b = 1 / sqrt(fan_in)
 
@@ -87,7 +86,7 @@ def conv_transpose(
 
 def group_norm(dim: int, groups: int = 1, *, rngs: nnx.Rngs) -> GroupNorm:
     """GroupNorm with epsilon 1e-5."""
-    return GroupNorm(dim, groups, epsilon=1e-5, rngs=rngs)
+    return GroupNorm(dim, groups, rngs=rngs)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -104,40 +103,3 @@ class ConvTranspose(nnx.ConvTranspose):
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         y = transposed(x, kernel, self.strides, self.padding)
         return y if bias is None else y + bias
-
-
-class BatchNorm(nnx.BatchNorm):
-    """BatchNorm whose running variance is that of the population (n - 1), while it normalises by that of the batch (n)."""
-
-    def __init__(self, dim: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs):
-        super().__init__(dim, momentum=0.9, epsilon=epsilon, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:  # type: ignore[override]
-        """(B, H, W, C) in and out; outside evaluation the running statistics move a tenth of the way to the batch's."""
-        assert self.scale is not None and self.bias is not None
-        scale, bias = self.scale[...], self.bias[...]
-        if self.use_running_average:
-            factor = jax.lax.rsqrt(self.var[...] + self.epsilon) * scale
-            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            return (exact * factor + (bias - self.mean[...] * factor)).astype(x.dtype)
-        mean, var = (seen[0] for seen in statistics(x, None))
-        count = x.size // x.shape[-1]
-        for running, seen in ((self.mean, mean), (self.var, var * count / (count - 1))):
-            running[...] = (self.momentum * running[...] + (1 - self.momentum) * seen).astype(running.dtype)
-        return normalize(x, scale, bias, None, self.epsilon)
-
-
-class MapNorm(nnx.Module):
-    """Normalisation over a whole (H, W, C) map, with a scale and a bias for every element."""
-
-    def __init__(self, height: int, width: int, channels: int, *, rngs: nnx.Rngs):
-        shape = (height, width, channels)
-        self.scale = nnx.Param(jnp.ones(shape))
-        self.bias = nnx.Param(jnp.zeros(shape))
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """(B, H, W, C) in and out."""
-        # what every element has of its own is not the norm's
-        ones, zeros = jnp.ones(x.shape[-1], x.dtype), jnp.zeros(x.shape[-1], x.dtype)
-        normalized = normalize(x, ones, zeros, 1, 1e-5)
-        return normalized * self.scale[...] + self.bias[...]

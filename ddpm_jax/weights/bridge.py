@@ -59,10 +59,10 @@ RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
     nnx.GroupNorm: _NORM,
     normalization.GroupNorm: _NORM,
     nnx.LayerNorm: _NORM,
-    torch_style.MapNorm: {"scale": ("weight", (2, 0, 1)), "bias": ("bias", (2, 0, 1))},
-    rms_unet.RMSNorm: {"scale": ("weight", _VECTOR)},
+    normalization.MapNorm: {"scale": ("weight", (2, 0, 1)), "bias": ("bias", (2, 0, 1))},
+    normalization.RMSNorm: {"scale": ("weight", _VECTOR)},
     rms_unet.MemoryAttention: {"memory": ("memory", (0, 1, 2, 3))},
-    torch_style.BatchNorm: {**_NORM, "mean": ("running_mean", _VECTOR), "var": ("running_var", _VECTOR)},
+    normalization.BatchNorm: {**_NORM, "mean": ("running_mean", _VECTOR), "var": ("running_var", _VECTOR)},
 }
 """layer type -> {JAX name: (PyTorch name, order of the JAX axes in PyTorch)}; a network's own layers add theirs."""
 
