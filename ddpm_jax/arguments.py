@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.presets import Preset, SampleConfig
 
@@ -127,7 +126,7 @@ class ConvertArgs:
     """Weights from one form to another: a run folder, .safetensors, .npz, .pt; a checkpoint of an original network comes out under
     this project's names."""
 
-    model: Annotated[configs.ModelConfig, tyro.conf.AvoidSubcommands]
+    model: Any
     weights: Literal["ema", "params", "state"] = "ema"
     """The averaged parameters, or those being trained; or, of a run, everything that training needs."""
     to: Literal["diffusers"] | None = None

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import tyro
 
 import ddpm_jax
-from ddpm_jax import model_configs as configs
 from ddpm_jax.arguments import (
     BenchmarkArgs,
     ConvertArgs,
@@ -35,7 +34,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, keep_programs
 from ddpm_jax.huge_pages import restart_with_huge_pages
 from ddpm_jax.launch import join, leave, several
-from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, preset
+from ddpm_jax.presets import RECIPES, SYSTEMS, Preset, SampleConfig, preset
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,11 +85,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _train(name: str | None, rest: list[str]) -> int:
     if name is None:
-        print(f"Presets: {', '.join(PRESETS)}. Their options, with the defaults of {next(iter(PRESETS))}:\n")
-    chosen = preset(name or next(iter(PRESETS)))
+        print(f"Presets: {', '.join(RECIPES)}. Their options, with the defaults of {next(iter(RECIPES))}:\n")
+    chosen = preset(name or next(iter(RECIPES)))
     run = _run_to_resume(rest)
     if run is not None:
-        theirs, ours = configs.name_of(run.config.model), configs.name_of(chosen.model)
+        theirs, ours = run.config.model.network, chosen.model.network
         if theirs != ours:
             raise UserError(
                 f"{run.folder} is a run of the network {theirs}, and the preset {name} is of {ours}; "
@@ -112,7 +111,7 @@ def _train(name: str | None, rest: list[str]) -> int:
 def _finetune(name: str | None, rest: list[str]) -> int:
     if name is None:
         _parse_training(
-            FinetuneArgs, preset(next(iter(PRESETS))), "ddpm finetune RUN", rest, description=FinetuneArgs.__doc__
+            FinetuneArgs, preset(next(iter(RECIPES))), "ddpm finetune RUN", rest, description=FinetuneArgs.__doc__
         )
     from ddpm_jax.training import finetune, open_run
 
@@ -301,14 +300,16 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
 
 
 def _convert(source: str | None, rest: list[str]) -> int:
+    from ddpm_jax import models
+
     network = None
     if "--network" in rest and rest.index("--network") + 1 < len(rest):
         at = rest.index("--network")
         network = rest[at + 1]
         rest = rest[:at] + rest[at + 2 :]
-    default = ConvertArgs(configs.create(network or "unet", {}))
+    default = ConvertArgs(models.configure(network or "unet", {}))
     if source is None:
-        print("ddpm convert IN OUT [--network NAME] [options]\n\nNetworks: " + ", ".join(configs.NETWORKS) + "\n")
+        print("ddpm convert IN OUT [--network NAME] [options]\n\nNetworks: " + ", ".join(models.NETWORKS) + "\n")
         _parse(ConvertArgs, "ddpm convert IN OUT", rest, default=default)
     if not rest or rest[0].startswith("-"):
         raise UserError("ddpm convert needs an OUT after IN: ddpm convert IN OUT [--network NAME] [options].")
@@ -347,7 +348,7 @@ def _verify(name: str | None, rest: list[str]) -> int:
 
     import jax
 
-    from ddpm_jax import verify
+    from ddpm_jax import models, verify
     from ddpm_jax.training import open_run
 
     weights: dict[str, Any] = {}
@@ -355,7 +356,7 @@ def _verify(name: str | None, rest: list[str]) -> int:
         from ddpm_jax.conversion import fitted
         from ddpm_jax.weights import read_tensors
 
-        weights = {"state_dict": fitted(configs.create(names[0], {}), read_tensors(args.weights))}
+        weights = {"state_dict": fitted(models.configure(names[0], {}), read_tensors(args.weights))}
     reports = []
     for dtype in ("float64", "float32") if args.all else (args.dtype,):
         for known in names:

@@ -134,7 +134,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Print the table, and write it as JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--preset", default="imagenet-convnext", choices=presets.PRESETS)
+    parser.add_argument("--preset", default="imagenet-convnext", choices=presets.RECIPES)
     parser.add_argument("--batch-size", type=int, default=64, help="examples over all devices (default: 64)")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--modes", nargs="+", default=["data", "fsdp"], choices=["data", "fsdp"])

@@ -47,8 +47,8 @@ def log_of_compilations(caplog):
 
 def test_operations_of_the_cifar10_network():
     """11.7 GFLOP an image forward (12.1 with products of the padding), three times that and a little for an update."""
-    (state, batch, key), static = abstract_step(models.abstract(models.configs.UNet()), batch_size=2)
-    graphdef, variables = models.split(models.abstract(models.configs.UNet()))
+    (state, batch, key), static = abstract_step(models.abstract(models.UNetConfig()), batch_size=2)
+    graphdef, variables = models.split(models.abstract(models.UNetConfig()))
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
     forward = jax.jit(lambda v, x, t: models.apply(graphdef, v, x, t)[0])
     assert operations(forward, variables, batch["x_0"], t) / 2 == pytest.approx(11.66e9, rel=0.01)

@@ -20,7 +20,14 @@ SMALL = {
     "rms_unet": {"dim": 8, "dim_mults": (1, 2), "image_size": 8, "num_heads": 2, "head_dim": 4},
     "strided_unet_conditional": {"image_size": 16},
     "tiny_unet": {"image_size": 8, "dim": 4},
-    "unet": {"image_size": 8, "attention_resolutions": (4,), "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4},
+    "unet": {
+        "image_size": 8,
+        "attention_resolutions": (4,),
+        "dim": 8,
+        "dim_mults": (1, 2),
+        "num_blocks": 1,
+        "norm_groups": 4,
+    },
 }
 
 
@@ -38,11 +45,11 @@ def network(name):
     def draw(shape, scale=1.0):
         return jnp.asarray(scale * rng.standard_normal(shape))
 
-    graphdef, variables = models.split(models.abstract(models.configs.create(name, SMALL[name])), training=True)
+    graphdef, variables = models.split(models.abstract(models.configure(name, SMALL[name])), training=True)
     params = jax.tree.map(lambda a: draw(a.shape, math.prod(a.shape[:-1]) ** -0.5), variables["params"])
     stats = jax.tree.map(lambda a: jnp.ones(a.shape), variables["batch_stats"])
-    config = models.configs.create(name, SMALL[name])
-    x_t, t = draw((2, *models.configs.shape(config))), jnp.array([3, 188])
+    config = models.configure(name, SMALL[name])
+    x_t, t = draw((2, *config.shape)), jnp.array([3, 188])
     labels = jnp.array([0, 1]) if getattr(config, "num_classes", None) else None
 
     def function(params, x_t):
@@ -59,7 +66,9 @@ def compiled(function, *args):
 QUICK = ("conv_net", "mlp", "tiny_unet", "unet")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SMALL])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SMALL]
+)
 def test_networks_are_the_same_with_and_without(name):
     """Without, <g, J v> by jvp is <J^T g, v> by vjp: one by the chain rule forwards, the other backwards."""
     function, primals, v, g = network(name)

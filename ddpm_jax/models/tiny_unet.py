@@ -1,16 +1,49 @@
 """`tiny_unet`: system 2's small network, with LayerNorm over whole maps."""
 
 import itertools
+from dataclasses import dataclass
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ddpm_jax import model_configs as configs
-from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.models.config import ModelConfig
+from ddpm_jax.models.layers import ConvTranspose, Image, Resized, conv
 from ddpm_jax.models.normalization import MapNorm
-from ddpm_jax.models.timesteps import TimeProj, look_up, timestep_table
-from ddpm_jax.models.torch_style import conv, conv_transpose
+from ddpm_jax.models.remat import Block
+from ddpm_jax.models.timesteps import TimeProj, check_table, look_up, timestep_table
+
+
+@dataclass(frozen=True)
+class TinyUNetConfig(ModelConfig, network="tiny_unet"):
+    """System 2's small network.
+
+    Raises:
+        UserError: an image size that cannot be halved three times, or a number below 1.
+    """
+
+    channels: int = 1
+    """Channels of the images."""
+    image_size: int = 32
+    """Height and width of the images, in pixels."""
+    dim: int = 10
+    """Width of the first level, in channels; the next two have twice and four times it."""
+    num_steps: int = 1000
+    """T of the schedule: t lies in 0..T-1."""
+    time_dim: int = 100
+    """Width of the timestep table."""
+    timestep_table: Literal["original", "sinusoidal"] = "original"
+    """The table that the published weights were trained with, or the textbook's."""
+
+    def __post_init__(self) -> None:
+        self._at_least_1("channels", "image_size", "dim", "num_steps", "time_dim")
+        self._divides("image_size", 8)
+        check_table(self.num_steps, self.timestep_table)
+
+    def module(self, rngs: nnx.Rngs) -> "TinyUNet":
+        """The network of these options."""
+        return TinyUNet(self, rngs=rngs)
 
 
 class Unit(nnx.Module):
@@ -25,7 +58,7 @@ class Unit(nnx.Module):
         return nnx.silu(self.conv(self.norm(x)))
 
 
-class Stage(nnx.Module):
+class Stage(Block):
     """The time, added to the input, then three units."""
 
     def __init__(self, size: int, widths: tuple[int, int, int, int], time_dim: int, *, rngs: nnx.Rngs):
@@ -41,9 +74,9 @@ class Stage(nnx.Module):
 
 
 class TinyUNet(nnx.Module):
-    """(x_t, t) -> eps; see `model_configs.TinyUNet`."""
+    """(x_t, t) -> eps; see `TinyUNetConfig`."""
 
-    def __init__(self, config: configs.TinyUNet, *, rngs: nnx.Rngs):
+    def __init__(self, config: TinyUNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         size, dim = config.image_size, config.dim
 
@@ -57,7 +90,7 @@ class TinyUNet(nnx.Module):
         )
         self.downsamples = nnx.List([conv(w, w, 4, stride=2, padding=1, rngs=rngs) for w in widths])
         self.middle = stage(3, 4 * dim, 2 * dim, 2 * dim, 4 * dim)
-        self.upsamples = nnx.List([conv_transpose(w, w, 4, stride=2, padding=1, rngs=rngs) for w in reversed(widths)])
+        self.upsamples = nnx.List([ConvTranspose(w, w, 4, stride=2, padding=1, rngs=rngs) for w in reversed(widths)])
         self.up = nnx.List(
             [
                 stage(2, 8 * dim, 4 * dim, 2 * dim, 2 * dim),

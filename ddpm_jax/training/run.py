@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 import ddpm_jax
-from ddpm_jax import data, denoisers, model_configs, models, presets
+from ddpm_jax import data, denoisers, models, presets
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, write_atomically
@@ -74,7 +74,7 @@ class Run:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example: (H, W, C) of an image, (2,) of a point."""
-        return model_configs.shape(self.config.model)
+        return self.config.model.shape
 
     @property
     def holds_images(self) -> bool:
