@@ -13,7 +13,6 @@ import optax
 import pytest
 import torch
 import torch.nn.functional as F
-from flax import nnx
 
 import ddpm_torch_ref as twins
 from ddpm_jax import schedules
@@ -216,7 +215,7 @@ MUTATIONS = [
     Mutation("LayerNorm of a map: epsilon 1e-6", "tiny_unet", "layers", "down.1.units.0.norm", NETWORK,
              edit=assign("down.1.units.0.norm.eps", 1e-6)),
     Mutation("bridge: convolution kernels transposed", "conv_net", "layers", "conv_in", NETWORK,
-             lambda patch: patch.setitem(bridge.RULES, nnx.Conv, {"kernel": ("weight", (3, 2, 1, 0)), "bias": ("bias", (0,))})),
+             lambda patch: patch.setitem(bridge.RULES, layers.Conv, {"kernel": ("weight", (3, 2, 1, 0)), "bias": ("bias", (0,))})),
     Mutation("transposed convolution: kernel flipped", "tiny_unet", "layers", "upsamples.0", NETWORK,
              setting(layers, "transposed", flipped)),
     # blocks

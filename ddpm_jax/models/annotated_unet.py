@@ -17,6 +17,7 @@ from ddpm_jax.models.config import ModelConfig
 from ddpm_jax.models.convnext import ConvNeXtBlock
 from ddpm_jax.models.layers import (
     Attention,
+    Conv,
     ConvTranspose,
     Image,
     Middle,
@@ -24,7 +25,6 @@ from ddpm_jax.models.layers import (
     ResNetBlock,
     TimeMLP,
     Vector,
-    conv,
 )
 from ddpm_jax.models.layers import gelu as exact_gelu
 from ddpm_jax.models.normalization import GroupNorm
@@ -78,8 +78,8 @@ class LinearAttention(Block):
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         inner = HEADS * HEAD_DIM
         self.norm = GroupNorm(dim, rngs=rngs)
-        self.qkv = conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
-        self.proj = conv(inner, dim, 1, rngs=rngs)
+        self.qkv = Conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
+        self.proj = Conv(inner, dim, 1, rngs=rngs)
         self.norm_out = nnx.LayerNorm(dim, epsilon=1e-5, use_bias=False, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Image) -> Image:
@@ -137,16 +137,16 @@ class AnnotatedUNet(nnx.Module):
         widths = [config.dim // 3 * 2, *(config.dim * mult for mult in config.dim_mults)]
         pairs = list(itertools.pairwise(widths))
         deepest, inner = widths[-1], HEADS * HEAD_DIM
-        self.conv_in = conv(config.channels, widths[0], 7, rngs=rngs)
+        self.conv_in = Conv(config.channels, widths[0], 7, rngs=rngs)
         self.time_mlp = TimeMLP(config.dim, time_dim, activation=gelu, rngs=rngs)
         self.down = nnx.List([stage(wide, wider) for wide, wider in pairs])
         self.downsamples = nnx.List(
-            [conv(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs) for _, wide in pairs[:-1]]
+            [Conv(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs) for _, wide in pairs[:-1]]
         )
         attention = Attention(
             GroupNorm(deepest, rngs=rngs),
-            conv(deepest, 3 * inner, 1, bias=False, rngs=rngs),
-            conv(inner, deepest, 1, rngs=rngs),
+            Conv(deepest, 3 * inner, 1, bias=False, rngs=rngs),
+            Conv(inner, deepest, 1, rngs=rngs),
             num_heads=HEADS,
         )
         self.middle = Middle(block(deepest, deepest), attention, block(deepest, deepest))
@@ -155,7 +155,7 @@ class AnnotatedUNet(nnx.Module):
             [ConvTranspose(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs) for wide, _ in reversed(pairs[1:])]
         )
         self.block_out = block(config.dim, config.dim, timed=False)
-        self.conv_out = conv(config.dim, config.channels, 1, bias=bias, rngs=rngs)
+        self.conv_out = Conv(config.dim, config.channels, 1, bias=bias, rngs=rngs)
 
     def __call__(
         self,

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import Image, conv
+from ddpm_jax.models.layers import Conv, Image
 from ddpm_jax.models.normalization import BatchNorm
 
 
@@ -38,9 +38,9 @@ class ConvNet(nnx.Module):
 
     def __init__(self, config: ConvNetConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.conv_in = conv(config.channels, config.dim, 3, rngs=rngs)
+        self.conv_in = Conv(config.channels, config.dim, 3, rngs=rngs)
         self.norm = BatchNorm(config.dim, rngs=rngs)
-        self.conv_out = conv(config.dim, config.channels, 3, rngs=rngs)
+        self.conv_out = Conv(config.dim, config.channels, 3, rngs=rngs)
 
     def __call__(
         self,

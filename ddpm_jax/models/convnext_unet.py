@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.config import ModelConfig
 from ddpm_jax.models.convnext import ConvNeXtBlock
-from ddpm_jax.models.layers import Attention, ConvTranspose, Image, Resized, Vector, conv, gelu, linear
+from ddpm_jax.models.layers import Attention, Conv, ConvTranspose, Image, Resized, Vector, gelu, linear
 from ddpm_jax.models.normalization import GroupNorm
 from ddpm_jax.models.timesteps import convnext_table, look_up
 
@@ -115,7 +115,7 @@ class ConvNeXtUNet(nnx.Module):
         self.down = nnx.List([stage(config.channels, widths[0]), *(stage(w, w) for w in widths[1:-1])])
         self.downsamples = nnx.List(
             [
-                conv(wide, wider, 3, stride=stride, padding=1, rngs=rngs)
+                Conv(wide, wider, 3, stride=stride, padding=1, rngs=rngs)
                 for wide, wider, stride in zip(widths[:-1], widths[1:], strides, strict=True)
             ]
         )

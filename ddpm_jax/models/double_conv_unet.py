@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import ConvTranspose, Image, Resized, conv
+from ddpm_jax.models.layers import Conv, ConvTranspose, Image, Resized
 from ddpm_jax.models.normalization import BatchNorm
 from ddpm_jax.models.remat import Block
 from ddpm_jax.models.timesteps import TimeProj, check_table, look_up, timestep_table
@@ -51,9 +51,9 @@ class DoubleConv(Block):
     """3x3 convolution, BatchNorm, ReLU; twice."""
 
     def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
-        self.conv1 = conv(in_dim, out_dim, 3, rngs=rngs)
+        self.conv1 = Conv(in_dim, out_dim, 3, rngs=rngs)
         self.norm1 = BatchNorm(out_dim, rngs=rngs)
-        self.conv2 = conv(out_dim, out_dim, 3, rngs=rngs)
+        self.conv2 = Conv(out_dim, out_dim, 3, rngs=rngs)
         self.norm2 = BatchNorm(out_dim, rngs=rngs)
 
     def __call__(self, x: Image) -> Resized:
@@ -105,7 +105,7 @@ class DoubleConvUNet(nnx.Module):
             ]
         )
         self.up = nnx.List([UpStage(width, config.time_dim, rngs=rngs) for width in reversed(widths[1:])])
-        self.conv_out = conv(config.dim, config.channels, 1, rngs=rngs)
+        self.conv_out = Conv(config.dim, config.channels, 1, rngs=rngs)
 
     def __call__(
         self,

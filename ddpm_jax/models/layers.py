@@ -40,33 +40,36 @@ def linear(in_dim: int, out_dim: int, *, init: nnx.Initializer | None = None, rn
     return nnx.Linear(in_dim, out_dim, **_inits(init, in_dim), rngs=rngs)
 
 
-def conv(
-    in_dim: int,
-    out_dim: int,
-    size: int,
-    *,
-    stride: int = 1,
-    padding: int | tuple[int, int] | None = None,
-    groups: int = 1,
-    bias: bool = True,
-    init: nnx.Initializer | None = None,
-    rngs: nnx.Rngs,
-) -> nnx.Conv:
+class Conv(nnx.Conv):
     """A square convolution; padding: pixels on every side, or before and after, size // 2 unless given."""
-    pad = size // 2 if padding is None else padding
-    sides = (pad, pad) if isinstance(pad, int) else pad
-    return nnx.Conv(
-        in_dim,
-        out_dim,
-        (size, size),
-        strides=stride,
-        padding=(sides, sides),
-        feature_group_count=groups,
-        use_bias=bias,
-        conv_general_dilated=convolve,
-        **_inits(init, in_dim // groups * size**2),
-        rngs=rngs,
-    )
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] | None = None,
+        groups: int = 1,
+        bias: bool = True,
+        init: nnx.Initializer | None = None,
+        rngs: nnx.Rngs,
+    ):
+        pad = size // 2 if padding is None else padding
+        sides = (pad, pad) if isinstance(pad, int) else pad
+        super().__init__(
+            in_dim,
+            out_dim,
+            (size, size),
+            strides=stride,
+            padding=(sides, sides),
+            feature_group_count=groups,
+            use_bias=bias,
+            conv_general_dilated=convolve,
+            **_inits(init, in_dim // groups * size**2),
+            rngs=rngs,
+        )
 
 
 class ConvTranspose(nnx.ConvTranspose):
@@ -182,12 +185,12 @@ class ResNetBlock(Block):
         rngs: nnx.Rngs,
     ):
         self.time_proj = None if time_dim is None else linear(time_dim, 2 * out_dim, rngs=rngs)
-        self.conv1 = conv(in_dim, out_dim, 3, bias=bias, rngs=rngs)
+        self.conv1 = Conv(in_dim, out_dim, 3, bias=bias, rngs=rngs)
         self.norm1 = norm(out_dim)
         self.dropout = nnx.Dropout(dropout)
-        self.conv2 = conv(out_dim, out_dim, 3, bias=bias, rngs=rngs)
+        self.conv2 = Conv(out_dim, out_dim, 3, bias=bias, rngs=rngs)
         self.norm2 = norm(out_dim)
-        self.shortcut = conv(in_dim, out_dim, 1, bias=bias, rngs=rngs) if in_dim != out_dim else None
+        self.shortcut = Conv(in_dim, out_dim, 1, bias=bias, rngs=rngs) if in_dim != out_dim else None
 
     def __call__(self, x: Image, time: Vector | None = None, rngs: nnx.Rngs | None = None) -> Resized:
         """x (B, H, W, in_dim), time (B, d) -> (B, H, W, out_dim); rngs: dropout's."""

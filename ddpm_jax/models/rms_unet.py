@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Num
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import attend, heads
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import Image, Middle, Resized, ResNetBlock, TimeMLP, Vector, conv, double_nearest, gelu
+from ddpm_jax.models.layers import Conv, Image, Middle, Resized, ResNetBlock, TimeMLP, Vector, double_nearest, gelu
 from ddpm_jax.models.normalization import RMSNorm
 from ddpm_jax.models.remat import Block
 
@@ -99,8 +99,8 @@ class MemoryAttention(Block):
         self.norm = RMSNorm(dim)
         shape = (2, heads, MEMORY, head_dim) if full else (2, heads, head_dim, MEMORY)
         self.memory = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
-        self.qkv = conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
-        self.proj = conv(inner, dim, 1, rngs=rngs)
+        self.qkv = Conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
+        self.proj = Conv(inner, dim, 1, rngs=rngs)
         self.norm_out = None if full else RMSNorm(dim)
 
     def __call__(self, x: Image) -> Image:
@@ -127,7 +127,13 @@ class DownStage(nnx.Module):
     """Two blocks, attention, and the convolution that leads on; after pixel-unshuffling where it `halves`."""
 
     def __init__(
-        self, block1: ResNetBlock, block2: ResNetBlock, attention: MemoryAttention, resample: nnx.Conv, *, halves: bool
+        self,
+        block1: ResNetBlock,
+        block2: ResNetBlock,
+        attention: MemoryAttention,
+        resample: nnx.Module,
+        *,
+        halves: bool,
     ):
         self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
         self.halves = halves
@@ -144,7 +150,13 @@ class UpStage(nnx.Module):
     """Two blocks, each with a skip, attention, and the convolution that leads on; after doubling, nearest, where it `doubles`."""
 
     def __init__(
-        self, block1: ResNetBlock, block2: ResNetBlock, attention: MemoryAttention, resample: nnx.Conv, *, doubles: bool
+        self,
+        block1: ResNetBlock,
+        block2: ResNetBlock,
+        attention: MemoryAttention,
+        resample: nnx.Module,
+        *,
+        doubles: bool,
     ):
         self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
         self.doubles = doubles
@@ -172,11 +184,11 @@ class RMSUNet(nnx.Module):
         def attention(dim: int, full: bool) -> MemoryAttention:
             return MemoryAttention(dim, full=full, heads=config.num_heads, head_dim=config.head_dim, rngs=rngs)
 
-        self.conv_in = conv(config.channels * (2 if config.self_conditioning else 1), config.width_in, 7, rngs=rngs)
+        self.conv_in = Conv(config.channels * (2 if config.self_conditioning else 1), config.width_in, 7, rngs=rngs)
         self.time_mlp = TimeMLP(config.dim, time_dim, activation=gelu, rngs=rngs)
         down, up = [], []
         for level, (wide, wider) in enumerate(pairs):
-            halve = conv(4 * wide, wider, 1, rngs=rngs) if level < last else conv(wide, wider, 3, rngs=rngs)
+            halve = Conv(4 * wide, wider, 1, rngs=rngs) if level < last else Conv(wide, wider, 3, rngs=rngs)
             blocks = block(wide, wide), block(wide, wide)
             down.append(DownStage(*blocks, attention(wide, config.full[level]), halve, halves=level < last))
         self.down = nnx.List(down)
@@ -186,10 +198,10 @@ class RMSUNet(nnx.Module):
         for level, (wide, wider) in reversed(list(enumerate(pairs))):
             blocks = block(wider + wide, wider), block(wider + wide, wider)
             between = attention(wider, config.full[level])
-            up.append(UpStage(*blocks, between, conv(wider, wide, 3, rngs=rngs), doubles=level > 0))
+            up.append(UpStage(*blocks, between, Conv(wider, wide, 3, rngs=rngs), doubles=level > 0))
         self.up = nnx.List(up)
         self.block_out = block(2 * config.width_in, config.width_in)
-        self.conv_out = conv(config.width_in, config.channels * (2 if config.learn_variance else 1), 1, rngs=rngs)
+        self.conv_out = Conv(config.width_in, config.channels * (2 if config.learn_variance else 1), 1, rngs=rngs)
 
     def __call__(
         self,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import ConvTranspose, Image, Resized, conv
+from ddpm_jax.models.layers import Conv, ConvTranspose, Image, Resized
 from ddpm_jax.models.normalization import BatchNorm
 from ddpm_jax.models.remat import Block
 
@@ -51,7 +51,7 @@ class Unit(Block):
     """A (transposed) 4x4 convolution of stride 2 without bias, BatchNorm, ReLU."""
 
     def __init__(self, in_dim: int, out_dim: int, *, up: bool, rngs: nnx.Rngs):
-        make = ConvTranspose if up else conv
+        make = ConvTranspose if up else Conv
         self.conv = make(in_dim, out_dim, 4, stride=2, padding=1, bias=False, rngs=rngs)
         self.norm = BatchNorm(out_dim, rngs=rngs)
 
@@ -68,10 +68,10 @@ class StridedUNet(nnx.Module):
         extra = config.num_classes or 0
         widths = [config.channels, 72, 96, 128, 196]
         self.down = nnx.List([Unit(a, b, up=False, rngs=rngs) for a, b in itertools.pairwise(widths)])
-        self.middle = conv(196, 256, 3, bias=False, rngs=rngs)
+        self.middle = Conv(196, 256, 3, bias=False, rngs=rngs)
         ins, outs = (256 + 196 + extra, 256 + 128 + extra, 196 + 96, 128 + 72), (256, 196, 128, 96)
         self.up = nnx.List([Unit(a, b, up=True, rngs=rngs) for a, b in zip(ins, outs, strict=True)])
-        self.conv_out = conv(96 + config.channels, config.channels, 1, rngs=rngs)
+        self.conv_out = Conv(96 + config.channels, config.channels, 1, rngs=rngs)
 
     def __call__(
         self,

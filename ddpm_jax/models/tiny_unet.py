@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import ConvTranspose, Image, Resized, conv
+from ddpm_jax.models.layers import Conv, ConvTranspose, Image, Resized
 from ddpm_jax.models.normalization import MapNorm
 from ddpm_jax.models.remat import Block
 from ddpm_jax.models.timesteps import TimeProj, check_table, look_up, timestep_table
@@ -51,7 +51,7 @@ class Unit(nnx.Module):
 
     def __init__(self, size: int, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
         self.norm = MapNorm(size, size, in_dim, rngs=rngs)
-        self.conv = conv(in_dim, out_dim, 3, rngs=rngs)
+        self.conv = Conv(in_dim, out_dim, 3, rngs=rngs)
 
     def __call__(self, x: Image) -> Resized:
         """(B, H, W, in) -> (B, H, W, out)."""
@@ -88,7 +88,7 @@ class TinyUNet(nnx.Module):
         self.down = nnx.List(
             [stage(i, a, w, w, w) for i, (a, w) in enumerate(zip([config.channels, *widths[:-1]], widths, strict=True))]
         )
-        self.downsamples = nnx.List([conv(w, w, 4, stride=2, padding=1, rngs=rngs) for w in widths])
+        self.downsamples = nnx.List([Conv(w, w, 4, stride=2, padding=1, rngs=rngs) for w in widths])
         self.middle = stage(3, 4 * dim, 2 * dim, 2 * dim, 4 * dim)
         self.upsamples = nnx.List([ConvTranspose(w, w, 4, stride=2, padding=1, rngs=rngs) for w in reversed(widths)])
         self.up = nnx.List(
@@ -98,7 +98,7 @@ class TinyUNet(nnx.Module):
                 stage(0, 2 * dim, dim, dim, dim),
             ]
         )
-        self.conv_out = conv(dim, config.channels, 3, rngs=rngs)
+        self.conv_out = Conv(dim, config.channels, 3, rngs=rngs)
 
     def __call__(
         self,

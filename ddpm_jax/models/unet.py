@@ -13,12 +13,12 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.models.config import ModelConfig
 from ddpm_jax.models.layers import (
     Attention,
+    Conv,
     Image,
     Middle,
     Resized,
     TimeMLP,
     Vector,
-    conv,
     double_nearest,
     halve_mean,
     linear,
@@ -159,12 +159,12 @@ class ResBlock(Block):
         self.scale = scale
         self.resample = resample
         self.norm1 = norm(in_dim)
-        self.conv1 = conv(in_dim, out_dim, 3, init=xavier, rngs=rngs)
+        self.conv1 = Conv(in_dim, out_dim, 3, init=xavier, rngs=rngs)
         self.time_proj = linear(time_dim, out_dim * (2 if self.scale_shift else 1), init=xavier, rngs=rngs)
         self.norm2 = norm(out_dim)
         self.dropout = nnx.Dropout(dropout)
-        self.conv2 = conv(out_dim, out_dim, 3, init=zeros, rngs=rngs)
-        self.shortcut = conv(in_dim, out_dim, 1, init=xavier, rngs=rngs) if in_dim != out_dim else None
+        self.conv2 = Conv(out_dim, out_dim, 3, init=zeros, rngs=rngs)
+        self.shortcut = Conv(in_dim, out_dim, 1, init=xavier, rngs=rngs) if in_dim != out_dim else None
 
     def __call__(self, x: Image, time: Vector, rngs: nnx.Rngs | None = None) -> Resized:
         """x (B, H, W, in_dim), time (B, time_dim) -> (B, H, W, out_dim), resampled; rngs: dropout's."""
@@ -189,7 +189,7 @@ class Downsample(nnx.Module):
     """
 
     def __init__(self, dim: int, *, padding: tuple[int, int] = (0, 1), rngs: nnx.Rngs):
-        self.conv = conv(dim, dim, 3, stride=2, padding=padding, init=xavier, rngs=rngs)
+        self.conv = Conv(dim, dim, 3, stride=2, padding=padding, init=xavier, rngs=rngs)
 
     def __call__(self, x: Image, time: Vector, rngs: nnx.Rngs | None = None) -> Float[Array, "b h//2 w//2 c"]:
         """(B, H, W, C) -> (B, H / 2, W / 2, C)."""
@@ -200,7 +200,7 @@ class Upsample(nnx.Module):
     """Double the image: nearest neighbour, then a 3x3 convolution; time and rngs are not used (a ResBlock may stand in)."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.conv = conv(dim, dim, 3, init=xavier, rngs=rngs)
+        self.conv = Conv(dim, dim, 3, init=xavier, rngs=rngs)
 
     def __call__(self, x: Image, time: Vector, rngs: nnx.Rngs | None = None) -> Float[Array, "b 2*h 2*w c"]:
         """(B, H, W, C) -> (B, 2 H, 2 W, C)."""
@@ -253,7 +253,7 @@ class UNet(nnx.Module):
         widths, num_blocks = config.level_widths, config.num_blocks
         last = len(widths) - 1
         in_channels = config.channels * (2 if config.self_conditioning else 1)
-        self.conv_in = conv(in_channels, config.width_in, 3, init=xavier, rngs=rngs)
+        self.conv_in = Conv(in_channels, config.width_in, 3, init=xavier, rngs=rngs)
         self.time_mlp = self._time_mlp(rngs)
         self.class_embed = None if config.num_classes is None else self._class_embed(rngs)
 
@@ -278,7 +278,7 @@ class UNet(nnx.Module):
         self.up = nnx.List(up)
 
         self.norm_out = self._norm(width, rngs=rngs)
-        self.conv_out = conv(width, config.channels * (2 if config.learn_variance else 1), 3, init=zeros, rngs=rngs)
+        self.conv_out = Conv(width, config.channels * (2 if config.learn_variance else 1), 3, init=zeros, rngs=rngs)
 
     def _time_mlp(self, rngs: nnx.Rngs) -> TimeMLP:
         return TimeMLP(self.config.dim, self.config.embedding_width, activation=nnx.silu, init=xavier, rngs=rngs)

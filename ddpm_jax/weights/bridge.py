@@ -52,6 +52,7 @@ _CONV: dict[str, tuple[str, tuple[int, ...]]] = {"kernel": ("weight", (3, 2, 0, 
 RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", _VECTOR)},
     nnx.Conv: _CONV,
+    layers.Conv: _CONV,
     # built with transpose_kernel=True, whose kernel is (H, W, out, in) and is not flipped
     nnx.ConvTranspose: _CONV,
     layers.ConvTranspose: _CONV,
