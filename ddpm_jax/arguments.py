@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.presets import Preset, SampleConfig
 
@@ -127,7 +126,7 @@ class ConvertArgs:
     """Weights from one form to another: a run folder, .safetensors, .npz, .pt; a checkpoint of an original network comes out under
     this project's names."""
 
-    model: configs.ModelConfig
+    model: Any
     network: str | None = None
     """Which network a file's weights belong to: its options are then those of --model."""
     weights: Literal["ema", "params", "state"] = "ema"

@@ -15,7 +15,6 @@ from typing import Any
 
 import ddpm_jax
 from ddpm_jax import cache, progress, signals
-from ddpm_jax import model_configs as configs
 from ddpm_jax.arguments import (
     BASICS,
     FOR_IMPORTS,
@@ -36,7 +35,7 @@ from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable
 from ddpm_jax.launch import join, leave, several
 from ddpm_jax.parsing import HELP, Command, HelpShown
-from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, Preset, SampleConfig, differences, preset
+from ddpm_jax.presets import RECIPES, SYSTEMS, Preset, SampleConfig, differences, preset
 from ddpm_jax.run_config import RunConfig, read_run
 
 
@@ -96,8 +95,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _train(name: str | None, rest: list[str]) -> int:
     if name is None:
-        print(f"Presets: {', '.join(PRESETS)}. Their options, with the defaults of {next(iter(PRESETS))}:\n")
-    chosen = preset(name or next(iter(PRESETS)))
+        print(f"Presets: {', '.join(RECIPES)}. Their options, with the defaults of {next(iter(RECIPES))}:\n")
+    chosen = preset(name or next(iter(RECIPES)))
     about = f"{TrainArgs.__doc__}"
     if name:
         about += f"\n\n{name}: {RECIPES[name].about} {RECIPES[name].expect}"
@@ -116,7 +115,7 @@ def _train(name: str | None, rest: list[str]) -> int:
 def _finetune(name: str | None, rest: list[str]) -> int:
     about = f"{FinetuneArgs.__doc__}"
     if name is None:
-        _training_args(FinetuneArgs, preset(next(iter(PRESETS))), "ddpm finetune RUN", rest, about)
+        _training_args(FinetuneArgs, preset(next(iter(RECIPES))), "ddpm finetune RUN", rest, about)
     folder = Path(str(name))
     chosen = _for_the_data_as_it_is(read_run(folder).config)
     args = _training_args(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, about)
@@ -145,7 +144,7 @@ def _training_args(kind: type[Any], chosen: Preset, prog: str, rest: list[str], 
         raise UserError("--resume and --overwrite exclude each other: go on with the run, or start it anew.")
     if asked.resume and asked.out is not None:
         config = read_run(asked.out).config
-        theirs, ours = configs.name_of(config.model), configs.name_of(chosen.model)
+        theirs, ours = config.model.network, chosen.model.network
         if theirs != ours:
             raise UserError(
                 f"{asked.out} is a run of the network {theirs}, and {prog} is of {ours}; go on with what it was started with."
@@ -312,7 +311,7 @@ def _edit(name: str | None, rest: list[str]) -> int:
 
 def _evaluate(name: str | None, rest: list[str]) -> int:
     run = _read(name)
-    many = 10_000 if len(configs.shape(run.config.model)) == 1 else 500
+    many = 10_000 if len(run.config.model.shape) == 1 else 500
     sampling = dataclasses.replace(run.config.sample, num=many)
     args = _parse(EvaluateArgs, f"ddpm evaluate {name or 'RUN'}", rest, config=sampling, batch_size=many)
     if args.batch_size < 1:
@@ -359,15 +358,17 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
 
 
 def _convert(source: str | None, rest: list[str]) -> int:
+    from ddpm_jax import models
+
     place = [] if source is None else rest[:1]
     if source is not None and (not place or place[0].startswith("-")):
         raise UserError("ddpm convert needs an OUT after IN: ddpm convert IN OUT [--network NAME] [options].")
     options = rest[len(place) :]
     prog = " ".join(["ddpm convert", source or "IN", *(place or ["OUT"])])
     if source is None:
-        print(f"Networks: {', '.join(configs.NETWORKS)}.\n")
+        print(f"Networks: {', '.join(models.NETWORKS)}.\n")
     network = _network_of(options)
-    args = _parse(ConvertArgs, prog, options, model=configs.create(network or "unet", {}))
+    args = _parse(ConvertArgs, prog, options, model=models.configure(network or "unet", {}))
     target = Path(place[0])
     check_writable(target.parent)
     if not Path(str(source)).exists():
@@ -427,7 +428,7 @@ def _verify(name: str | None, rest: list[str]) -> int:
 
     import jax
 
-    from ddpm_jax import verify
+    from ddpm_jax import models, verify
     from ddpm_jax.training import open_run
 
     weights: dict[str, Any] = {}
@@ -435,7 +436,7 @@ def _verify(name: str | None, rest: list[str]) -> int:
         from ddpm_jax.conversion import fitted
         from ddpm_jax.weights import read_tensors
 
-        weights = {"state_dict": fitted(configs.create(names[0], {}), read_tensors(args.weights))}
+        weights = {"state_dict": fitted(models.configure(names[0], {}), read_tensors(args.weights))}
     reports = []
     for dtype in ("float64", "float32") if args.all else (args.dtype,):
         for known in names:
@@ -474,7 +475,7 @@ def _print_row(row: Any) -> None:
 def _read(name: str | None) -> RunConfig:
     """The config of the run that a command is given; with --help and no run, the first preset's."""
     if name is None:
-        return RunConfig(dataclasses.replace(preset(next(iter(PRESETS))), sample=SampleConfig()), (), {}, None)
+        return RunConfig(dataclasses.replace(preset(next(iter(RECIPES))), sample=SampleConfig()), (), {}, None)
     return read_run(Path(name))
 
 

@@ -13,11 +13,10 @@ import optax
 import pytest
 import torch
 import torch.nn.functional as F
-from flax import nnx
 
 import ddpm_torch_ref as twins
 from ddpm_jax import schedules
-from ddpm_jax.models import attention, layers, tiny_unet, torch_style
+from ddpm_jax.models import attention, layers, normalization, tiny_unet
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
@@ -183,7 +182,7 @@ def flipped(x, kernel, strides, padding):
     return TRANSPOSED(x, kernel[::-1, ::-1], strides, padding)
 
 
-TRANSPOSED = torch_style.transposed
+TRANSPOSED = layers.transposed
 EMBEDDING, HEADS, TABLE = layers.timestep_embedding, layers.heads, tiny_unet.timestep_table
 ADD_NOISE, CLIP, STRIDED_TIMES = (
     twins.processes.GaussianDiffusion.add_noise,
@@ -210,15 +209,15 @@ MUTATIONS = [
              edit=assign("down.0.blocks.0.norm1.eps", 1e-5)),
     Mutation("BatchNorm: epsilon 1e-3", "conv_net", "layers", "norm", STATISTICS, edit=assign("norm.eps", 1e-3)),
     Mutation("BatchNorm: biased running variance", "conv_net", "statistics*", "norm.running_var", STATISTICS,
-             setting(torch_style.BatchNorm, "__call__", biased_batch_norm)),
+             setting(normalization.BatchNorm, "__call__", biased_batch_norm)),
     Mutation("BatchNorm: momentum 0.01", "conv_net", "statistics*", "norm.running_mean", STATISTICS,
              edit=assign("norm.momentum", 0.01)),
     Mutation("LayerNorm of a map: epsilon 1e-6", "tiny_unet", "layers", "down.1.units.0.norm", NETWORK,
              edit=assign("down.1.units.0.norm.eps", 1e-6)),
     Mutation("bridge: convolution kernels transposed", "conv_net", "layers", "conv_in", NETWORK,
-             lambda patch: patch.setitem(bridge.RULES, nnx.Conv, {"kernel": ("weight", (3, 2, 1, 0)), "bias": ("bias", (0,))})),
+             lambda patch: patch.setitem(bridge.RULES, layers.Conv, {"kernel": ("weight", (3, 2, 1, 0)), "bias": ("bias", (0,))})),
     Mutation("transposed convolution: kernel flipped", "tiny_unet", "layers", "upsamples.0", NETWORK,
-             setting(torch_style, "transposed", flipped)),
+             setting(layers, "transposed", flipped)),
     # blocks
     Mutation("Unit: ReLU for SiLU", "tiny_unet", "layers", "down.1.units.0", NETWORK,
              edit=assign("down.1.units.0.__class__", ReluUnit)),

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from tolerances import WORST
 from twins import make_pair
 
-from ddpm_jax import model_configs as configs
-from ddpm_jax import verify
+from ddpm_jax import models, verify
 from ddpm_jax.verify.kinks import relu_margin
 from ddpm_jax.verify.stages import SMALL
 from ddpm_jax.weights import layout
@@ -25,6 +24,7 @@ BOTH, NO_LABELS, NEITHER = (True, True), (True, False), (False, False)
 CASES = {
     # name: (network, options, what it is called with, image size)
     "unet": ("unet", SMALL["unet"], NO_LABELS, 16),
+    "foreign_unet": ("foreign_unet", SMALL["foreign_unet"], NO_LABELS, 16),
     "convnext_unet": ("convnext_unet", SMALL["convnext_unet"] | {"expansion": 2}, BOTH, 16),
     "convnext_unet, no class": ("convnext_unet", SMALL["convnext_unet"] | {"expansion": 1}, NO_LABELS, 16),
     "convnext_unet, no time": ("convnext_unet", SMALL["convnext_unet"] | {"expansion": 1}, NEITHER, 16),
@@ -86,7 +86,7 @@ def assert_agreement(report, dtype):
 @pytest.mark.parametrize("name", MODELS)
 def test_both_sides_have_the_same_options(name):
     """Names and defaults: whatever a run's config.json says of its network, the twin can be made of."""
-    ours = {option.name: option.default for option in dataclasses.fields(configs.NETWORKS[name])}
+    ours = {option.name: option.default for option in dataclasses.fields(models.NETWORKS[name])}
     _, *theirs = inspect.signature(MODELS[name].__init__).parameters.values()
     assert ours == {option.name: option.default for option in theirs}
 
@@ -104,7 +104,11 @@ def is_slow(case, dtype):
     Outputs of either are held to the originals' records besides, and those in float64 have the sharper tolerance.
     """
     # strided_unet_conditional is strided_unet and its classes
-    return "," in case or case in ("convnext_unet_224", "strided_unet") or (dtype == "float32" and case not in QUICK)
+    return (
+        "," in case
+        or case in ("convnext_unet_224", "strided_unet", "foreign_unet")
+        or (dtype == "float32" and case not in QUICK)
+    )
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def read(theirs, told, **options):
 def test_checkpoints(name):
     theirs, told = checkpoint(name)
     config, tensors = read(theirs, told)
-    twin = twin_models.create("unet", **dataclasses.asdict(config)).double().eval()
+    twin = twin_models.create(config.network, **dataclasses.asdict(config)).double().eval()
     twin.load_state_dict({key: torch.from_numpy(array) for key, array in tensors.items()})
     size, channels = told["image_size"], config.channels
     x = normal("float64", 2, size, size, channels)
@@ -107,7 +107,7 @@ def test_the_order_of_heads_matters():
 def test_scaled_times():
     theirs, told = checkpoint("improved-diffusion")
     config, tensors = read(theirs, told, time_scale=0.25)
-    twin = twin_models.create("unet", **dataclasses.asdict(config)).double().eval()
+    twin = twin_models.create(config.network, **dataclasses.asdict(config)).double().eval()
     twin.load_state_dict({key: torch.from_numpy(array) for key, array in tensors.items()})
     x = to_nchw(normal("float64", 2, 4, 4, 3))
     with torch.no_grad():

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from ddpm_jax import model_configs as configs
-from ddpm_jax import processes, samplers, schedules
+from ddpm_jax import models, processes, samplers, schedules
 from ddpm_jax.conversion.scheduler import from_scheduler, to_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import Preset, SampleConfig
@@ -53,9 +52,9 @@ def test_an_imported_scheduler_walks_the_same_times(kind, options):
     spacing = options["timestep_spacing"]
     if (kind, spacing) not in MAPPED or options["steps_offset"] or not options.get("set_alpha_to_one", True):
         with pytest.raises(UserError, match="has no counterpart here because of"):
-            from_scheduler(config, configs.UNet())
+            from_scheduler(config, models.UNetConfig())
         return
-    process, sample = from_scheduler(config, configs.UNet())
+    process, sample = from_scheduler(config, models.UNetConfig())
     assert sample.spacing == spacing
     ours = Preset(process=process, sample=sample)
     sampler, of = sampler_of(sample), process_of(ours)

@@ -139,7 +139,7 @@ def library(name, dtype="float64", seed=0):
 
 
 def twin_of(config, tensors, dtype):
-    twin = twin_models.create("unet", **dataclasses.asdict(config)).to(getattr(torch, dtype)).eval()
+    twin = twin_models.create(config.network, **dataclasses.asdict(config)).to(getattr(torch, dtype)).eval()
     twin.load_state_dict({key: torch.from_numpy(array) for key, array in tensors.items()})
     return twin
 
@@ -386,4 +386,4 @@ def test_published_config_is_the_default_network():
         "norm_num_groups": 32,
         "act_fn": "silu",
     }
-    assert to_options(config) == models.configs.UNet()
+    assert to_options(config) == models.UNetConfig()

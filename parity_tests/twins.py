@@ -55,7 +55,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 def abstract(name: str, **options: Any) -> nnx.Module:
     """The JAX network without numbers, at no cost: initialising one layer after the other takes long."""
-    return models.abstract(models.configs.create(name, options))
+    return models.abstract(models.configure(name, options))
 
 
 def make_pair(name: str, dtype: str, *, seed: int = 0, **options: Any) -> tuple[nnx.Module, torch.nn.Module]:

@@ -21,9 +21,8 @@ if "XLA_FLAGS" not in os.environ:
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from ddpm_jax import data, models, parallel, presets
+from ddpm_jax import cpu_forms, data, models, parallel, presets
 from ddpm_jax.compilation import once
 from ddpm_jax.files import write_atomically
 from ddpm_jax.launch import ParallelConfig
@@ -127,7 +126,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Print the table, and write it as JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--preset", default="imagenet-convnext", choices=presets.PRESETS)
+    parser.add_argument("--preset", default="imagenet-convnext", choices=presets.RECIPES)
     parser.add_argument("--batch-size", type=int, default=64, help="examples over all devices (default: 64)")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--modes", nargs="+", default=["data", "fsdp"], choices=["data", "fsdp"])
@@ -140,13 +139,11 @@ def main() -> int:
     options = {"accumulate": args.accumulate, "remat": args.remat, "dtype": args.dtype}
     train = dataclasses.replace(preset.train, batch_size=args.batch_size, **options)
     preset = dataclasses.replace(preset, train=train)
-    if jax.default_backend() == "cpu":
-        # the CPU's forms of convolutions and attention go through a batch in loops, which cannot be shared out
-        lax.platform_dependent = lambda *operands, default, **_: default(*operands)
     rows = []
     for mode, count in itertools.product(args.modes, args.devices):
         if count > 1 or mode == args.modes[0]:
-            rows.append(measure(preset, ParallelConfig(mode=mode, devices=count)))
+            with cpu_forms.off():  # which go through a batch in loops that cannot be shared out
+                rows.append(measure(preset, ParallelConfig(mode=mode, devices=count)))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows))
     if args.out:

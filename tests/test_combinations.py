@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from ddpm_jax import model_configs
+from ddpm_jax import models
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.data import Scaling
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import PRESETS, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
+from ddpm_jax.presets import RECIPES, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig, preset
 from ddpm_jax.training import Drawing, finetune, train
 from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run, create_folder, open_run
 
-UNET = model_configs.UNet(image_size=8, channels=1, dim=4, dim_mults=(1,), num_blocks=1, norm_groups=2, num_classes=10)
+UNET = models.UNetConfig(image_size=8, channels=1, dim=4, dim_mults=(1,), num_blocks=1, norm_groups=2, num_classes=10)
 BASE = Preset(
     model=UNET,
     process=ProcessConfig(num_steps=20),
@@ -45,7 +45,7 @@ CASES = {
         "sample.clip bounds what lies in [-clip, clip], and data.scale = unit gives [0, 1]: sample.clip must be None; got 1.",
     ),
     "points that are stretched": Case(
-        dataclasses.replace(PRESETS["spiral"], train=TrainConfig(epoch_steps=1)),
+        dataclasses.replace(preset("spiral"), train=TrainConfig(epoch_steps=1)),
         {"stretch": True},
         "sample.stretch is for images; mlp makes points.",
     ),
@@ -163,7 +163,7 @@ def refusal(capsys):
 
 def preset_of(config):
     """A preset of the same network, which `ddpm train` asks for beside --resume."""
-    return "digits" if isinstance(config.model, model_configs.UNet) else "spiral"
+    return "digits" if isinstance(config.model, models.UNetConfig) else "spiral"
 
 
 def commands(folder, config, new):
@@ -240,6 +240,6 @@ def test_what_mends_it_is_let_through(tmp_path, refusal):
         assert "holds no checkpoint yet" in refusal(["sample", str(bad), *mended])
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_preset_passes(name):
-    check(PRESETS[name])
+    check(preset(name))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from run_checks import state_in
 
-from ddpm_jax import model_configs as configs
-from ddpm_jax import samplers
+from ddpm_jax import models, samplers
 from ddpm_jax.cli import main
 from ddpm_jax.conversion import convert
 from ddpm_jax.errors import UserError
@@ -109,7 +108,7 @@ def test_the_parameters_alone_become_both(finished_run, exported, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pt", ".npz", ".safetensors"])
 def test_an_originals_checkpoint(tmp_path, suffix):
-    source, config = tmp_path / f"theirs{suffix}", configs.create("tiny_unet", {})
+    source, config = tmp_path / f"theirs{suffix}", models.configure("tiny_unet", {})
     theirs = original("tiny_unet")
     write_tensors(source, theirs | {"time_embed.weight": np.zeros((1000, 100), np.float32)})
     ours = tmp_path / "ours.safetensors"
@@ -151,7 +150,7 @@ def test_running_statistics_and_classes_come_along(tmp_path):
 def tiny(tmp_path):
     """(path of an original's checkpoint of tiny_unet, its tensors, the config)."""
     tensors = original("tiny_unet")
-    return write_tensors(tmp_path / "theirs.npz", tensors), tensors, configs.create("tiny_unet", {})
+    return write_tensors(tmp_path / "theirs.npz", tensors), tensors, models.configure("tiny_unet", {})
 
 
 def test_what_does_not_fit_is_listed(tiny, tmp_path):
@@ -196,7 +195,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, what):
     }
     torch.save(trap[what](), path)
     with pytest.raises(UserError, match=r"is refused: it holds more than plain tensors.*Save model\.state_dict"):
-        convert(path, tmp_path / "run", configs.create("tiny_unet", {}))
+        convert(path, tmp_path / "run", models.configure("tiny_unet", {}))
     assert not proof.exists() and not (tmp_path / "run").exists()
     torch.load(path, weights_only=False)
     assert proof.exists() == (what != "module")  # it would have been

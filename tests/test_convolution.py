@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from ddpm_jax import cpu_forms
 from ddpm_jax.compilation import once
+from ddpm_jax.errors import UserError
 from ddpm_jax.models.convolution import Padding, convolve, transposed
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -144,7 +146,7 @@ def assert_close(ours: tuple[jax.Array, ...], theirs: tuple[jax.Array, ...], tol
         assert jnp.abs(a - exact).max() <= tolerance * jnp.abs(exact).max()
 
 
-def test_equal_to_lax(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_to_lax(case: Case) -> None:
     ours, plain, x_shape, kernel_shape = case
     out = jax.eval_shape(plain, *(jax.ShapeDtypeStruct(s, "float64") for s in (x_shape, kernel_shape))).shape
     xs, kernel, gs = normal((2, *x_shape), kernel_shape, (2, *out))
@@ -152,8 +154,8 @@ def test_equal_to_lax(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tuple(a[0] for a in expected)
     assert_close(compiled(all_of(ours), xs[0], kernel, gs[0]), first)
     assert_close(compiled(scanned(ours), xs, kernel, gs), expected)
-    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: default(*args))
-    assert_close(compiled(all_of(ours), xs[0], kernel, gs[0]), first)
+    with cpu_forms.off():
+        assert_close(compiled(all_of(ours), xs[0], kernel, gs[0]), first)
 
 
 @pytest.mark.parametrize("name", ["dense 3x3", "depthwise 7x7", "transposed 4x4, stride 2"])
@@ -168,17 +170,57 @@ def test_lower_precision(name: str, dtype: str, tolerance: float) -> None:
     assert_close(tuple(a.astype("float64") for a in outputs), exact, tolerance)
 
 
+def operations(function: Callable, *args: jax.Array) -> Counter[str]:
+    lowered = jax.jit(all_of(function)).lower(*args).as_text()
+    return Counter(re.findall(r"stablehlo\.(convolution|optimization_barrier|while|add|dot_general|pad)\b", lowered))
+
+
 @pytest.mark.parametrize("name", ["dense 4x4, stride 2", "depthwise 7x7", "transposed 4x4, stride 2"])
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_other_platforms_get_what_lax_gives_them(name: str, platform: str) -> None:
+def test_other_platforms_get_what_lax_gives_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, plain, x_shape, kernel_shape = CASES[name]
     x, kernel = normal(x_shape, kernel_shape)
     (g,) = normal(jax.eval_shape(plain, x, kernel).shape)
+    assert operations(ours, x, kernel, g) != {"convolution": 3}
+    with cpu_forms.off():
+        assert operations(ours, x, kernel, g) == operations(plain, x, kernel, g) == {"convolution": 3}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert operations(lambda *args: ours(*args), x, kernel, g) == {"convolution": 3}
 
-    def operations(function: Callable) -> Counter[str]:
-        lowered = jax.jit(all_of(function)).trace(x, kernel, g).lower(lowering_platforms=(platform,)).as_text()
-        return Counter(
-            re.findall(r"stablehlo\.(convolution|optimization_barrier|while|add|dot_general|pad)\b", lowered)
-        )
 
-    assert operations(ours) == operations(plain) == {"convolution": 3}
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("few", "dense 3x3, to two channels, far beyond the image"),
+        ("small", "dense 7x7, larger than the image"),
+        ("gradients", "dense 3x3, wide"),
+        ("deep", "dense 3x3, more channels than pixels"),
+        ("strided", "transposed 4x4, stride 2"),
+        ("strided", "dense 4x4, stride 2"),
+        ("depthwise", "depthwise 7x7"),
+    ],
+)
+def test_each_form_can_be_switched_off_alone(form: str, name: str) -> None:
+    """The program is another one, and its numbers are the same."""
+    ours, plain, x_shape, kernel_shape = CASES[name]
+    x, kernel = normal(x_shape, kernel_shape)
+    (g,) = normal(jax.eval_shape(plain, x, kernel).shape)
+    with_it = operations(ours, x, kernel, g)
+    with cpu_forms.off(form):
+        assert operations(ours, x, kernel, g) != with_it
+        assert_close(compiled(all_of(ours), x, kernel, g), compiled(all_of(plain), x, kernel, g))
+
+
+def test_narrow_convolutions_are_products_where_no_gradient_is_asked_for() -> None:
+    x, kernel = normal((3, 6, 5, 22), (3, 3, 22, 7))
+
+    def text() -> str:
+        return jax.jit(lambda x: convolve(x, kernel, (1, 1), sides(1))).lower(x).as_text()
+
+    assert "stablehlo.convolution" not in text()
+    with cpu_forms.off("narrow"):
+        assert "stablehlo.convolution" in text()
+
+
+def test_a_form_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"a form must be one of few, narrow, .*; got 'many'"):
+        cpu_forms.off("many")

@@ -25,7 +25,6 @@ from ddpm_jax import (
     display,
     editing,
     evaluation,
-    model_configs,
     models,
     noise,
     parallel,
@@ -44,7 +43,7 @@ from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.training.samples import Batch, Samples
 
 PACKAGES = [
-    benchmark, data, denoisers, editing, evaluation, model_configs, models, noise, parallel, presets, processes, samplers,
+    benchmark, data, denoisers, editing, evaluation, models, noise, parallel, presets, processes, samplers,
     schedules, training, verify, weights,
 ]  # fmt: skip
 CHAIN = processes.GaussianDiffusion(schedules.cosine(1000), "v", loss="huber", weighting="min_snr", min_snr_gamma=3.0)
@@ -99,9 +98,11 @@ def objects(finished_run):
         *(kind() for kind in samplers.SAMPLERS.values()), editing.RePaint(IMAGES, IMAGES > 0),
         samplers.Stepped(IMAGES, hat, (IMAGES, IMAGES)), samplers.Walked(IMAGES, IMAGES[None], jnp.ones(64), jnp.ones(64)),
         samplers.Past.empty(IMAGES, 3),
-        *presets.PRESETS.values(), *presets.RECIPES.values(), *(kind() for kind in model_configs.NETWORKS.values()),
-        *(getattr(config, part) for config in presets.PRESETS.values() for part in ("data", "model", "process", "train", "sample")),
-        run, drawing, state, run.abstract_state(), run.inputs, training.Outcome(run, 12, signal.SIGTERM, 3),
+        *(recipe.config for recipe in presets.RECIPES.values()),
+        *presets.RECIPES.values(), *(kind() for kind in models.NETWORKS.values()),
+        *(getattr(config, part) for config in map(presets.preset, presets.RECIPES)
+          for part in ("data", "model", "process", "train", "sample")),
+        run, drawing, state, run.abstract_state(), training.Outcome(run, 12, signal.SIGTERM, 3),
         Samples(images, np.arange(64), images[None], np.arange(4), 1.0, None), Batch(images, images[None], 4, 1.0),
         data.open_source("digits"), data.open_source("spiral"), data.Scaling(127.5, 127.5),
         ClassSubset(data.open_source("digits"), ["3", "7"]), FolderSource("folder", ["a.png"] * 1000, np.zeros(1000), (), "stop"),
@@ -172,7 +173,7 @@ def test_what_they_say():
     assert repr(denoisers.clipped(denoisers.guided(network, 2.0))) == f"clipped(guided({told}, scale=2), bound=1)"
     assert repr(training.create_state(model, optax.sgd(1.0))) == "TrainState(step 0, 133,122 parameters)"
     assert (
-        repr(presets.PRESETS["digits"]) == "Preset(unet, data 'digits', cosine T=1000 v, 800 steps of 64, sampler ddim)"
+        repr(presets.preset("digits")) == "Preset(unet, data 'digits', cosine T=1000 v, 800 steps of 64, sampler ddim)"
     )
     assert repr(presets.TrainConfig(steps=5, lr=1e-3)) == "TrainConfig(steps=5, lr=0.001)"
     assert repr(denoise(jnp.ones((2, 4)), 3)) == "Estimate(x_0=float32[2,4], eps=float32[2,4], variance_logit=None)"
@@ -210,7 +211,7 @@ def test_a_schedule_shows_its_curve():
 
 
 def test_a_preset_shows_every_option():
-    config = presets.PRESETS["digits"]
+    config = presets.preset("digits")
     page = config._repr_html_()
     for part in ("data", "model", "process", "train", "sample"):
         for field in dataclasses.fields(getattr(config, part)):

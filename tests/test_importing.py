@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax import models, weights
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.scheduler import from_scheduler, to_scheduler
@@ -22,7 +21,7 @@ from ddpm_jax.weights.diffusers import to_config, to_options
 
 pytest.importorskip("safetensors")
 
-MODEL = configs.UNet(
+MODEL = models.UNetConfig(
     image_size=8,
     channels=1,
     dim=8,
@@ -171,7 +170,7 @@ def test_an_imported_run_is_verified_and_evaluated(pipeline, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_learns_its_variance_is_verified(tmp_path):
     pytest.importorskip("torch")
-    model = configs.UNet(**vars(MODEL) | {"learn_variance": True})
+    model = models.unet_of(**vars(MODEL) | {"learn_variance": True})
     state = weights.to_openai(openai_model(model), random_tensors(openai_model(model)))
     path = weights.write_tensors(tmp_path / "model.safetensors", state)
     with pytest.MonkeyPatch.context() as patch:
@@ -260,17 +259,17 @@ def test_without_huggingface_hub(tmp_path, capsys, monkeypatch):
 def openai_model(model):
     """The options as their libraries have them."""
     theirs = {"norm_eps": 1e-5, "cos_first": True, "freq_shift": 0, "pad_all_sides": True}
-    return configs.UNet(**vars(model) | theirs)
+    return models.unet_of(**vars(model) | theirs)
 
 
 def test_a_checkpoint_of_openai(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(weights.openai, "GROUPS", 4)
-    model = openai_model(configs.UNet(**vars(MODEL) | {"learn_variance": True, "num_classes": 3}))
+    model = openai_model(models.unet_of(**vars(MODEL) | {"learn_variance": True, "num_classes": 3}))
     tensors = random_tensors(model)
     path = weights.write_tensors(tmp_path / "ema_0.9999_200.safetensors", weights.to_openai(model, tensors))
     options = ["--image-size", "8", "--openai.head-dim", "4", "--openai.num-steps", "4000"]
     run = imported(path, tmp_path, *options, "--openai.rescale-timesteps", "True")
-    assert run.config.model == configs.UNet(**vars(model) | {"time_scale": 0.25})
+    assert run.config.model == models.unet_of(**vars(model) | {"time_scale": 0.25})
     same(run, tensors)
     process = run.config.process
     assert (process.schedule, process.num_steps, process.loss) == ("linear", 4000, "hybrid")
@@ -287,7 +286,7 @@ def test_a_checkpoint_of_openai(tmp_path, monkeypatch, capsys):
 def test_a_checkpoint_without_convolutions_that_resample(tmp_path, monkeypatch, capsys):
     """conv_resample = False is read off the numbers that are left out; the run samples, and goes out and in again."""
     monkeypatch.setattr(weights.openai, "GROUPS", 4)
-    model = openai_model(configs.UNet(**vars(MODEL) | {"dim_mults": (1, 2, 1), "resample": "fixed", "num_blocks": 2}))
+    model = openai_model(models.unet_of(**vars(MODEL) | {"dim_mults": (1, 2, 1), "resample": "fixed", "num_blocks": 2}))
     tensors = random_tensors(model)
     theirs = weights.to_openai(model, tensors)
     assert not any(name.startswith(("input_blocks.3.", "input_blocks.6.")) for name in theirs)
@@ -306,14 +305,14 @@ def test_a_checkpoint_without_convolutions_that_resample(tmp_path, monkeypatch, 
 def test_a_published_file_is_known_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(weights.openai, "GROUPS", 4)
     model = openai_model(
-        configs.UNet(
+        models.UNetConfig(
             image_size=32, dim=8, dim_mults=(1, 1), num_blocks=1, num_heads=4, norm_groups=4, learn_variance=True
         )
     )
     path = tmp_path / "cifar10_uncond_50M_500K.safetensors"
     weights.write_tensors(path, weights.to_openai(model, random_tensors(model)))
     run = imported(path, tmp_path)
-    assert run.config.model == configs.UNet(**vars(model) | {"dropout": 0.3, "time_scale": 0.25})
+    assert run.config.model == models.unet_of(**vars(model) | {"dropout": 0.3, "time_scale": 0.25})
     assert (run.config.process.schedule, run.config.process.num_steps) == ("cosine", 4000)
 
 
@@ -430,7 +429,7 @@ def test_schedulers_without_a_counterpart(changes, named):
     assert named in str(error.value) and "Supported are DDPMScheduler and DDIMScheduler" in str(error.value)
 
 
-LEARNED = configs.UNet(**vars(MODEL) | {"learn_variance": True})
+LEARNED = models.unet_of(**vars(MODEL) | {"learn_variance": True})
 MADE = [
     ({"_class_name": kind, "num_train_timesteps": 40, "beta_end": 0.1, **dict(zip(NAMES, options, strict=True))}, model)
     for kind, variances in (
@@ -525,7 +524,7 @@ def test_old_schedulers():
 )
 def test_networks_that_cannot_be_written(options, named):
     with pytest.raises(UserError) as error:
-        to_config(configs.UNet(**vars(MODEL) | options))
+        to_config(models.unet_of(**vars(MODEL) | options))
     assert named in str(error.value)
 
 
@@ -560,7 +559,7 @@ def test_a_pipelines_own_number_of_steps(num_steps, steps):
     "sample", [SampleConfig("ddim", 50, spacing="leading", clip=2.0), SampleConfig("ancestral", clip=None)]
 )
 def test_schedulers_round_trip(learned, prediction, sample):
-    model = configs.UNet(**vars(MODEL) | {"learn_variance": learned})
+    model = models.unet_of(**vars(MODEL) | {"learn_variance": learned})
     process = ProcessConfig("quadratic", 100, beta_end=0.1, prediction=prediction, loss="hybrid" if learned else "mse")
     config = to_scheduler(Preset(model=model, process=process, sample=sample))
     again, sample_again = from_scheduler(config, model)

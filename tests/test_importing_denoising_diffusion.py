@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from test_importing import random_tensors, refused, sha256
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax import models, schedules, weights
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.denoising_diffusion import from_file
@@ -14,7 +13,7 @@ from ddpm_jax.training.run import open_run
 
 torch = pytest.importorskip("torch")
 
-MODEL = configs.RMSUNet(channels=1, image_size=8, dim=8, dim_mults=(1, 2), num_heads=2, head_dim=4)
+MODEL = models.RMSUNetConfig(channels=1, image_size=8, dim=8, dim_mults=(1, 2), num_heads=2, head_dim=4)
 PREDICTIONS = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}
 
 
@@ -88,11 +87,11 @@ def test_the_weights_being_trained(trainer, tmp_path):
     "model",
     [
         MODEL,
-        configs.RMSUNet(
+        models.RMSUNetConfig(
             channels=3, image_size=8, dim=8, dim_mults=(2,), self_conditioning=True, full_attention=(False,)
         ),
-        configs.RMSUNet(channels=1, image_size=8, dim=4, dim_mults=(1, 3), init_dim=6, learn_variance=True),
-        configs.RMSUNet(channels=1, image_size=8, dim=4, self_conditioning=True, learn_variance=True),
+        models.RMSUNetConfig(channels=1, image_size=8, dim=4, dim_mults=(1, 3), init_dim=6, learn_variance=True),
+        models.RMSUNetConfig(channels=1, image_size=8, dim=4, self_conditioning=True, learn_variance=True),
     ],
 )
 def test_what_the_shapes_say(model, tmp_path):

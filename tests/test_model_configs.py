@@ -3,9 +3,10 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax import models, presets
 from ddpm_jax.errors import UserError
 
@@ -21,9 +22,9 @@ ODD = {
     "strided_unet": {"channels": 1, "image_size": 48},
     "strided_unet_conditional": {"num_classes": 4},
     "tiny_unet": {"image_size": 8, "time_dim": 6, "dim": 2},
-    "unet": {
+    "unet": {"dim": 32, "dim_mults": (1, 2), "head_dim": 8, "resample": "residual", "learn_variance": True},
+    "foreign_unet": {
         "dim": 32,
-        "dim_mults": (1, 2),
         "head_dim": 8,
         "widths": (32, 64),
         "up_attention_resolutions": (32, 16),
@@ -37,33 +38,32 @@ ODD = {
 
 
 def test_every_network_has_its_module_and_its_system():
-    assert set(ODD) == set(configs.NETWORKS) == set(presets.SYSTEMS)
-    assert set(models.MODELS) == set(configs.NETWORKS.values())
+    assert set(ODD) == set(models.NETWORKS) == {*presets.SYSTEMS, "foreign_unet"}
 
 
-@pytest.mark.parametrize("name", configs.NETWORKS)
+@pytest.mark.parametrize("name", models.NETWORKS)
 def test_name_and_config_are_one(name):
-    config = configs.create(name, ODD[name])
-    assert configs.name_of(config) == name
-    assert configs.name_of(configs.create(name, {})) == name
-    assert config == configs.create(name, dataclasses.asdict(config))
-    assert hash(config) == hash(configs.create(name, ODD[name]))
-    assert config != configs.create(name, {})
+    config = models.configure(name, ODD[name])
+    assert config.network == name
+    assert models.configure(name, {}).network == name
+    assert config == models.configure(name, dataclasses.asdict(config))
+    assert hash(config) == hash(models.configure(name, ODD[name]))
+    assert config != models.configure(name, {})
     for option, value in ODD[name].items():
         assert getattr(config, option) == value
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.channels = 2
 
 
-@pytest.mark.parametrize("name", configs.NETWORKS)
+@pytest.mark.parametrize("name", models.NETWORKS)
 def test_json_round_trip(name):
-    process, sampling = presets.SYSTEMS[name]
-    preset = presets.Preset(model=configs.create(name, ODD[name]), process=process, sample=sampling)
+    process, sampling = presets.system_of(name)
+    preset = presets.Preset(model=models.configure(name, ODD[name]), process=process, sample=sampling)
     text = presets.to_json(preset)
     assert json.loads(text)["model"]["network"] == name
     again = presets.from_json(text)
     assert again == preset
-    assert type(again.model) is configs.NETWORKS[name]
+    assert type(again.model) is models.NETWORKS[name]
     assert presets.differences(preset, again) == {}
 
 
@@ -101,23 +101,71 @@ def test_json_round_trip(name):
         ("strided_unet", {"image_size": 28}, "image_size must be divisible by 16; got 28"),
         ("strided_unet", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
         ("strided_unet_conditional", {"num_classes": 0}, "num_classes must be at least 1; got 0"),
-        ("unet", {"widths": ()}, r"widths must be positive integers, one for each level; got \(\)"),
-        ("unet", {"widths": (32, 0)}, r"widths must be positive integers, one for each level; got \(32, 0\)"),
-        ("unet", {"widths": (32, 48)}, "norm_groups must divide every width; got 32 for a width of 48"),
-        ("unet", {"time_dim": 0}, "time_dim must be at least 1, or None; got 0"),
-        ("unet", {"freq_shift": 2}, "freq_shift must be 0 or 1; got 2"),
-        ("unet", {"time_scale": 0.0}, r"time_scale must be positive; got 0\.0"),
-        ("unet", {"halving": ("conv",)}, "halving must be one of conv, residual, fixed for each of 3 levels; got"),
+        ("foreign_unet", {"widths": ()}, r"widths must be positive integers, one for each level; got \(\)"),
+        ("foreign_unet", {"widths": (32, 0)}, r"widths must be positive integers, one for each level; got \(32, 0\)"),
+        ("foreign_unet", {"widths": (32, 48)}, "norm_groups must divide every width; got 32 for a width of 48"),
+        ("foreign_unet", {"time_dim": 0}, "time_dim must be at least 1, or None; got 0"),
+        ("foreign_unet", {"freq_shift": 2}, "freq_shift must be 0 or 1; got 2"),
+        ("foreign_unet", {"time_scale": 0.0}, r"time_scale must be positive; got 0\.0"),
         (
-            "unet",
+            "foreign_unet",
+            {"halving": ("conv",)},
+            "halving must be one of conv, residual, fixed for each of 3 levels; got",
+        ),
+        (
+            "foreign_unet",
             {"doubling": ("conv",) * 4},
             "doubling must be one of conv, residual, fixed for each of 3 levels; got",
         ),
-        ("unet", {"middle_norm_groups": 48}, "middle_norm_groups must divide the last width, 256, or be 0; got 48"),
+        (
+            "foreign_unet",
+            {"middle_norm_groups": 48},
+            "middle_norm_groups must divide the last width, 256, or be 0; got 48",
+        ),
+        ("unet", {"widths": (32, 64)}, "unet has no option 'widths'; it has image_size"),
         ("mlp", {"channels": 1}, "mlp has no option 'channels'; it has data_dim, dim, num_steps"),
         ("mlpp", {}, r"the network must be one of annotated_unet, .*, unet; got 'mlpp'"),
     ],
 )
 def test_errors(name, options, message):
     with pytest.raises(UserError, match=message):
-        configs.create(name, options)
+        models.configure(name, options)
+
+
+def test_runs_from_before_foreign_unet_had_options_of_its_own():
+    """Their config.json has all of them under the name unet; those that are as they always were make a `unet`."""
+    for options, network in (({"head_dim": 8}, "unet"), (ODD["foreign_unet"], "foreign_unet")):
+        config = models.ForeignUNetConfig(**options)
+        tree = json.loads(presets.to_json(presets.Preset(model=config)))
+        tree["model"]["network"] = "unet"
+        read = presets.from_json(json.dumps(tree)).model
+        assert read == models.unet_of(**options) and read.network == network
+        assert all(value == getattr(config, name) for name, value in vars(read).items())
+
+
+def test_a_network_of_ones_own():
+    """A config beside its module is all that it takes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class ScaleConfig(models.ModelConfig, network="scale_for_a_test"):
+        channels: int = 1
+        image_size: int = 2
+
+        def module(self, rngs):
+            return Scale(self)
+
+    class Scale(nnx.Module):
+        def __init__(self, config):
+            self.config = config
+            self.factor = nnx.Param(jnp.full((), 2.0))
+
+        def __call__(self, x_t, t, labels=None, *, rngs=None):
+            return self.factor[...] * x_t
+
+    try:
+        model = models.create("scale_for_a_test", rngs=nnx.Rngs(0), channels=3)
+        assert model(jnp.ones((1, 2, 2, 3)), jnp.zeros(1)).sum() == 24
+        preset = presets.Preset(model=model.config)
+        assert presets.from_json(presets.to_json(preset)).model == model.config and model.config.shape == (2, 2, 3)
+    finally:
+        del models.NETWORKS["scale_for_a_test"]

@@ -12,14 +12,14 @@ from flax import nnx
 from ddpm_jax import models, presets
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import layers
+from ddpm_jax.models import layers, unet
 
 SMALL = {"image_size": 8, "channels": 1, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4}
 
 
 def abstract(**options):
     """The network without numbers, at no cost."""
-    return models.abstract(models.configs.create("unet", options))
+    return models.abstract(models.configure("unet", options))
 
 
 @functools.cache
@@ -95,7 +95,7 @@ def test_resampling_by_hand():
 
 
 def test_downsampling_pads_at_the_bottom_and_right():
-    down = layers.Downsample(1, rngs=nnx.Rngs(0))
+    down = unet.Downsample(1, rngs=nnx.Rngs(0))
     down.conv.kernel[...] = jnp.arange(9.0).reshape(3, 3, 1, 1)
     out = down(jnp.ones((1, 4, 4, 1)), jnp.ones((1, 8)))[0, :, :, 0]
     right, bottom = 0 + 1 + 3 + 4 + 6 + 7, 0 + 1 + 2 + 3 + 4 + 5  # what remains of the kernel's sum, 36, at the edges
@@ -223,9 +223,7 @@ def test_labels_are_required_if_and_only_if_there_are_classes():
 
 def test_parameters_are_drawn_with_flaxs_keys():
     """One compiled program draws what flax does layer by layer."""
-    config = models.configs.create(
-        "unet", {"image_size": 4, "dim": 4, "dim_mults": (1,), "num_blocks": 1, "norm_groups": 2}
-    )
+    config = models.configure("unet", {"image_size": 4, "dim": 4, "dim_mults": (1,), "num_blocks": 1, "norm_groups": 2})
     ours = models.build(config, rngs=nnx.Rngs(params=jax.random.key(3)))
     theirs = models.UNet(config, rngs=nnx.Rngs(params=nnx.Rngs(params=jax.random.key(3)).params()))
     drawn, wanted = (jax.tree.leaves(nnx.state(model, nnx.Param)) for model in (ours, theirs))

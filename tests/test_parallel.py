@@ -122,8 +122,8 @@ def test_networks_without_blocks_take_remat(network):
 )
 def test_every_network_has_blocks(network):
     """Traced, not compiled: the program holds parts whose activations the gradient computes again."""
-    model = models.abstract(models.configs.create(network, {}))
-    shape = models.configs.shape(model.config)
+    model = models.abstract(models.configure(network, {}))
+    shape = model.config.shape
 
     def remats(remat):
         graphdef, variables = models.split(models.rematerialised(model) if remat else model, training=True)

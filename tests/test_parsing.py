@@ -12,7 +12,7 @@ import tyro
 from ddpm_jax.arguments import Flat, RunFolderArgs, TrainArgs
 from ddpm_jax.errors import UserError
 from ddpm_jax.parsing import Command, HelpShown
-from ddpm_jax.presets import PRESETS
+from ddpm_jax.presets import RECIPES, preset
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ def test_what_a_line_may_not_say(line, shown):
 @pytest.mark.parametrize("name", ["digits", "spiral", "mnist-convnext", "fashion-annotated"])
 def test_every_flag_of_a_preset_takes_its_own_default(name):
     """As help shows it: the config is the preset's again."""
-    command = Command(TrainArgs, "prog", {"config": PRESETS["digits"]})
-    own = Command(TrainArgs, "prog", {"config": PRESETS[name]})
-    line = ["--out", "run", *flags(PRESETS[name], "--")]
+    command = Command(TrainArgs, "prog", {"config": preset("digits")})
+    own = Command(TrainArgs, "prog", {"config": preset(name)})
+    line = ["--out", "run", *flags(preset(name), "--")]
     assert len(line) > 100
-    assert own.parse(line).config == PRESETS[name]
-    if type(PRESETS[name].model) is type(PRESETS["digits"].model):
-        assert command.parse(line).config == PRESETS[name]
+    assert own.parse(line).config == preset(name)
+    if type(preset(name).model) is type(preset("digits").model):
+        assert command.parse(line).config == preset(name)
 
 
 def flags(config, prefix):

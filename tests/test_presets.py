@@ -6,16 +6,16 @@ import json
 import jax
 import pytest
 
-from ddpm_jax import model_configs, models, presets
+from ddpm_jax import models, presets
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import PRESETS, Preset, SampleConfig, TrainConfig
+from ddpm_jax.presets import RECIPES, Preset, SampleConfig, TrainConfig
 from ddpm_jax.training.objective import process_of, sampler_of
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_json_round_trip(name):
     """Equality of frozen dataclasses compares every field, tuples against tuples."""
-    config = PRESETS[name]
+    config = RECIPES[name].config
     text = presets.to_json(config)
     assert presets.from_json(text) == config and presets.to_json(presets.from_json(text)) == text
     assert set(json.loads(text)) == {"data", "model", "process", "train", "sample"}
@@ -31,13 +31,13 @@ def test_json_keeps_what_is_not_the_default():
     assert presets.from_json(presets.to_json(config)) == config
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_preset_builds(name):
     """Shapes alone, no arithmetic: the network answers its own images with its own number of channels."""
-    config = PRESETS[name]
+    config = RECIPES[name].config
     model = config.model
     graphdef, variables = models.split(models.abstract(model))
-    x_t = jax.ShapeDtypeStruct((2, *model_configs.shape(model)), "float32")
+    x_t = jax.ShapeDtypeStruct((2, *model.shape), "float32")
     t = jax.ShapeDtypeStruct((2,), "int32")
     labels = t if getattr(model, "num_classes", None) else None
     output, _ = jax.eval_shape(lambda *args: models.apply(graphdef, *args), variables, x_t, t, labels)
@@ -54,7 +54,7 @@ def test_unknown_preset_lists_the_names():
 
 def edited(change):
     """The JSON of a preset after `change(tree)`."""
-    tree = json.loads(presets.to_json(PRESETS["digits"]))
+    tree = json.loads(presets.to_json(RECIPES["digits"].config))
     change(tree)
     return json.dumps(tree)
 
@@ -113,7 +113,7 @@ def test_numbers_out_of_range_are_named(kind, options, message):
 
 
 def test_differences():
-    old = PRESETS["digits"]
+    old = RECIPES["digits"].config
     assert presets.differences(old, presets.from_json(presets.to_json(old))) == {}
     new = dataclasses.replace(
         old, train=dataclasses.replace(old.train, lr=1.0), model=dataclasses.replace(old.model, dim_mults=(1,))

@@ -18,7 +18,7 @@ OPTIONS = {"image_size": 8, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "nor
 
 
 def network():
-    return models.abstract(models.configs.create("unet", OPTIONS))
+    return models.abstract(models.configure("unet", OPTIONS))
 
 
 def state_dict(dtype):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ddpm_jax import denoisers, models, samplers
+from ddpm_jax import cpu_forms, denoisers, models, samplers
 from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import What, Workload
 from ddpm_jax.compilation import jit
@@ -109,8 +109,8 @@ def _facts(lower: Callable[..., Any], times: int = 1) -> Facts:
     begun = time.perf_counter()
     compiled = lower().compile()
     seconds = time.perf_counter() - begun
-    # as for an accelerator, for which no operation is rewritten: on CPU some are loops, whose bodies would count once
-    flops = (lower(platforms=("cuda",)).cost_analysis() or {}).get("flops")
+    with cpu_forms.off():  # as for an accelerator: some forms are loops, whose bodies would count once
+        flops = (lower(platforms=("cuda",)).cost_analysis() or {}).get("flops")
     memory = compiled.memory_analysis()
     return Facts(
         flops=None if flops is None else times * flops,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import model_configs as configs
+from ddpm_jax import models
 from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import Precision, What, Workload
 from ddpm_jax.errors import UserError
@@ -56,8 +56,8 @@ class TorchSide:
 
     def _diffusers(self) -> Any:
         config = self.work.config.model
-        if not isinstance(config, configs.UNet):
-            raise UserError(f"diffusers has no {configs.name_of(config)}.")
+        if not isinstance(config, models.UNetConfig):
+            raise UserError(f"diffusers has no {config.network}.")
         options = to_config(config)
         try:
             import diffusers
@@ -76,7 +76,7 @@ class TorchSide:
 
     def _twin(self) -> Any:
         config = self.work.config.model
-        return self.twins.models.create(configs.name_of(config), **vars(config))
+        return self.twins.models.create(config.network, **vars(config))
 
     def _fast(self, model: Any) -> Any:
         return self.torch.compile(model) if self.name == "torch.compile" else model

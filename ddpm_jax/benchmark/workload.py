@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ddpm_jax import model_configs as configs
+from ddpm_jax import models
 from ddpm_jax.errors import UserError, meant
-from ddpm_jax.presets import PRESETS, RECIPES, SYSTEMS, DataConfig, Preset, TrainConfig
+from ddpm_jax.presets import RECIPES, SYSTEMS, DataConfig, Preset, TrainConfig, system_of
 
 What = Literal["forward", "train", "sample"]
 WHAT: tuple[What, ...] = get_args(What)
@@ -56,7 +56,7 @@ class Workload:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example, channels last."""
-        return configs.shape(self.config.model)
+        return self.config.model.shape
 
     @property
     def num_classes(self) -> int | None:
@@ -93,19 +93,19 @@ def workload(
     Raises:
         UserError: an unknown name, or numbers out of range.
     """
-    if name in PRESETS:
-        config = PRESETS[name]
-    elif name in SYSTEMS:
-        process, sample = SYSTEMS[name]
-        model = configs.create(name, options or {})
+    if name in RECIPES:
+        config = RECIPES[name].config
+    elif name in models.NETWORKS:
+        process, sample = system_of(name)
+        model = models.configure(name, options or {})
         if hasattr(model, "num_steps"):
             process = dataclasses.replace(process, num_steps=model.num_steps)
         trained = next((r.config.train for r in RECIPES.values() if type(r.config.model) is type(model)), TrainConfig())
-        size = trained.batch_size if len(configs.shape(model)) == 1 else BATCH
+        size = trained.batch_size if len(model.shape) == 1 else BATCH
         config = Preset(DataConfig(), model, process, dataclasses.replace(trained, batch_size=size), sample)
     else:
         raise UserError(
-            f"what is measured must be a network or a preset; got {name!r}.{meant(name, [*SYSTEMS, *PRESETS])} See ddpm --help."
+            f"what is measured must be a network or a preset; got {name!r}.{meant(name, [*SYSTEMS, *RECIPES])} See ddpm --help."
         )
     if sample_size is not None and sample_size < 1:
         raise UserError(f"sample_size must be at least 1; got {sample_size}.")
@@ -115,5 +115,5 @@ def workload(
     asked: dict[str, Any] = {"sampler": sampler, "steps": sample_steps}
     sample = dataclasses.replace(config.sample, **{key: value for key, value in asked.items() if value is not None})
     config = dataclasses.replace(config, train=train, sample=sample)
-    per_call = config.train.steps_per_call or (STACK if len(configs.shape(config.model)) == 1 else 1)
+    per_call = config.train.steps_per_call or (STACK if len(config.model.shape) == 1 else 1)
     return Workload(name, config, precision, sample_size or train.batch_size, min(per_call, STACK))

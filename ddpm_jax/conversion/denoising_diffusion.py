@@ -9,7 +9,7 @@ import numpy as np
 
 from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
-from ddpm_jax.model_configs import RMSUNet
+from ddpm_jax.models import RMSUNetConfig
 from ddpm_jax.presets import ProcessConfig, SampleConfig
 from ddpm_jax.weights import Which, from_denoising_diffusion
 
@@ -49,7 +49,7 @@ def from_file(
     image_size: int | None = None,
     dropout: float | None = None,
     objective: str | None = None,
-) -> tuple[RMSUNet, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
+) -> tuple[RMSUNetConfig, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
     """A network, the twin's state dict, and how it was trained and is sampled, of what `chosen` gave.
 
     image_size: in pixels, never in a file. dropout: the one it was trained with; 0 unless given. objective: one of OBJECTIVES,

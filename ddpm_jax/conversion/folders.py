@@ -102,7 +102,7 @@ def write_folder(folder: Path, config: Preset, tensors: dict[str, np.ndarray]) -
     """
     if folder.exists():
         raise UserError(f"{folder} exists; choose another name for the folder.")
-    model, theirs = to_diffusers(config.model, tensors)  # type: ignore[arg-type]
+    model, theirs = to_diffusers(config.model, tensors)
     scheduler = to_scheduler(config)
     kind = scheduler["_class_name"]
     pipeline = {

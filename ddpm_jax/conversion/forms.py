@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ddpm_jax import model_configs, models
+from ddpm_jax import models
 from ddpm_jax.conversion.folders import write_folder
 from ddpm_jax.conversion.runs import Which, from_run, to_run
 from ddpm_jax.errors import UserError
-from ddpm_jax.model_configs import UNet
+from ddpm_jax.models import UNetConfig
 from ddpm_jax.training.run import open_run
 from ddpm_jax.weights import from_original, from_torch, layout, read_weights, write_tensors
 from ddpm_jax.weights.files import SUFFIXES
@@ -32,8 +32,8 @@ def convert(
     """
     if to == "diffusers":
         run = open_run(source)
-        if not isinstance(run.config.model, UNet) or which == "state":
-            what = "the state of training" if which == "state" else f"a {model_configs.name_of(run.config.model)}"
+        if not isinstance(run.config.model, UNetConfig) or which == "state":
+            what = "the state of training" if which == "state" else f"a {run.config.model.network}"
             raise UserError(f"--to diffusers takes the weights of a unet; of {source} it would be {what}.")
         return write_folder(target, run.config, from_run(run, which))
     if target.exists() and (target.is_dir() or not target.suffix):
@@ -54,9 +54,7 @@ def convert(
     if target.suffix:
         return [write_tensors(target, arrays)]
     if model is None:
-        raise UserError(
-            f"a run folder needs to know the network: pass --network, one of {', '.join(model_configs.NETWORKS)}."
-        )
+        raise UserError(f"a run folder needs to know the network: pass --network, one of {', '.join(models.NETWORKS)}.")
     return [to_run(target, model, arrays, origin={"source": str(source.absolute()), "weights": found})]
 
 
@@ -72,7 +70,7 @@ def fitted(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     Raises:
         UserError: they fit neither; what is missing, left over or misshapen is listed.
     """
-    name = model_configs.name_of(model)
+    name = model.network
     entries = layout(models.abstract(model))
     keys = {entry.key for entry in entries}
     if name in ORIGINALS and len(keys & set(arrays)) < len(keys) / 2:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import model_configs, models, schedules
+from ddpm_jax import models, schedules
 from ddpm_jax.conversion import denoising_diffusion, hub, openai
 from ddpm_jax.conversion.folders import SCHEDULER, is_diffusers_folder, read_folder
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
 from ddpm_jax.errors import UserError
-from ddpm_jax.model_configs import RMSUNet, UNet
+from ddpm_jax.models import RMSUNetConfig, UNetConfig
 from ddpm_jax.presets import ProcessConfig, SampleConfig
 from ddpm_jax.training.run import Run
 from ddpm_jax.weights import Which, from_diffusers, read_weights
@@ -25,7 +25,7 @@ class Imported(NamedTuple):
     """What was read, in our terms."""
 
     library: str
-    model: UNet | RMSUNet
+    model: UNetConfig | RMSUNetConfig
     tensors: dict[str, np.ndarray]
     """The twin's state dict."""
     weights: Which | None
@@ -128,7 +128,7 @@ def recognised(run: Run) -> list[str]:
     told = {"ema": "averaged", "params": "those being trained, not averaged", None: "the files do not say which"}
     files = ", ".join(name for name in origin["sha256"] if not name.endswith("config.json"))
     return [
-        f"network: {model_configs.name_of(config.model)} of {origin.get('library')}, {count:,} parameters, {size}{classes}",
+        f"network: {config.model.network} of {origin.get('library')}, {count:,} parameters, {size}{classes}",
         f"weights: {told[origin['weights']]} ({files})",
         f"noise: {noise}",
         f"prediction: {process.prediction}{learned}",

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm_jax.conversion.denoising_diffusion import spread_betas
 from ddpm_jax.errors import UserError
-from ddpm_jax.model_configs import UNet
+from ddpm_jax.models import UNetConfig
 from ddpm_jax.presets import ProcessConfig, SampleConfig
 from ddpm_jax.weights import Which, from_openai
 
@@ -71,7 +71,7 @@ def which_of(path: Path) -> Which | None:
 
 def from_file(
     path: Path, tensors: Mapping[str, np.ndarray], *, image_size: int | None = None, **told: Any
-) -> tuple[UNet, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
+) -> tuple[UNetConfig, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
     """A network, the twin's state dict, and how it was trained and is sampled, of what `read_tensors` found.
 
     image_size, told: fields of `Published`, None for those that are left out; of a file of `FILES` they replace what is known.

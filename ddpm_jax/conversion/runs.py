@@ -8,10 +8,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ddpm_jax import model_configs, models
+from ddpm_jax import models
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.files import new_folder
-from ddpm_jax.presets import RECIPES, SYSTEMS, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
+from ddpm_jax.presets import RECIPES, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig, system_of
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run, create_folder
@@ -57,7 +57,7 @@ def to_run(
         UserError: process and sampling do not fit each other, or the network.
     """
     if process is None or sampling is None:
-        process, sampling = SYSTEMS[model_configs.name_of(model)]
+        process, sampling = system_of(model.network)
         if hasattr(model, "num_steps"):
             process = dataclasses.replace(process, num_steps=model.num_steps)
         if getattr(model, "learn_variance", False):
@@ -74,7 +74,7 @@ def to_run(
     )
     check(config)
     # a file says nothing of the points' mean and deviation: samples come as the network makes them
-    scaling = IMAGE_SCALINGS[scale] if len(model_configs.shape(model)) == 3 else Scaling(0.0, 1.0)
+    scaling = IMAGE_SCALINGS[scale] if len(model.shape) == 3 else Scaling(0.0, 1.0)
     run = Run(folder, config, tuple(map(str, range(num_classes or 0))), scaling, origin)
     network = models.abstract(run.config.model)
     if "step" in arrays:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_jax import model_configs as configs
+from ddpm_jax import models
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import Preset, ProcessConfig, SampleConfig
 
@@ -62,7 +62,7 @@ _IGNORED = ("dynamic_thresholding_ratio", "sample_max_value", "tensor_format")
 """Of thresholding alone, and of a version that could compute in NumPy."""
 
 
-def from_scheduler(config: Mapping[str, Any], model: configs.UNet) -> tuple[ProcessConfig, SampleConfig]:
+def from_scheduler(config: Mapping[str, Any], model: models.UNetConfig) -> tuple[ProcessConfig, SampleConfig]:
     """How a network was trained, and how its pipeline samples, of a scheduler_config.json.
 
     Raises:

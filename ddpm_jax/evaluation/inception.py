@@ -23,7 +23,7 @@ from ddpm_jax.cache import cache_folder
 from ddpm_jax.compilation import jit
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.convolution import convolve
-from ddpm_jax.models.torch_style import BatchNorm
+from ddpm_jax.models.normalization import BatchNorm
 from ddpm_jax.weights.files import SUFFIXES
 
 NUM_FEATURES = 2048

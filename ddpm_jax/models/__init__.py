@@ -9,54 +9,56 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax.checks import whole
 from ddpm_jax.compilation import once
-from ddpm_jax.models.annotated_unet import AnnotatedUNet
-from ddpm_jax.models.conv_net import ConvNet
-from ddpm_jax.models.convnext_unet import ConvNeXtUNet
-from ddpm_jax.models.double_conv_unet import DoubleConvUNet
+from ddpm_jax.models.annotated_unet import AnnotatedUNetConfig
+from ddpm_jax.models.config import NETWORKS, ModelConfig, configure, kind_of
+from ddpm_jax.models.conv_net import ConvNetConfig
+from ddpm_jax.models.convnext_unet import ConvNeXtUNet224Config, ConvNeXtUNetConfig
+from ddpm_jax.models.double_conv_unet import DoubleConvUNetConfig
+from ddpm_jax.models.foreign_unet import ForeignUNetConfig, simplest, unet_of
 from ddpm_jax.models.functional import Model, Variables, apply, fact, for_training, merge, parts, split
-from ddpm_jax.models.mlp import MLP
+from ddpm_jax.models.mlp import MLPConfig
 from ddpm_jax.models.remat import rematerialised
-from ddpm_jax.models.rms_unet import RMSUNet
-from ddpm_jax.models.strided_unet import StridedUNet
-from ddpm_jax.models.tiny_unet import TinyUNet
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.rms_unet import RMSUNetConfig
+from ddpm_jax.models.strided_unet import StridedUNetConditionalConfig, StridedUNetConfig
+from ddpm_jax.models.tiny_unet import TinyUNetConfig
+from ddpm_jax.models.unet import UNet, UNetConfig
 
 __all__ = [
-    "MODELS",
+    "NETWORKS",
+    "AnnotatedUNetConfig",
+    "ConvNeXtUNet224Config",
+    "ConvNeXtUNetConfig",
+    "ConvNetConfig",
+    "DoubleConvUNetConfig",
+    "ForeignUNetConfig",
+    "MLPConfig",
     "Model",
+    "ModelConfig",
+    "RMSUNetConfig",
+    "StridedUNetConditionalConfig",
+    "StridedUNetConfig",
+    "TinyUNetConfig",
     "UNet",
+    "UNetConfig",
     "Variables",
     "abstract",
     "apply",
     "build",
-    "configs",
+    "configure",
     "create",
     "fact",
     "for_training",
+    "kind_of",
     "merge",
     "num_params",
     "parts",
     "rematerialised",
+    "simplest",
     "split",
+    "unet_of",
 ]
-
-MODELS: dict[type, Callable[..., nnx.Module]] = {
-    configs.AnnotatedUNet: AnnotatedUNet,
-    configs.ConvNet: ConvNet,
-    configs.ConvNeXtUNet: ConvNeXtUNet,
-    configs.ConvNeXtUNet224: ConvNeXtUNet,
-    configs.DoubleConvUNet: DoubleConvUNet,
-    configs.MLP: MLP,
-    configs.RMSUNet: RMSUNet,
-    configs.StridedUNet: StridedUNet,
-    configs.StridedUNetConditional: StridedUNet,
-    configs.TinyUNet: TinyUNet,
-    configs.UNet: UNet,
-}
-"""options -> the module that is built of them; the names are in `model_configs.NETWORKS`."""
 
 
 def create(name: str, *, rngs: Any, **options: Any) -> nnx.Module:
@@ -67,14 +69,14 @@ def create(name: str, *, rngs: Any, **options: Any) -> nnx.Module:
     Raises:
         UserError: an unknown name or option (lists what exists), or options that do not fit together.
     """
-    return build(configs.create(name, options), rngs=rngs)
+    return build(configure(name, options), rngs=rngs)
 
 
-def build(config: Any, *, rngs: Any) -> nnx.Module:
-    """The network that a config of `model_configs` describes, its parameters drawn by one compiled program."""
+def build(config: ModelConfig, *, rngs: Any) -> nnx.Module:
+    """The network that a config describes, its parameters drawn by one compiled program."""
     key = as_rngs(rngs).params()
     if isinstance(key, jax.core.Tracer):  # within somebody else's program: eval_shape's, for one
-        return MODELS[type(config)](config, rngs=_counted(key))
+        return config.module(_counted(key))
     model = abstract(config)
     nnx.update(model, _draw()(key, config))
     return model
@@ -89,20 +91,20 @@ def as_rngs(found: Any) -> nnx.Rngs:
     return nnx.Rngs(whole("rngs, where it is neither nnx.Rngs nor a key,", found))
 
 
-def abstract(config: Any) -> nnx.Module:
-    """The network that a config of `model_configs` describes, without numbers: jax.ShapeDtypeStruct in the place of each array."""
+def abstract(config: ModelConfig) -> nnx.Module:
+    """The network that a config describes, without numbers: jax.ShapeDtypeStruct in the place of each array."""
     return nnx.merge(*_structure(config))
 
 
 @functools.cache  # to build a network layer by layer takes about half a second
-def _structure(config: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: MODELS[type(config)](config, rngs=_counted(jax.random.key(0)))))
+def _structure(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: config.module(_counted(jax.random.key(0)))))
 
 
 @functools.cache
-def _draw() -> Callable[[jax.Array, Any], nnx.State]:
-    def draw(key: jax.Array, config: Any) -> nnx.State:
-        return nnx.state(MODELS[type(config)](config, rngs=_counted(key)))
+def _draw() -> Callable[[jax.Array, ModelConfig], nnx.State]:
+    def draw(key: jax.Array, config: ModelConfig) -> nnx.State:
+        return nnx.state(config.module(_counted(key)))
 
     return jax.jit(draw, static_argnums=1, compiler_options=once())
 

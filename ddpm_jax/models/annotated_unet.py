@@ -1,7 +1,9 @@
 """`annotated_unet`: system 3, a ConvNeXt (or ResNet) U-Net with linear attention."""
 
+import functools
 import itertools
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +11,76 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ddpm_jax import model_configs as configs
+from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import heads
-from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
-from ddpm_jax.models.layers import Attention, Image, Resized, timestep_embedding
+from ddpm_jax.models.config import ModelConfig
+from ddpm_jax.models.convnext import ConvNeXtBlock
+from ddpm_jax.models.layers import (
+    Attention,
+    Conv,
+    ConvTranspose,
+    Image,
+    Middle,
+    Resized,
+    ResNetBlock,
+    TimeMLP,
+    Vector,
+)
+from ddpm_jax.models.layers import gelu as exact_gelu
 from ddpm_jax.models.network import Network
-from ddpm_jax.models.torch_style import conv, conv_transpose, group_norm, linear
-from ddpm_jax.models.torch_style import gelu as exact_gelu
+from ddpm_jax.models.normalization import GroupNorm
+from ddpm_jax.models.remat import Block
+
+
+@dataclass(frozen=True)
+class AnnotatedUNetConfig(ModelConfig, network="annotated_unet"):
+    """System 3's network.
+
+    Raises:
+        UserError: widths or an image size that do not fit the blocks, or a number below 1.
+    """
+
+    channels: int = 1
+    """Channels of the images."""
+    image_size: int = 28
+    """Height and width of the images, in pixels."""
+    dim: int = 28
+    """Base width, in channels."""
+    dim_mults: tuple[int, ...] = (1, 2, 4)
+    """Width of each level, as a multiple of dim; every level but the last halves the image."""
+    gelu: Literal["tanh", "exact"] = "tanh"
+    """GELU's tanh approximation, as in the original's framework, or the exact one."""
+    conv_bias: bool = False
+    """Give the convolutions of blocks and resampling a bias, as the original's PyTorch ancestor does."""
+    block: Literal["convnext", "resnet"] = "convnext"
+    """What each level is made of."""
+    expansion: int = 2
+    """Width within a ConvNeXt block, as a multiple of the block's output width."""
+
+    def __post_init__(self) -> None:
+        self._at_least_1("channels", "image_size", "expansion")
+        self._even_dim()
+        self._for_each_level("dim_mults")
+        self._divides("image_size", 2 ** (len(self.dim_mults) - 1))
+        if self.block == "resnet" and self.dim % 8:
+            raise UserError(f"dim must be divisible by 8, the groups of a resnet block's norms; got {self.dim}.")
+
+    def module(self, rngs: nnx.Rngs) -> "AnnotatedUNet":
+        """The network of these options."""
+        return AnnotatedUNet(self, rngs=rngs)
+
 
 HEADS, HEAD_DIM = 4, 32
 
 
-class LinearAttention(nnx.Module):
+class LinearAttention(Block):
     """Attention whose cost grows with the number of pixels, not its square (Shen et al. 2021), added to the image."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         inner = HEADS * HEAD_DIM
-        self.norm = group_norm(dim, rngs=rngs)
-        self.qkv = conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
-        self.proj = conv(inner, dim, 1, rngs=rngs)
+        self.norm = GroupNorm(dim, rngs=rngs)
+        self.qkv = Conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
+        self.proj = Conv(inner, dim, 1, rngs=rngs)
         self.norm_out = nnx.LayerNorm(dim, epsilon=1e-5, use_bias=False, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Image) -> Image:
@@ -41,27 +94,6 @@ class LinearAttention(nnx.Module):
         return x + self.norm_out(self.proj(rearrange(out, "b heads d (h w) -> b h w (heads d)", h=height)))
 
 
-class ResNetBlock(nnx.Module):
-    """3x3 convolution, GroupNorm(8), SiLU; twice, the first with the scale and shift of the time; added to the input."""
-
-    def __init__(self, in_dim: int, out_dim: int, *, time_dim: int | None, bias: bool, rngs: nnx.Rngs):
-        self.time_proj = None if time_dim is None else linear(time_dim, 2 * out_dim, rngs=rngs)
-        self.conv1 = conv(in_dim, out_dim, 3, bias=bias, rngs=rngs)
-        self.norm1 = group_norm(out_dim, 8, rngs=rngs)
-        self.conv2 = conv(out_dim, out_dim, 3, bias=bias, rngs=rngs)
-        self.norm2 = group_norm(out_dim, 8, rngs=rngs)
-        self.shortcut = conv(in_dim, out_dim, 1, bias=bias, rngs=rngs) if in_dim != out_dim else None
-
-    def __call__(self, x: Image, time: Vector | None = None) -> Resized:
-        """x (B, H, W, in_dim), time (B, d) -> (B, H, W, out_dim)."""
-        h = self.norm1(self.conv1(x))
-        if self.time_proj is not None and time is not None:
-            scale, shift = jnp.split(self.time_proj(nnx.silu(time))[:, None, None, :], 2, axis=-1)
-            h = h * (scale + 1) + shift
-        h = nnx.silu(self.norm2(self.conv2(nnx.silu(h))))
-        return h + (x if self.shortcut is None else self.shortcut(x))
-
-
 class Stage(nnx.Module):
     """Two blocks, then attention."""
 
@@ -73,42 +105,21 @@ class Stage(nnx.Module):
         return self.attention(self.block2(self.block1(x, time), time))
 
 
-class Middle(nnx.Module):
-    """Block, full attention, block."""
-
-    def __init__(self, block1: nnx.Module, block2: nnx.Module, attention: nnx.Module):
-        self.block1, self.block2, self.attention = block1, block2, attention
-
-    def __call__(self, x: Image, time: Vector) -> Image:
-        """(B, H, W, C) in and out."""
-        return self.block2(self.attention(self.block1(x, time)), time)
-
-
-class TimeMLP(nnx.Module):
-    """Timesteps -> embedding: sinusoids, linear, GELU, linear."""
-
-    def __init__(self, dim: int, out_dim: int, *, gelu: Callable[[jax.Array], jax.Array], rngs: nnx.Rngs):
-        self.dim, self.gelu = dim, gelu
-        self.linear1 = linear(dim, out_dim, rngs=rngs)
-        self.linear2 = linear(out_dim, out_dim, rngs=rngs)
-
-    def __call__(self, t: Num[Array, "b"], dtype: jnp.dtype) -> Vector:
-        """t (B,) -> (B, out_dim)."""
-        h = self.linear1(timestep_embedding(t, self.dim, dtype))
-        return self.linear2(self.gelu(h))
-
-
 class AnnotatedUNet(Network):
-    """(x_t, t) -> eps; see `model_configs.AnnotatedUNet`."""
+    """(x_t, t) -> eps; see `AnnotatedUNetConfig`."""
 
-    def __init__(self, config: configs.AnnotatedUNet, *, rngs: nnx.Rngs):
+    def __init__(self, config: AnnotatedUNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         bias, time_dim = config.conv_bias, 4 * config.dim
         gelu = jax.nn.gelu if config.gelu == "tanh" else exact_gelu
 
+        norm = functools.partial(GroupNorm, groups=8, rngs=rngs)
+
         def block(in_dim: int, out_dim: int, timed: bool = True) -> nnx.Module:
             if config.block == "resnet":
-                return ResNetBlock(in_dim, out_dim, time_dim=time_dim if timed else None, bias=bias, rngs=rngs)
+                return ResNetBlock(
+                    in_dim, out_dim, norm=norm, time_dim=time_dim if timed else None, bias=bias, rngs=rngs
+                )
             cond_dims = {"time": time_dim} if timed else {}
             return ConvNeXtBlock(
                 in_dim,
@@ -127,28 +138,25 @@ class AnnotatedUNet(Network):
         widths = [config.dim // 3 * 2, *(config.dim * mult for mult in config.dim_mults)]
         pairs = list(itertools.pairwise(widths))
         deepest, inner = widths[-1], HEADS * HEAD_DIM
-        self.conv_in = conv(config.channels, widths[0], 7, rngs=rngs)
-        self.time_mlp = TimeMLP(config.dim, time_dim, gelu=gelu, rngs=rngs)
+        self.conv_in = Conv(config.channels, widths[0], 7, rngs=rngs)
+        self.time_mlp = TimeMLP(config.dim, time_dim, activation=gelu, rngs=rngs)
         self.down = nnx.List([stage(wide, wider) for wide, wider in pairs])
         self.downsamples = nnx.List(
-            [conv(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs) for _, wide in pairs[:-1]]
+            [Conv(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs) for _, wide in pairs[:-1]]
         )
         attention = Attention(
-            group_norm(deepest, rngs=rngs),
-            conv(deepest, 3 * inner, 1, bias=False, rngs=rngs),
-            conv(inner, deepest, 1, rngs=rngs),
+            GroupNorm(deepest, rngs=rngs),
+            Conv(deepest, 3 * inner, 1, bias=False, rngs=rngs),
+            Conv(inner, deepest, 1, rngs=rngs),
             num_heads=HEADS,
         )
-        self.middle = Middle(block(deepest, deepest), block(deepest, deepest), attention)
+        self.middle = Middle(block(deepest, deepest), attention, block(deepest, deepest))
         self.up = nnx.List([stage(2 * wider, wide) for wide, wider in reversed(pairs[1:])])
         self.upsamples = nnx.List(
-            [
-                conv_transpose(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs)
-                for wide, _ in reversed(pairs[1:])
-            ]
+            [ConvTranspose(wide, wide, 4, stride=2, padding=1, bias=bias, rngs=rngs) for wide, _ in reversed(pairs[1:])]
         )
         self.block_out = block(config.dim, config.dim, timed=False)
-        self.conv_out = conv(config.dim, config.channels, 1, bias=bias, rngs=rngs)
+        self.conv_out = Conv(config.dim, config.channels, 1, bias=bias, rngs=rngs)
 
     def __call__(
         self,

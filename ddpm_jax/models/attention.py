@@ -1,4 +1,4 @@
-"""The products of softmax attention, in forms that are fast on CPU as well, and that large images fit in."""
+"""The products of softmax attention, also for images so large that their weights do not fit in memory."""
 
 import functools
 import math
@@ -10,10 +10,8 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
-_MANY = 2**16
-"""Weights in a head from which on they take more time to write and read than to compute."""
-_BLOCK = 2**20
-"""Weights computed at a time, at most, but for those of one head: what stays in a CPU's caches."""
+from ddpm_jax import cpu_forms
+
 _HUGE = 2**26
 """Weights in a head above which they are never held together: those of an image of 224x224 would take 10 GB."""
 _PART = 2**22
@@ -33,18 +31,22 @@ def attend(
 ) -> Float[Array, "b heads q d"]:
     """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1), in the dtype of q.
 
-    On CPU many weights are computed for a few heads at a time, are divided by their sum after the product rather than before, and
-    are computed again for the gradient. Very many are, on every platform, computed for a part of the queries at a time. NVIDIA GPUs
-    take cuDNN's fused attention in 16 bits, where it takes the head.
+    Very many weights are computed for a part of the queries at a time. NVIDIA GPUs take cuDNN's fused attention in 16 bits, where
+    it takes the head.
     """
-    weights = q.shape[2] * k.shape[2]
-    on_cpu, elsewhere = (_in_blocks, _plain) if weights <= _HUGE else (_by_queries, _by_queries)
-    forms = {"cpu": on_cpu if weights >= _MANY else _plain, "default": elsewhere}
+    whole = _at_once if q.shape[2] * k.shape[2] <= _HUGE else _by_queries
     if jax.default_backend() == "gpu" and _cudnn_takes(q.shape[2], k.shape[2], q.shape[3], q.dtype):
-        forms["cuda"] = _fused
-    if len(set(forms.values())) == 1:
-        return elsewhere(q, k, v)
-    return lax.platform_dependent(q, k, v, **forms)
+        return lax.platform_dependent(q, k, v, cuda=_fused, default=whole)
+    return whole(q, k, v)
+
+
+def _plain(q: Array, k: Array, v: Array) -> Array:
+    # not jax.nn.dot_product_attention: its softmax is in float32 even for float64
+    weights = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) / math.sqrt(q.shape[-1]))
+    return jnp.einsum("bnqk,bnkd->bnqd", weights, v)
+
+
+_at_once = cpu_forms.on_cpu(cpu_forms.attention)(_plain)
 
 
 @functools.cache
@@ -63,29 +65,6 @@ def _cudnn_takes(queries: int, keys: int, width: int, dtype: Any) -> bool:
 def _fused(q: Array, k: Array, v: Array, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
     return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, implementation=implementation), 1, 2)
-
-
-def _plain(q: Array, k: Array, v: Array) -> Array:
-    # not jax.nn.dot_product_attention: its softmax is in float32 even for float64
-    weights = jax.nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k) / math.sqrt(q.shape[-1]))
-    return jnp.einsum("bnqk,bnkd->bnqd", weights, v)
-
-
-def _in_blocks(q: Array, k: Array, v: Array) -> Array:
-    batch, heads, queries, _ = q.shape
-
-    @jax.checkpoint
-    def head(qkv: tuple[Array, Array, Array]) -> Array:
-        q, k, v = qkv
-        logits = (q / math.sqrt(q.shape[-1])) @ k.T
-        weights = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-        return weights @ v / weights.sum(axis=-1, keepdims=True)
-
-    flat = tuple(a.reshape(batch * heads, *a.shape[2:]) for a in (q, k, v))
-    together = max(1, _BLOCK // (queries * k.shape[2]))
-    while batch * heads % together:  # a remainder would be a second program
-        together -= 1
-    return lax.map(head, flat, batch_size=together).reshape(q.shape[:3] + v.shape[3:])
 
 
 def _by_queries(q: Array, k: Array, v: Array) -> Array:

@@ -4,15 +4,13 @@ from collections.abc import Callable
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
 
-from ddpm_jax.models.layers import Image, Resized
-from ddpm_jax.models.torch_style import conv, group_norm, linear
-
-Vector = Float[Array, "b d"]
+from ddpm_jax.models.layers import Conv, Image, Resized, Vector, linear
+from ddpm_jax.models.normalization import GroupNorm
+from ddpm_jax.models.remat import Block
 
 
-class ConvNeXtBlock(nnx.Module):
+class ConvNeXtBlock(Block):
     """Depthwise 7x7 plus conditioning, then two normalised 3x3 convolutions around a GELU, added to the (projected) input.
 
     cond_dims: {"time": width, "class": width} of the conditioning it can take. cond_act: what that goes through first.
@@ -33,12 +31,12 @@ class ConvNeXtBlock(nnx.Module):
         self.cond_act, self.gelu = cond_act, gelu
         self.time_proj = linear(cond_dims["time"], in_dim, rngs=rngs) if "time" in cond_dims else None
         self.class_proj = linear(cond_dims["class"], in_dim, rngs=rngs) if "class" in cond_dims else None
-        self.depthwise = conv(in_dim, in_dim, 7, groups=in_dim, bias=bias, rngs=rngs)
-        self.norm1 = group_norm(in_dim, rngs=rngs)
-        self.conv1 = conv(in_dim, out_dim * expansion, 3, bias=bias, rngs=rngs)
-        self.norm2 = group_norm(out_dim * expansion, rngs=rngs)
-        self.conv2 = conv(out_dim * expansion, out_dim, 3, bias=bias, rngs=rngs)
-        self.shortcut = conv(in_dim, out_dim, 1, bias=bias, rngs=rngs) if in_dim != out_dim else None
+        self.depthwise = Conv(in_dim, in_dim, 7, groups=in_dim, bias=bias, rngs=rngs)
+        self.norm1 = GroupNorm(in_dim, rngs=rngs)
+        self.conv1 = Conv(in_dim, out_dim * expansion, 3, bias=bias, rngs=rngs)
+        self.norm2 = GroupNorm(out_dim * expansion, rngs=rngs)
+        self.conv2 = Conv(out_dim * expansion, out_dim, 3, bias=bias, rngs=rngs)
+        self.shortcut = Conv(in_dim, out_dim, 1, bias=bias, rngs=rngs) if in_dim != out_dim else None
 
     def __call__(self, x: Image, time: Vector | None = None, classes: Vector | None = None) -> Resized:
         """x (B, H, W, in_dim), conditioning (B, d) or None to leave it out -> (B, H, W, out_dim)."""

@@ -1,17 +1,82 @@
 """`convnext_unet`: system 1, class-conditional digits, and its large variant for 224x224 images."""
 
 import functools
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax import model_configs as configs
-from ddpm_jax.models.convnext import ConvNeXtBlock, Vector
-from ddpm_jax.models.layers import Attention, Image, Resized
+from ddpm_jax.errors import UserError
+from ddpm_jax.models.config import ModelConfig
+from ddpm_jax.models.convnext import ConvNeXtBlock
+from ddpm_jax.models.layers import Attention, Conv, ConvTranspose, Image, Resized, Vector, gelu, linear
 from ddpm_jax.models.network import Network
+from ddpm_jax.models.normalization import GroupNorm
 from ddpm_jax.models.timesteps import convnext_table, look_up
-from ddpm_jax.models.torch_style import conv, conv_transpose, gelu, group_norm, linear
+
+
+@dataclass(frozen=True)
+class ConvNeXtUNetConfig(ModelConfig, network="convnext_unet"):
+    """System 1's network: ConvNeXt blocks conditioned on time and class, attention at every level.
+
+    Raises:
+        UserError: an image size that the strides do not divide, or a number below 1.
+    """
+
+    channels: int = 1
+    """Channels of the images."""
+    image_size: int = 28
+    """Height and width of the images, in pixels; four times it is the width of the embeddings."""
+    num_classes: int = 10
+    """Number of classes the network is told about."""
+    num_steps: int = 500
+    """T of the schedule: t lies in 0..T."""
+    expansion: int = 3
+    """Width within a block, as a multiple of the block's output width."""
+
+    widths: ClassVar[tuple[int, ...]] = (16, 32, 64, 128)
+    """Width of each level, in channels."""
+    strides: ClassVar[tuple[int, ...]] = (2, 2, 3)
+    """What each level but the last divides the image by."""
+    out_width: ClassVar[int] = 8
+    """Width of the last stage, in channels."""
+
+    def __post_init__(self) -> None:
+        self._at_least_1("channels", "image_size", "num_classes", "num_steps", "expansion")
+        size = self.image_size
+        for stride in self.strides:
+            # a 3x3 convolution of stride 3, padded by 1, and back again only fits sizes of this remainder
+            if (stride == 3 and size % 3 != 1) or (stride == 2 and size % 2):
+                raise UserError(
+                    f"image_size must go through strides {self.strides} and back unchanged, as 28 and 224 do; "
+                    f"got {self.image_size}."
+                )
+            size = -(-size // stride)
+
+    def module(self, rngs: nnx.Rngs) -> "ConvNeXtUNet":
+        """The network of these options."""
+        return ConvNeXtUNet(self, rngs=rngs)
+
+
+@dataclass(frozen=True)
+class ConvNeXtUNet224Config(ConvNeXtUNetConfig, network="convnext_unet_224"):
+    """System 1's large variant, for ImageNet."""
+
+    channels: int = 3
+    """Channels of the images."""
+    image_size: int = 224
+    """Height and width of the images, in pixels; four times it is the width of the embeddings."""
+    num_classes: int = 1000
+    """Number of classes the network is told about."""
+
+    widths: ClassVar[tuple[int, ...]] = (16, 32, 64, 128, 256, 512)
+    """Width of each level, in channels."""
+    strides: ClassVar[tuple[int, ...]] = (2, 2, 2, 2, 2)
+    """What each level but the last divides the image by."""
+    out_width: ClassVar[int] = 16
+    """Width of the last stage, in channels."""
 
 
 class Stage(nnx.Module):
@@ -20,7 +85,7 @@ class Stage(nnx.Module):
     def __init__(self, block: ConvNeXtBlock, dim: int, *, rngs: nnx.Rngs):
         self.block = block
         self.attention = Attention(
-            group_norm(dim, rngs=rngs), linear(dim, 3 * dim, rngs=rngs), linear(dim, dim, rngs=rngs), num_heads=1
+            GroupNorm(dim, rngs=rngs), linear(dim, 3 * dim, rngs=rngs), linear(dim, dim, rngs=rngs), num_heads=1
         )
 
     def __call__(self, x: Image, time: Vector | None, classes: Vector | None) -> Resized:
@@ -29,9 +94,9 @@ class Stage(nnx.Module):
 
 
 class ConvNeXtUNet(Network):
-    """(x_t, t, labels) -> eps; see `model_configs.ConvNeXtUNet`."""
+    """(x_t, t, labels) -> eps; see `ConvNeXtUNetConfig`."""
 
-    def __init__(self, config: configs.ConvNeXtUNet, *, rngs: nnx.Rngs):
+    def __init__(self, config: ConvNeXtUNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         dim = 4 * config.image_size
         block = functools.partial(
@@ -51,7 +116,7 @@ class ConvNeXtUNet(Network):
         self.down = nnx.List([stage(config.channels, widths[0]), *(stage(w, w) for w in widths[1:-1])])
         self.downsamples = nnx.List(
             [
-                conv(wide, wider, 3, stride=stride, padding=1, rngs=rngs)
+                Conv(wide, wider, 3, stride=stride, padding=1, rngs=rngs)
                 for wide, wider, stride in zip(widths[:-1], widths[1:], strides, strict=True)
             ]
         )
@@ -59,7 +124,7 @@ class ConvNeXtUNet(Network):
         # (in - 1) stride + 1 pixels come of it: of a stride of 2, one less than the skip has
         self.upsamples = nnx.List(
             [
-                conv_transpose(
+                ConvTranspose(
                     wider,
                     wide,
                     3,

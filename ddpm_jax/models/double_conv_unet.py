@@ -1,23 +1,60 @@
 """`double_conv_unet`: system 2's larger network, the classical U-Net with BatchNorm."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ddpm_jax import model_configs as configs
-from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.errors import UserError
+from ddpm_jax.models.config import ModelConfig
+from ddpm_jax.models.layers import Conv, ConvTranspose, Image, Resized
 from ddpm_jax.models.network import Network
-from ddpm_jax.models.timesteps import TimeProj, look_up, timestep_table
-from ddpm_jax.models.torch_style import BatchNorm, conv, conv_transpose
+from ddpm_jax.models.normalization import BatchNorm
+from ddpm_jax.models.remat import Block
+from ddpm_jax.models.timesteps import TimeProj, check_table, look_up, timestep_table
 
 
-class DoubleConv(nnx.Module):
+@dataclass(frozen=True)
+class DoubleConvUNetConfig(ModelConfig, network="double_conv_unet"):
+    """System 2's larger network.
+
+    Raises:
+        UserError: an image size below 16, or a number below 1.
+    """
+
+    channels: int = 3
+    """Channels of the images."""
+    image_size: int = 32
+    """Height and width of the images, in pixels: at least 16; the network takes any size."""
+    dim: int = 64
+    """Width of the first level, in channels; each of the next four has twice the one before."""
+    num_steps: int = 1000
+    """T of the schedule: t lies in 0..T-1."""
+    time_dim: int = 100
+    """Width of the timestep table."""
+    timestep_table: Literal["original", "sinusoidal"] = "original"
+    """The table that the published weights were trained with, or the textbook's."""
+
+    def __post_init__(self) -> None:
+        self._at_least_1("channels", "dim", "num_steps", "time_dim")
+        check_table(self.num_steps, self.timestep_table)
+        if self.image_size < 16:
+            raise UserError(f"image_size must be at least 16, to be halved four times; got {self.image_size}.")
+
+    def module(self, rngs: nnx.Rngs) -> "DoubleConvUNet":
+        """The network of these options."""
+        return DoubleConvUNet(self, rngs=rngs)
+
+
+class DoubleConv(Block):
     """3x3 convolution, BatchNorm, ReLU; twice."""
 
     def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
-        self.conv1 = conv(in_dim, out_dim, 3, rngs=rngs)
+        self.conv1 = Conv(in_dim, out_dim, 3, rngs=rngs)
         self.norm1 = BatchNorm(out_dim, rngs=rngs)
-        self.conv2 = conv(out_dim, out_dim, 3, rngs=rngs)
+        self.conv2 = Conv(out_dim, out_dim, 3, rngs=rngs)
         self.norm2 = BatchNorm(out_dim, rngs=rngs)
 
     def __call__(self, x: Image) -> Resized:
@@ -45,7 +82,7 @@ class UpStage(nnx.Module):
 
     def __init__(self, in_dim: int, time_dim: int, *, rngs: nnx.Rngs):
         self.time_proj = TimeProj(time_dim, in_dim, rngs=rngs)
-        self.upsample = conv_transpose(in_dim, in_dim // 2, 2, stride=2, rngs=rngs)
+        self.upsample = ConvTranspose(in_dim, in_dim // 2, 2, stride=2, rngs=rngs)
         self.block = DoubleConv(in_dim, in_dim // 2, rngs=rngs)
 
     def __call__(self, x: Image, skip: Float[Array, "b h2 w2 c2"], time: Float[Array, "b d"]) -> Resized:
@@ -57,9 +94,9 @@ class UpStage(nnx.Module):
 
 
 class DoubleConvUNet(Network):
-    """(x_t, t) -> eps; see `model_configs.DoubleConvUNet`."""
+    """(x_t, t) -> eps; see `DoubleConvUNetConfig`."""
 
-    def __init__(self, config: configs.DoubleConvUNet, *, rngs: nnx.Rngs):
+    def __init__(self, config: DoubleConvUNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths = [config.dim * 2**level for level in range(5)]
         self.down = nnx.List(
@@ -69,7 +106,7 @@ class DoubleConvUNet(Network):
             ]
         )
         self.up = nnx.List([UpStage(width, config.time_dim, rngs=rngs) for width in reversed(widths[1:])])
-        self.conv_out = conv(config.dim, config.channels, 1, rngs=rngs)
+        self.conv_out = Conv(config.dim, config.channels, 1, rngs=rngs)
 
     def __call__(
         self,

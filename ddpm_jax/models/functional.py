@@ -59,7 +59,7 @@ def _is_variable(node: Any) -> bool:
 
 
 def config_of(graphdef: nnx.GraphDef) -> Any:
-    """The options of `model_configs` that a structure was built of; None: it is no network of this project."""
+    """The options that a structure was built of; None: it is no network of this project."""
     for name, value in graphdef.attributes:
         if name == "config" and hasattr(value, "value"):  # the outermost module's come first
             return value.value

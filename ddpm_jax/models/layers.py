@@ -1,8 +1,11 @@
-"""The layers that networks share: time embedding, residual block, attention, resampling. Images are NHWC."""
+"""The layers that networks share: convolutions, time embedding, residual block, attention, resampling. Images are NHWC.
+
+Initialisation is PyTorch's unless another is given: most networks were first written there.
+"""
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +14,105 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.models.attention import attend, heads
-from ddpm_jax.models.convolution import Image, Resized, convolve
-from ddpm_jax.models.normalization import GroupNorm
+from ddpm_jax.models.convolution import Image, Resized, convolve, transposed
+from ddpm_jax.models.remat import Block
 
-xavier = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-zeros = nnx.initializers.zeros_init()
+Vector = Float[Array, "b d"]
+"""What tells a block of the time or the class."""
+
+_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b, b) with b = 1 / sqrt(fan_in)
+
+
+def _inits(init: nnx.Initializer | None, fan_in: int) -> dict[str, Any]:
+    """Of a kernel and its bias: the bias is zero where the kernel's is given, else both are PyTorch's."""
+    if init is not None:
+        return {"kernel_init": init}
+    bound = 1 / math.sqrt(fan_in)
+
+    def bias(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: object) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return {"kernel_init": _uniform, "bias_init": bias}
+
+
+def linear(in_dim: int, out_dim: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with bias."""
+    return nnx.Linear(in_dim, out_dim, **_inits(init, in_dim), rngs=rngs)
+
+
+class Conv(nnx.Conv):
+    """A square convolution; padding: pixels on every side, or before and after, size // 2 unless given."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] | None = None,
+        groups: int = 1,
+        bias: bool = True,
+        init: nnx.Initializer | None = None,
+        rngs: nnx.Rngs,
+    ):
+        pad = size // 2 if padding is None else padding
+        sides = (pad, pad) if isinstance(pad, int) else pad
+        super().__init__(
+            in_dim,
+            out_dim,
+            (size, size),
+            strides=stride,
+            padding=(sides, sides),
+            feature_group_count=groups,
+            use_bias=bias,
+            conv_general_dilated=convolve,
+            **_inits(init, in_dim // groups * size**2),
+            rngs=rngs,
+        )
+
+
+class ConvTranspose(nnx.ConvTranspose):
+    """A square transposed convolution: (in - 1) stride - 2 padding + size + output_padding pixels out."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        size: int,
+        *,
+        stride: int,
+        padding: int = 0,
+        output_padding: int = 0,
+        bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        before = size - 1 - padding
+        sides = (before, before + output_padding)
+        super().__init__(
+            in_dim,
+            out_dim,
+            (size, size),
+            strides=(stride, stride),
+            padding=(sides, sides),
+            use_bias=bias,
+            transpose_kernel=True,
+            # PyTorch takes the second axis of its (in, out, H, W) kernel for the fan-in
+            **_inits(None, out_dim * size**2),
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Image) -> Resized:
+        """(B, H, W, in) -> (B, H', W', out)."""
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        y = transposed(x, kernel, self.strides, self.padding)
+        return y if bias is None else y + bias
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Phi(x) with the normal distribution's Phi by erf, as PyTorch computes it; jax.nn.gelu's erfc takes a CPU twice as long."""
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def timestep_embedding(
@@ -34,48 +131,28 @@ def timestep_embedding(
     return jnp.concatenate(halves[::-1] if cos_first else halves, axis=-1).astype(dtype)
 
 
-def conv(
-    in_dim: int,
-    out_dim: int,
-    size: int,
-    *,
-    stride: int = 1,
-    padding: int | tuple[int, int] | None = None,
-    init: nnx.Initializer = xavier,
-    rngs: nnx.Rngs,
-) -> nnx.Conv:
-    """A square convolution with bias; padding: pixels on (every) side, size // 2 unless given."""
-    pad = size // 2 if padding is None else padding
-    sides = (pad, pad) if isinstance(pad, int) else pad
-    return nnx.Conv(
-        in_dim,
-        out_dim,
-        (size, size),
-        strides=stride,
-        padding=(sides, sides),
-        kernel_init=init,
-        conv_general_dilated=convolve,
-        rngs=rngs,
-    )
-
-
-def group_norm(dim: int, groups: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs) -> GroupNorm:
-    """GroupNorm; statistics in float32 at least."""
-    return GroupNorm(dim, groups, epsilon=epsilon, rngs=rngs)
-
-
 class TimeMLP(nnx.Module):
-    """Timesteps -> embedding: sinusoids (see `timestep_embedding` for their options), linear, SiLU, linear."""
+    """Timesteps -> embedding: sinusoids (see `timestep_embedding` for their options), linear, activation, linear."""
 
-    def __init__(self, dim: int, out_dim: int, *, freq_shift: int = 1, cos_first: bool = False, rngs: nnx.Rngs):
-        self.dim, self.freq_shift, self.cos_first = dim, freq_shift, cos_first
-        self.linear1 = nnx.Linear(dim, out_dim, kernel_init=xavier, rngs=rngs)
-        self.linear2 = nnx.Linear(out_dim, out_dim, kernel_init=xavier, rngs=rngs)
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array],
+        freq_shift: int = 1,
+        cos_first: bool = False,
+        init: nnx.Initializer | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.dim, self.activation, self.freq_shift, self.cos_first = dim, activation, freq_shift, cos_first
+        self.linear1 = linear(dim, out_dim, init=init, rngs=rngs)
+        self.linear2 = linear(out_dim, out_dim, init=init, rngs=rngs)
 
-    def __call__(self, t: Num[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b d"]:
+    def __call__(self, t: Num[Array, "b"], dtype: jnp.dtype) -> Vector:
         """t (B,) -> (B, out_dim) in the given dtype."""
         sinusoids = timestep_embedding(t, self.dim, dtype, freq_shift=self.freq_shift, cos_first=self.cos_first)
-        return self.linear2(nnx.silu(self.linear1(sinusoids)))
+        return self.linear2(self.activation(self.linear1(sinusoids)))
 
 
 def halve_mean(x: Image) -> Float[Array, "b h//2 w//2 c"]:
@@ -88,77 +165,44 @@ def double_nearest(x: Image) -> Float[Array, "b 2*h 2*w c"]:
     return repeat(x, "b h w c -> b (h 2) (w 2) c")
 
 
-def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """GELU by the normal distribution itself, not by its tanh approximation."""
-    return nnx.gelu(x, approximate=False)
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": nnx.silu,
-    "gelu": exact_gelu,
-    "mish": jax.nn.mish,
-    "relu": nnx.relu,
-}
-"""What a residual block may apply, by name."""
-
-
 def scaled(x: Image, scale: float) -> Image:
     """x / scale; x itself where that is 1."""
     return x if scale == 1 else x / scale
 
 
-class ResBlock(nnx.Module):
-    """Two convolutions, each after GroupNorm and an activation, with time between them, added to the input.
-
-    `resample` is applied to both branches before the first convolution (ADM's up- and downsampling block). The sum is divided by
-    `scale`.
-    """
+class ResNetBlock(Block):
+    """3x3 convolution, norm, SiLU; twice, the first with the scale and shift of the time and dropout; added to the input."""
 
     def __init__(
         self,
         in_dim: int,
         out_dim: int,
-        time_dim: int,
         *,
-        groups: int,
-        dropout: float,
-        conditioning: Literal["add", "scale_shift"],
-        epsilon: float = 1e-6,
-        activation: str = "silu",
-        scale: float = 1.0,
-        resample: Callable[[Image], Resized] | None = None,
+        norm: Callable[[int], nnx.Module],
+        time_dim: int | None,
+        dropout: float = 0.0,
+        bias: bool = True,
         rngs: nnx.Rngs,
     ):
-        self.scale_shift = conditioning == "scale_shift"
-        self.activation = activation
-        self.scale = scale
-        self.resample = resample
-        self.norm1 = group_norm(in_dim, groups, epsilon=epsilon, rngs=rngs)
-        self.conv1 = conv(in_dim, out_dim, 3, rngs=rngs)
-        self.time_proj = nnx.Linear(time_dim, out_dim * (2 if self.scale_shift else 1), kernel_init=xavier, rngs=rngs)
-        self.norm2 = group_norm(out_dim, groups, epsilon=epsilon, rngs=rngs)
+        self.time_proj = None if time_dim is None else linear(time_dim, 2 * out_dim, rngs=rngs)
+        self.conv1 = Conv(in_dim, out_dim, 3, bias=bias, rngs=rngs)
+        self.norm1 = norm(out_dim)
         self.dropout = nnx.Dropout(dropout)
-        self.conv2 = conv(out_dim, out_dim, 3, init=zeros, rngs=rngs)
-        self.shortcut = conv(in_dim, out_dim, 1, rngs=rngs) if in_dim != out_dim else None
+        self.conv2 = Conv(out_dim, out_dim, 3, bias=bias, rngs=rngs)
+        self.norm2 = norm(out_dim)
+        self.shortcut = Conv(in_dim, out_dim, 1, bias=bias, rngs=rngs) if in_dim != out_dim else None
 
-    def __call__(self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None) -> Resized:
-        """x (B, H, W, in_dim), time (B, time_dim) -> (B, H, W, out_dim), resampled; rngs: dropout's."""
-        activate = ACTIVATIONS[self.activation]
-        h = activate(self.norm1(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = self.conv1(h)
-        time = self.time_proj(activate(time))[:, None, None, :]
-        if self.scale_shift:
-            scale, shift = jnp.split(time, 2, axis=-1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + time)
-        h = self.conv2(self.dropout(activate(h), rngs=rngs))
-        return scaled(h + (x if self.shortcut is None else self.shortcut(x)), self.scale)
+    def __call__(self, x: Image, time: Vector | None = None, rngs: nnx.Rngs | None = None) -> Resized:
+        """x (B, H, W, in_dim), time (B, d) -> (B, H, W, out_dim); rngs: dropout's."""
+        h = self.norm1(self.conv1(x))
+        if self.time_proj is not None and time is not None:
+            scale, shift = jnp.split(self.time_proj(nnx.silu(time))[:, None, None, :], 2, axis=-1)
+            h = h * (scale + 1) + shift
+        h = nnx.silu(self.norm2(self.conv2(self.dropout(nnx.silu(h), rngs=rngs))))
+        return h + (x if self.shortcut is None else self.shortcut(x))
 
 
-class Attention(nnx.Module):
+class Attention(Block):
     """Self-attention over the pixels of a normalised image, added to the image.
 
     norm (None: none), qkv (to three times num_heads head widths) and proj (back) are the layers it is made of, maps of channels
@@ -179,41 +223,13 @@ class Attention(nnx.Module):
         return scaled(x + self.proj(rearrange(out, "b heads (h w) d -> b h w (heads d)", h=height)), self.scale)
 
 
-class Resize(nnx.Module):
-    """Halve or double the image without parameters, by `halve_mean` or `double_nearest`; time and rngs are not used."""
+class Middle(nnx.Module):
+    """Block, attention (None: none), block at the smallest size."""
 
-    def __init__(self, resize: Callable[[Image], Resized]):
-        self.resize = resize
+    def __init__(self, block1: nnx.Module, attention: nnx.Module | None, block2: nnx.Module):
+        self.block1, self.attention, self.block2 = block1, attention, block2
 
-    def __call__(self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None) -> Resized:
-        """(B, H, W, C) -> (B, H', W', C)."""
-        return self.resize(x)
-
-
-class Downsample(nnx.Module):
-    """Halve the image: 3x3 convolution of stride 2, padded at the bottom and right only, as TensorFlow's SAME does.
-
-    pad_all_sides: padded all around, as improved DDPM does. A ResBlock may stand in: time and rngs are not used.
-    """
-
-    def __init__(self, dim: int, *, pad_all_sides: bool = False, rngs: nnx.Rngs):
-        self.conv = conv(dim, dim, 3, stride=2, padding=(1, 1) if pad_all_sides else (0, 1), rngs=rngs)
-
-    def __call__(
-        self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b h//2 w//2 c"]:
-        """(B, H, W, C) -> (B, H / 2, W / 2, C)."""
-        return self.conv(x)
-
-
-class Upsample(nnx.Module):
-    """Double the image: nearest neighbour, then a 3x3 convolution; time and rngs are not used (a ResBlock may stand in)."""
-
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.conv = conv(dim, dim, 3, rngs=rngs)
-
-    def __call__(
-        self, x: Image, time: Float[Array, "b d"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b 2*h 2*w c"]:
-        """(B, H, W, C) -> (B, 2 H, 2 W, C)."""
-        return self.conv(double_nearest(x))
+    def __call__(self, x: Image, *conditioning: Any) -> Image:
+        """(B, H, W, C) in and out; conditioning: what the blocks take beside the image."""
+        x = self.block1(x, *conditioning)
+        return self.block2(x if self.attention is None else self.attention(x), *conditioning)

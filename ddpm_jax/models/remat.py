@@ -4,27 +4,9 @@ import functools
 
 from flax import nnx
 
-from ddpm_jax.models import rms_unet
-from ddpm_jax.models.annotated_unet import LinearAttention, ResNetBlock
-from ddpm_jax.models.convnext import ConvNeXtBlock
-from ddpm_jax.models.double_conv_unet import DoubleConv
-from ddpm_jax.models.layers import Attention, ResBlock
-from ddpm_jax.models.strided_unet import Unit
-from ddpm_jax.models.tiny_unet import Stage
 
-BLOCKS = (
-    Attention,
-    ConvNeXtBlock,
-    DoubleConv,
-    LinearAttention,
-    ResBlock,
-    ResNetBlock,
-    Stage,
-    Unit,
-    rms_unet.MemoryAttention,
-    rms_unet.ResBlock,
-)
-"""What keeps its input alone for the gradient; none of them is within another. `mlp` and `conv_net` are too small to have any."""
+class Block(nnx.Module):
+    """A module that can keep its input alone for the gradient; none is within another. Small networks have no need of any."""
 
 
 def rematerialised(model: nnx.Module) -> nnx.Module:
@@ -32,8 +14,8 @@ def rematerialised(model: nnx.Module) -> nnx.Module:
     them."""
     copy = nnx.merge(*nnx.split(model))
     for _, module in nnx.iter_modules(copy):
-        if type(module) in BLOCKS:
-            module.__class__ = _checkpointed(type(module))
+        if isinstance(module, Block):
+            module.__class__ = _checkpointed(type(module))  # type: ignore[assignment]
     return copy
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,58 +11,88 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ddpm_jax import model_configs as configs
-from ddpm_jax.models.annotated_unet import TimeMLP
+from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import attend, heads
-from ddpm_jax.models.convnext import Vector
-from ddpm_jax.models.layers import Image, Resized, double_nearest
+from ddpm_jax.models.config import ModelConfig
+from ddpm_jax.models.layers import Conv, Image, Middle, Resized, ResNetBlock, TimeMLP, Vector, double_nearest, gelu
 from ddpm_jax.models.network import Network
-from ddpm_jax.models.torch_style import conv, gelu, linear
+from ddpm_jax.models.normalization import RMSNorm
+from ddpm_jax.models.remat import Block
+
+
+@dataclass(frozen=True)
+class RMSUNetConfig(ModelConfig, network="rms_unet"):
+    """The `Unet` of denoising-diffusion-pytorch 2.x: RMS norms, attention with a learned memory, two skips a level.
+
+    Raises:
+        UserError: widths or an image size that do not fit, or a number out of range.
+    """
+
+    channels: int = 3
+    """Channels of the images."""
+    image_size: int = 128
+    """Height and width of the images, in pixels."""
+    dim: int = 64
+    """Base width, in channels: that of the sinusoids of t."""
+    dim_mults: tuple[int, ...] = (1, 2, 4, 8)
+    """Width that each level leads to, as a multiple of dim; every level but the last halves the image."""
+    init_dim: int | None = None
+    """Width of the first convolution, in channels; None: dim."""
+    num_heads: int = 4
+    """Attention heads."""
+    head_dim: int = 32
+    """Width of one attention head, in channels."""
+    full_attention: tuple[bool, ...] | None = None
+    """For each level, whether its attention is full or of linear cost; None: the last alone. That of the middle is full."""
+    dropout: float = 0.0
+    """Share of activations dropped in each residual block while training, in [0, 1)."""
+    learn_variance: bool = False
+    """Twice the output channels: the second half says where the variance lies (improved DDPM)."""
+    self_conditioning: bool = False
+    """Twice the input channels: the second half is the network's last estimate of x_0 (Chen et al. 2023)."""
+
+    @property
+    def width_in(self) -> int:
+        """Width of the first convolution, in channels."""
+        return self.dim if self.init_dim is None else self.init_dim
+
+    @property
+    def full(self) -> tuple[bool, ...]:
+        """For each level, whether its attention is full."""
+        if self.full_attention is None:
+            return (False,) * (len(self.dim_mults) - 1) + (True,)
+        return self.full_attention
+
+    def __post_init__(self) -> None:
+        self._at_least_1("channels", "image_size", "num_heads", "head_dim")
+        self._even_dim()
+        if self.width_in < 1:
+            raise UserError(f"init_dim must be at least 1, or None; got {self.init_dim}.")
+        self._for_each_level("dim_mults")
+        if len(self.full) != len(self.dim_mults):
+            raise UserError(
+                f"full_attention must say True or False for each of {len(self.dim_mults)} levels; got {self.full_attention}."
+            )
+        self._droppable()
+        self._divides("image_size", 2 ** (len(self.dim_mults) - 1))
+
+    def module(self, rngs: nnx.Rngs) -> "RMSUNet":
+        """The network of these options."""
+        return RMSUNet(self, rngs=rngs)
+
 
 MEMORY = 4
 """Learned keys and values that every pixel sees beside those of the image."""
 
 
-class RMSNorm(nnx.Module):
-    """Divide the channels of each pixel by their root mean square, and scale them (Zhang & Sennrich 2019)."""
-
-    def __init__(self, dim: int):
-        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
-
-    def __call__(self, x: Image) -> Image:
-        """(B, H, W, C) in and out; the mean in float32 at least."""
-        exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        # the original bounds the norm from below by 1e-12; bounded squares have a gradient at 0 as well
-        squares = jnp.maximum(jnp.square(exact).sum(-1, keepdims=True), 1e-24)
-        return (exact * jax.lax.rsqrt(squares)).astype(x.dtype) * (self.scale[...] * math.sqrt(x.shape[-1]))
-
-
-class ResBlock(nnx.Module):
-    """3x3 convolution, RMS norm, SiLU; twice, the first with the scale and shift of the time and dropout; added to the input."""
-
-    def __init__(self, in_dim: int, out_dim: int, *, time_dim: int, dropout: float, rngs: nnx.Rngs):
-        self.time_proj = linear(time_dim, 2 * out_dim, rngs=rngs)
-        self.conv1 = conv(in_dim, out_dim, 3, rngs=rngs)
-        self.norm1 = RMSNorm(out_dim)
-        self.dropout = nnx.Dropout(dropout)
-        self.conv2 = conv(out_dim, out_dim, 3, rngs=rngs)
-        self.norm2 = RMSNorm(out_dim)
-        self.shortcut = conv(in_dim, out_dim, 1, rngs=rngs) if in_dim != out_dim else None
-
-    def __call__(self, x: Image, time: Vector, rngs: nnx.Rngs | None = None) -> Resized:
-        """x (B, H, W, in_dim), time (B, d) -> (B, H, W, out_dim); rngs: dropout's."""
-        scale, shift = jnp.split(self.time_proj(nnx.silu(time))[:, None, None, :], 2, axis=-1)
-        h = nnx.silu(self.norm1(self.conv1(x)) * (scale + 1) + shift)
-        h = nnx.silu(self.norm2(self.conv2(self.dropout(h, rngs=rngs))))
-        return h + (x if self.shortcut is None else self.shortcut(x))
-
-
-class MemoryAttention(nnx.Module):
+class MemoryAttention(Block):
     """Attention over the pixels and a learned memory, added to the image.
 
     full: softmax attention, the memory (2, heads, MEMORY, head_dim); otherwise attention of linear cost (Shen et al. 2021), the
     memory (2, heads, head_dim, MEMORY), and an RMS norm at the end.
     """
+
+    TORCH_NAMES: ClassVar = {"memory": ("memory", (0, 1, 2, 3))}
 
     def __init__(self, dim: int, *, full: bool, heads: int, head_dim: int, rngs: nnx.Rngs):
         self.full, self.heads = full, heads
@@ -68,8 +100,8 @@ class MemoryAttention(nnx.Module):
         self.norm = RMSNorm(dim)
         shape = (2, heads, MEMORY, head_dim) if full else (2, heads, head_dim, MEMORY)
         self.memory = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
-        self.qkv = conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
-        self.proj = conv(inner, dim, 1, rngs=rngs)
+        self.qkv = Conv(dim, 3 * inner, 1, bias=False, rngs=rngs)
+        self.proj = Conv(inner, dim, 1, rngs=rngs)
         self.norm_out = None if full else RMSNorm(dim)
 
     def __call__(self, x: Image) -> Image:
@@ -96,7 +128,13 @@ class DownStage(nnx.Module):
     """Two blocks, attention, and the convolution that leads on; after pixel-unshuffling where it `halves`."""
 
     def __init__(
-        self, block1: ResBlock, block2: ResBlock, attention: MemoryAttention, resample: nnx.Conv, *, halves: bool
+        self,
+        block1: ResNetBlock,
+        block2: ResNetBlock,
+        attention: MemoryAttention,
+        resample: nnx.Module,
+        *,
+        halves: bool,
     ):
         self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
         self.halves = halves
@@ -113,7 +151,13 @@ class UpStage(nnx.Module):
     """Two blocks, each with a skip, attention, and the convolution that leads on; after doubling, nearest, where it `doubles`."""
 
     def __init__(
-        self, block1: ResBlock, block2: ResBlock, attention: MemoryAttention, resample: nnx.Conv, *, doubles: bool
+        self,
+        block1: ResNetBlock,
+        block2: ResNetBlock,
+        attention: MemoryAttention,
+        resample: nnx.Module,
+        *,
+        doubles: bool,
     ):
         self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
         self.doubles = doubles
@@ -126,49 +170,39 @@ class UpStage(nnx.Module):
         return self.resample(double_nearest(x) if self.doubles else x)
 
 
-class Middle(nnx.Module):
-    """Block, full attention, block."""
-
-    def __init__(self, block1: ResBlock, block2: ResBlock, attention: MemoryAttention):
-        self.block1, self.block2, self.attention = block1, block2, attention
-
-    def __call__(self, x: Image, time: Vector, rngs: nnx.Rngs | None) -> Image:
-        """(B, H, W, C) in and out."""
-        return self.block2(self.attention(self.block1(x, time, rngs)), time, rngs)
-
-
 class RMSUNet(Network):
-    """(x_t, t) -> what the process predicts; see `model_configs.RMSUNet`."""
+    """(x_t, t) -> what the process predicts; see `RMSUNetConfig`."""
 
-    def __init__(self, config: configs.RMSUNet, *, rngs: nnx.Rngs):
+    def __init__(self, config: RMSUNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         time_dim = 4 * config.dim
         widths = [config.width_in, *(config.dim * mult for mult in config.dim_mults)]
         pairs, last = list(itertools.pairwise(widths)), len(widths) - 2
 
-        def block(in_dim: int, out_dim: int) -> ResBlock:
-            return ResBlock(in_dim, out_dim, time_dim=time_dim, dropout=config.dropout, rngs=rngs)
+        def block(in_dim: int, out_dim: int) -> ResNetBlock:
+            return ResNetBlock(in_dim, out_dim, norm=RMSNorm, time_dim=time_dim, dropout=config.dropout, rngs=rngs)
 
         def attention(dim: int, full: bool) -> MemoryAttention:
             return MemoryAttention(dim, full=full, heads=config.num_heads, head_dim=config.head_dim, rngs=rngs)
 
-        self.conv_in = conv(config.channels * (2 if config.self_conditioning else 1), config.width_in, 7, rngs=rngs)
-        self.time_mlp = TimeMLP(config.dim, time_dim, gelu=gelu, rngs=rngs)
+        self.conv_in = Conv(config.channels * (2 if config.self_conditioning else 1), config.width_in, 7, rngs=rngs)
+        self.time_mlp = TimeMLP(config.dim, time_dim, activation=gelu, rngs=rngs)
         down, up = [], []
         for level, (wide, wider) in enumerate(pairs):
-            halve = conv(4 * wide, wider, 1, rngs=rngs) if level < last else conv(wide, wider, 3, rngs=rngs)
+            halve = Conv(4 * wide, wider, 1, rngs=rngs) if level < last else Conv(wide, wider, 3, rngs=rngs)
             blocks = block(wide, wide), block(wide, wide)
             down.append(DownStage(*blocks, attention(wide, config.full[level]), halve, halves=level < last))
         self.down = nnx.List(down)
         deepest = widths[-1]
-        self.middle = Middle(block(deepest, deepest), block(deepest, deepest), attention(deepest, True))
+        block1, block2 = block(deepest, deepest), block(deepest, deepest)
+        self.middle = Middle(block1, attention(deepest, True), block2)
         for level, (wide, wider) in reversed(list(enumerate(pairs))):
             blocks = block(wider + wide, wider), block(wider + wide, wider)
             between = attention(wider, config.full[level])
-            up.append(UpStage(*blocks, between, conv(wider, wide, 3, rngs=rngs), doubles=level > 0))
+            up.append(UpStage(*blocks, between, Conv(wider, wide, 3, rngs=rngs), doubles=level > 0))
         self.up = nnx.List(up)
         self.block_out = block(2 * config.width_in, config.width_in)
-        self.conv_out = conv(config.width_in, config.channels * (2 if config.learn_variance else 1), 1, rngs=rngs)
+        self.conv_out = Conv(config.width_in, config.channels * (2 if config.learn_variance else 1), 1, rngs=rngs)
 
     def __call__(
         self,

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ddpm_jax.models.torch_style import linear
+from ddpm_jax.errors import UserError
+from ddpm_jax.models.layers import Vector, linear
 
 
 @functools.cache
@@ -35,6 +36,12 @@ def timestep_table(num_steps: int, dim: int, form: Literal["original", "sinusoid
     return np.where(rows[:, None] % 2 == 0, sines, np.cos(sines[(1 - rows) % num_steps]))
 
 
+def check_table(num_steps: int, form: str) -> None:
+    """Raise UserError where a table of this form has no row for each t."""
+    if form == "original" and num_steps % 2:
+        raise UserError(f"num_steps must be even with the original timestep table; got {num_steps}.")
+
+
 def look_up(table: np.ndarray, t: Num[Array, "b"], dtype: jnp.dtype) -> Float[Array, "b d"]:
     """The rows of t, cast once to the dtype; for a t between two rows, the point on the line that joins them."""
     rows = jnp.asarray(table, dtype)
@@ -52,6 +59,6 @@ class TimeProj(nnx.Module):
         self.linear1 = linear(time_dim, dim, rngs=rngs)
         self.linear2 = linear(dim, dim, rngs=rngs)
 
-    def __call__(self, time: Float[Array, "b d"]) -> Float[Array, "b 1 1 c"]:
+    def __call__(self, time: Vector) -> Float[Array, "b 1 1 c"]:
         """(B, d) -> (B, 1, 1, C)."""
         return self.linear2(nnx.silu(self.linear1(time)))[:, None, None, :]

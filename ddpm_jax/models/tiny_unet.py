@@ -1,16 +1,50 @@
 """`tiny_unet`: system 2's small network, with LayerNorm over whole maps."""
 
 import itertools
+from dataclasses import dataclass
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ddpm_jax import model_configs as configs
-from ddpm_jax.models.layers import Image, Resized
+from ddpm_jax.models.config import ModelConfig
+from ddpm_jax.models.layers import Conv, ConvTranspose, Image, Resized
 from ddpm_jax.models.network import Network
-from ddpm_jax.models.timesteps import TimeProj, look_up, timestep_table
-from ddpm_jax.models.torch_style import MapNorm, conv, conv_transpose
+from ddpm_jax.models.normalization import MapNorm
+from ddpm_jax.models.remat import Block
+from ddpm_jax.models.timesteps import TimeProj, check_table, look_up, timestep_table
+
+
+@dataclass(frozen=True)
+class TinyUNetConfig(ModelConfig, network="tiny_unet"):
+    """System 2's small network.
+
+    Raises:
+        UserError: an image size that cannot be halved three times, or a number below 1.
+    """
+
+    channels: int = 1
+    """Channels of the images."""
+    image_size: int = 32
+    """Height and width of the images, in pixels."""
+    dim: int = 10
+    """Width of the first level, in channels; the next two have twice and four times it."""
+    num_steps: int = 1000
+    """T of the schedule: t lies in 0..T-1."""
+    time_dim: int = 100
+    """Width of the timestep table."""
+    timestep_table: Literal["original", "sinusoidal"] = "original"
+    """The table that the published weights were trained with, or the textbook's."""
+
+    def __post_init__(self) -> None:
+        self._at_least_1("channels", "image_size", "dim", "num_steps", "time_dim")
+        self._divides("image_size", 8)
+        check_table(self.num_steps, self.timestep_table)
+
+    def module(self, rngs: nnx.Rngs) -> "TinyUNet":
+        """The network of these options."""
+        return TinyUNet(self, rngs=rngs)
 
 
 class Unit(nnx.Module):
@@ -18,14 +52,14 @@ class Unit(nnx.Module):
 
     def __init__(self, size: int, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
         self.norm = MapNorm(size, size, in_dim, rngs=rngs)
-        self.conv = conv(in_dim, out_dim, 3, rngs=rngs)
+        self.conv = Conv(in_dim, out_dim, 3, rngs=rngs)
 
     def __call__(self, x: Image) -> Resized:
         """(B, H, W, in) -> (B, H, W, out)."""
         return nnx.silu(self.conv(self.norm(x)))
 
 
-class Stage(nnx.Module):
+class Stage(Block):
     """The time, added to the input, then three units."""
 
     def __init__(self, size: int, widths: tuple[int, int, int, int], time_dim: int, *, rngs: nnx.Rngs):
@@ -41,9 +75,9 @@ class Stage(nnx.Module):
 
 
 class TinyUNet(Network):
-    """(x_t, t) -> eps; see `model_configs.TinyUNet`."""
+    """(x_t, t) -> eps; see `TinyUNetConfig`."""
 
-    def __init__(self, config: configs.TinyUNet, *, rngs: nnx.Rngs):
+    def __init__(self, config: TinyUNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         size, dim = config.image_size, config.dim
 
@@ -55,9 +89,9 @@ class TinyUNet(Network):
         self.down = nnx.List(
             [stage(i, a, w, w, w) for i, (a, w) in enumerate(zip([config.channels, *widths[:-1]], widths, strict=True))]
         )
-        self.downsamples = nnx.List([conv(w, w, 4, stride=2, padding=1, rngs=rngs) for w in widths])
+        self.downsamples = nnx.List([Conv(w, w, 4, stride=2, padding=1, rngs=rngs) for w in widths])
         self.middle = stage(3, 4 * dim, 2 * dim, 2 * dim, 4 * dim)
-        self.upsamples = nnx.List([conv_transpose(w, w, 4, stride=2, padding=1, rngs=rngs) for w in reversed(widths)])
+        self.upsamples = nnx.List([ConvTranspose(w, w, 4, stride=2, padding=1, rngs=rngs) for w in reversed(widths)])
         self.up = nnx.List(
             [
                 stage(2, 8 * dim, 4 * dim, 2 * dim, 2 * dim),
@@ -65,7 +99,7 @@ class TinyUNet(Network):
                 stage(0, 2 * dim, dim, dim, dim),
             ]
         )
-        self.conv_out = conv(dim, config.channels, 3, rngs=rngs)
+        self.conv_out = Conv(dim, config.channels, 3, rngs=rngs)
 
     def __call__(
         self,

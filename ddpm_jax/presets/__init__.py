@@ -1,4 +1,4 @@
-"""Presets: the configs that a run is made of, and the table of named ones. Free of jax."""
+"""Presets: the configs that a run is made of, and the table of named ones. To import it does not import jax."""
 
 from ddpm_jax.presets.configs import (
     DataConfig,
@@ -10,10 +10,9 @@ from ddpm_jax.presets.configs import (
     from_json,
     to_json,
 )
-from ddpm_jax.presets.table import PRESETS, RECIPES, SYSTEMS, Recipe, preset
+from ddpm_jax.presets.table import RECIPES, SYSTEMS, Recipe, preset, system_of
 
 __all__ = [
-    "PRESETS",
     "RECIPES",
     "SYSTEMS",
     "DataConfig",
@@ -25,5 +24,6 @@ __all__ = [
     "differences",
     "from_json",
     "preset",
+    "system_of",
     "to_json",
 ]

@@ -1,4 +1,4 @@
-"""What a run is made of: frozen configs that check themselves, and their JSON. Free of jax: the command line is made from them."""
+"""What a run is made of: frozen configs that check themselves, and their JSON. jax is imported with the first network's options."""
 
 import dataclasses
 import json
@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import ddpm_jax
 from ddpm_jax import display
-from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError
 from ddpm_jax.typed import build, value_of
 
@@ -272,7 +272,7 @@ class SampleConfig:
 class Preset:
     """Everything that describes a run; two runs of the same preset on the same machine are the same.
 
-    data, model, process, train, sample: its parts, each a config of its own; model is one of `model_configs.NETWORKS`.
+    data, model, process, train, sample: its parts, each a config of its own; model is the options of one of `models.NETWORKS`.
 
     Raises:
         UserError: a bound on samples whose data lies in [0, 1], points that are stretched, or more sampling steps than the schedule
@@ -280,7 +280,7 @@ class Preset:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: configs.ModelConfig = field(default_factory=configs.UNet)
+    model: Any = field(default_factory=lambda: ddpm_jax.models.UNetConfig())
     process: ProcessConfig = field(default_factory=ProcessConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -291,8 +291,8 @@ class Preset:
                 f"sample.clip bounds what lies in [-clip, clip], and data.scale = unit gives [0, 1]: sample.clip must be None; "
                 f"got {self.sample.clip:g}."
             )
-        if self.sample.stretch and len(configs.shape(self.model)) != 3:
-            raise UserError(f"sample.stretch is for images; {configs.name_of(self.model)} makes points.")
+        if self.sample.stretch and len(self.model.shape) != 3:
+            raise UserError(f"sample.stretch is for images; {self.model.network} makes points.")
         if (
             self.process.kind == "diffusion"
             and self.sample.steps is not None
@@ -313,7 +313,7 @@ class Preset:
         length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs:,} epochs"
         return display.line(
             self,
-            configs.name_of(self.model),
+            self.model.network,
             f"data {display.short(self.data.source)}",
             path,
             f"{length} of {train.batch_size}",
@@ -327,13 +327,13 @@ class Preset:
             for part in dataclasses.fields(self)
             for name, value in display.options(getattr(self, part.name))
         ]
-        return display.table([("model", configs.name_of(self.model), ""), *rows], heading=repr(self))
+        return display.table([("model", self.model.network, ""), *rows], heading=repr(self))
 
 
 def to_json(config: Preset) -> str:
     """The config as JSON text that `from_json` reads back; the model's options begin with the network's name."""
     tree = dataclasses.asdict(config)
-    tree["model"] = {"network": configs.name_of(config.model), **tree["model"]}
+    tree["model"] = {"network": config.model.network, **tree["model"]}
     return json.dumps(tree, indent=2) + "\n"
 
 
@@ -352,7 +352,10 @@ def from_json(text: str) -> Preset:
         raise UserError(f"the config must consist of {', '.join(kinds)}; got {', '.join(tree) or 'nothing'}.")
     options = dict(value_of(dict[str, Any], tree.pop("model"), "model"))
     network = value_of(str, options.pop("network", None), "model.network")
-    model: Any = build(configs.kind_of(network), options, "model")
+    if network == "unet" and "widths" in options:  # a run from before foreign_unet had these options
+        model: Any = ddpm_jax.models.simplest(build(ddpm_jax.models.ForeignUNetConfig, options, "model"))
+    else:
+        model = build(ddpm_jax.models.kind_of(network), options, "model")
     return Preset(model=model, **{name: build(kinds[name], part, name) for name, part in tree.items()})
 
 
@@ -362,7 +365,7 @@ def differences(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
     for part in dataclasses.fields(Preset):
         before, after = (dataclasses.asdict(getattr(config, part.name)) for config in (old, new))
         if part.name == "model":
-            before["network"], after["network"] = (configs.name_of(config.model) for config in (old, new))
+            before["network"], after["network"] = (config.model.network for config in (old, new))
         for name in before | after:
             pair = before.get(name), after.get(name)
             if pair[0] != pair[1]:

@@ -1,10 +1,12 @@
 """The table of named presets: how the authors trained each network, and recipes of our own, with what to expect of them."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ddpm_jax
 from ddpm_jax import display
-from ddpm_jax import model_configs as configs
 from ddpm_jax.errors import UserError, meant
 from ddpm_jax.presets.configs import DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
 
@@ -27,6 +29,11 @@ SYSTEMS: dict[str, tuple[ProcessConfig, SampleConfig]] = {
 """How each network is trained and sampled by its author."""
 
 
+def system_of(network: str) -> tuple[ProcessConfig, SampleConfig]:
+    """How a network is trained and sampled by its author; of one without an entry in SYSTEMS, as Ho et al. did."""
+    return SYSTEMS.get(network, SYSTEMS["unet"])
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A named preset, and what to expect of it."""
@@ -35,16 +42,21 @@ class Recipe:
     """The data and the setting."""
     expect: str
     """How long it takes and what comes of it, as measured: see docs/results.md."""
-    config: Preset
-    """What `ddpm train` starts from."""
+    make: Callable[[], Preset]
+    """Makes the preset; only then is jax imported, for the options of its network."""
+
+    @functools.cached_property
+    def config(self) -> Preset:
+        """What `ddpm train` starts from."""
+        return self.make()
 
     def __repr__(self) -> str:
-        return display.line(self, repr(self.about), self.config)
+        return display.line(self, repr(self.about))
 
 
 def _system(network: str, about: str, expect: str, data: DataConfig, train: TrainConfig) -> Recipe:
     process, sample = SYSTEMS[network]
-    return Recipe(about, expect, Preset(data, configs.create(network, {}), process, train, sample))
+    return Recipe(about, expect, lambda: Preset(data, ddpm_jax.models.configure(network, {}), process, train, sample))
 
 
 def _adam(lr: float, batch_size: int, **options: Any) -> TrainConfig:
@@ -59,10 +71,10 @@ RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         "1,797 handwritten 8x8 digits by class.",
         "A minute on two CPU cores. 97 % of the samples are recognised.",
-        Preset(
+        lambda: Preset(
             data    = DataConfig("digits"),
-            model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
-                                   attention_resolutions=(4,), norm_groups=8),
+            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                                    attention_resolutions=(4,), norm_groups=8),
             process = ProcessConfig("cosine", prediction="v"),
             train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
                                   log_every=20, sample_every=400, checkpoint_every=400),
@@ -72,10 +84,10 @@ RECIPES: dict[str, Recipe] = {
     "digits-flow": Recipe(
         "The digits by flow matching: a straight path, its velocity learned, Heun's method.",
         "Trains as long as digits.",
-        Preset(
+        lambda: Preset(
             data    = DataConfig("digits"),
-            model   = configs.UNet(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
-                                   attention_resolutions=(4,), norm_groups=8),
+            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                                    attention_resolutions=(4,), norm_groups=8),
             process = ProcessConfig(kind="flow"),
             train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
                                   log_every=20, sample_every=400, checkpoint_every=400),
@@ -85,9 +97,9 @@ RECIPES: dict[str, Recipe] = {
     "images": Recipe(
         "Your own pictures: ddpm train images --data.source PATH; 32x32 in colour.",
         "Work for a GPU.",
-        Preset(
+        lambda: Preset(
             data    = DataConfig("", flip=True),
-            model   = configs.UNet(dim=64),
+            model   = ddpm_jax.models.UNetConfig(dim=64),
             process = ProcessConfig("cosine"),
             train   = TrainConfig(batch_size=64, warmup_steps=1_000),
             sample  = SampleConfig("ddim", steps=100),
@@ -96,9 +108,9 @@ RECIPES: dict[str, Recipe] = {
     "cifar10-ddpm": Recipe(
         "CIFAR-10 as in Ho et al. 2020, 800,000 steps.",
         "Work for a large GPU, not run here to its end. 3 images a second on a CPU core. FID 3.17 in the paper.",
-        Preset(
+        lambda: Preset(
             data    = DataConfig("tfds:cifar10", flip=True, labels=False),
-            model   = configs.UNet(dropout=0.1),
+            model   = ddpm_jax.models.UNetConfig(dropout=0.1),
             process = ProcessConfig("linear", 1000),
             train   = TrainConfig(steps=800_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
                                   log_every=100, sample_every=10_000, checkpoint_every=5_000),
@@ -108,9 +120,9 @@ RECIPES: dict[str, Recipe] = {
     "cifar10-flow": Recipe(
         "CIFAR-10 by flow matching, with the network of Ho et al. 2020.",
         "Work for a large GPU, not run here.",
-        Preset(
+        lambda: Preset(
             data    = DataConfig("tfds:cifar10", flip=True, labels=False),
-            model   = configs.UNet(dropout=0.1),
+            model   = ddpm_jax.models.UNetConfig(dropout=0.1),
             process = ProcessConfig(kind="flow", times="logit_normal"),
             train   = TrainConfig(steps=400_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
                                   log_every=100, sample_every=10_000, checkpoint_every=5_000),
@@ -151,9 +163,9 @@ RECIPES: dict[str, Recipe] = {
     "spiral-flow": Recipe(
         "The spiral by flow matching, otherwise as spiral.",
         "Trains as long as spiral.",
-        Preset(
+        lambda: Preset(
             data    = DataConfig("spiral"),
-            model   = configs.MLP(),
+            model   = ddpm_jax.models.MLPConfig(),
             process = ProcessConfig(kind="flow"),
             train   = _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500, checkpoint_every=10_000),
             sample  = SampleConfig("heun", steps=50, clip=None, num=1200),
@@ -162,9 +174,9 @@ RECIPES: dict[str, Recipe] = {
     "spiral-iadb": Recipe(
         "The spiral by iterative alpha-(de)blending, otherwise as spiral.",
         "Trains as long as spiral.",
-        Preset(
+        lambda: Preset(
             data    = DataConfig("spiral"),
-            model   = configs.MLP(),
+            model   = ddpm_jax.models.MLPConfig(),
             process = ProcessConfig(kind="blending"),
             train   = _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500, checkpoint_every=10_000),
             sample  = SampleConfig("euler", steps=200, clip=None, num=1200),
@@ -188,9 +200,6 @@ RECIPES: dict[str, Recipe] = {
         DataConfig("tfds:cifar10"),                              _adam(1e-4, 16, steps=25_000)),
 }
 """name -> preset and what to expect of it; `ddpm train NAME` runs it."""
-
-PRESETS: dict[str, Preset] = {name: recipe.config for name, recipe in RECIPES.items()}
-"""name -> preset."""
 # fmt: on
 
 
@@ -200,6 +209,6 @@ def preset(name: str) -> Preset:
     Raises:
         UserError: no such preset (lists the names).
     """
-    if name not in PRESETS:
-        raise UserError(f"the preset must be one of {', '.join(PRESETS)}; got {name!r}.{meant(name, PRESETS)}")
-    return PRESETS[name]
+    if name not in RECIPES:
+        raise UserError(f"the preset must be one of {', '.join(RECIPES)}; got {name!r}.{meant(name, RECIPES)}")
+    return RECIPES[name].config

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ddpm_jax import data, model_configs
+from ddpm_jax import data
 from ddpm_jax.data.resident import Resident, fits
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel import Layout
@@ -52,7 +52,7 @@ def feed(run: Run, layout: Layout, source: data.Source, *, start_step: int, per_
 
 def _options(config: Preset) -> dict[str, Any]:
     return {
-        "shape": model_configs.shape(config.model),
+        "shape": config.model.shape,
         "batch_size": config.train.batch_size,
         "seed": config.train.seed,
         "flip": config.data.flip,

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 import ddpm_jax
-from ddpm_jax import data, denoisers, display, figures, model_configs, models, presets
+from ddpm_jax import data, denoisers, display, figures, models, presets
 from ddpm_jax.checks import path as as_path
 from ddpm_jax.class_names import check_distinct, class_index
 from ddpm_jax.denoisers import Denoiser
@@ -87,7 +87,7 @@ class Run:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example: (H, W, C) of an image, (2,) of a point."""
-        return model_configs.shape(self.config.model)
+        return self.config.model.shape
 
     @property
     def holds_images(self) -> bool:

@@ -13,10 +13,9 @@ import numpy as np
 from flax import nnx
 
 from ddpm_jax import denoisers, models, progress, samplers, schedules
-from ddpm_jax import model_configs as configs
 from ddpm_jax.compilation import compile_for, once
-from ddpm_jax.errors import UserError, meant
-from ddpm_jax.presets import SYSTEMS, ProcessConfig, SampleConfig, TrainConfig
+from ddpm_jax.errors import UserError
+from ddpm_jax.presets import ProcessConfig, SampleConfig, TrainConfig, system_of
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import Examples, Update, create_state, make_optimizer
 from ddpm_jax.training.objective import sampler_of
@@ -72,6 +71,18 @@ SMALL: dict[str, dict[str, Any]] = {
         "attention_resolutions": (8,),
         "norm_groups": 8,
     },
+    "foreign_unet": {
+        "image_size": 16,
+        "dim": 16,
+        "widths": (16, 24),
+        "num_blocks": 1,
+        "norm_groups": 8,
+        "middle": "plain",
+        "activation": "gelu",
+        "cos_first": True,
+        "freq_shift": 0,
+        "norm_eps": 1e-5,
+    },
     "convnext_unet": {"image_size": 16},
     "convnext_unet_224": {"image_size": 32},
     "tiny_unet": {"image_size": 16},
@@ -100,8 +111,7 @@ class Verification:
         import ddpm_torch_ref
 
         self.twins: Any = ddpm_torch_ref
-        if name not in SYSTEMS:
-            raise UserError(f"the network must be one of {', '.join(SYSTEMS)}; got {name!r}.{meant(name, SYSTEMS)}")
+        models.kind_of(name)  # or a UserError
         if options is None:
             options = SMALL.get(name, {}) if state_dict is None else {}
         self.name, self.dtype, self.device, self.torch = name, dtype, device, torch
@@ -113,9 +123,9 @@ class Verification:
             tensors = {key: torch.as_tensor(np.asarray(value)) for key, value in state_dict.items()}
             counters = {key: value for key, value in self.twin.state_dict().items() if key.endswith(IGNORED)}
             self.twin.load_state_dict(counters | tensors, strict=True)
-        self.config: Any = configs.create(name, options)
+        self.config: Any = models.configure(name, options)
         self.model = models.abstract(self.config)
-        process, self.sampling = system or SYSTEMS[name]
+        process, self.sampling = system or system_of(name)
         if getattr(self.config, "self_conditioning", False):
             raise UserError(
                 "the stages show a network x_t alone, and one with self_conditioning sees its estimate of x_0 too."
@@ -123,7 +133,7 @@ class Verification:
         if process.kind != "diffusion":
             raise UserError(f"the stages are those of a diffusion; got one of kind {process.kind}.")
         if self.sampling.sampler not in SAMPLERS:
-            self.sampling = SYSTEMS[name][1]
+            self.sampling = system_of(name)[1]
         # a network that looks a table up knows how many steps there are
         num_steps = getattr(self.config, "num_steps", process.num_steps)
         betas = () if process.schedule in schedules.WITHOUT_BETAS else (process.beta_start, process.beta_end)
@@ -138,7 +148,7 @@ class Verification:
         learned: dict[str, Any] = {"learned_variance": self.learned}
         self.process = GaussianDiffusion(schedule, process.prediction, loss, **learned)
         self.twin_process = self.twins.processes.GaussianDiffusion(twin_schedule, process.prediction, loss, **learned)
-        *size, channels = configs.shape(self.config)
+        *size, channels = self.config.shape
         first, last = schedule.timesteps[[0, -1]]
         if self.learned and len(schedule.timesteps) > 1:
             # the bound's term of the first is a difference of distribution functions, which keeps too few digits
@@ -412,7 +422,7 @@ def verify_run(run: Run, **options: Any) -> Report:
     """
     config = run.config
     return verify(
-        configs.name_of(config.model),
+        config.model.network,
         options=dataclasses.asdict(config.model),
         state_dict=to_numpy(models.abstract(config.model), run.load_variables()[0]),
         system=(config.process, config.sample),

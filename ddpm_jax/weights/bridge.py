@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import normalization, rms_unet, torch_style
+from ddpm_jax.models import layers, normalization
 
 Tree = dict[Any, Any]
 """Nested dict of arrays as in `models.Variables`: {"params": ..., "batch_stats": ...}, or one of the two alone."""
@@ -52,19 +52,19 @@ _CONV: dict[str, tuple[str, tuple[int, ...]]] = {"kernel": ("weight", (3, 2, 0, 
 RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", _VECTOR)},
     nnx.Conv: _CONV,
+    layers.Conv: _CONV,
     # built with transpose_kernel=True, whose kernel is (H, W, out, in) and is not flipped
     nnx.ConvTranspose: _CONV,
-    torch_style.ConvTranspose: _CONV,
+    layers.ConvTranspose: _CONV,
     nnx.Embed: {"embedding": ("weight", (0, 1))},
     nnx.GroupNorm: _NORM,
     normalization.GroupNorm: _NORM,
     nnx.LayerNorm: _NORM,
-    torch_style.MapNorm: {"scale": ("weight", (2, 0, 1)), "bias": ("bias", (2, 0, 1))},
-    rms_unet.RMSNorm: {"scale": ("weight", _VECTOR)},
-    rms_unet.MemoryAttention: {"memory": ("memory", (0, 1, 2, 3))},
-    torch_style.BatchNorm: {**_NORM, "mean": ("running_mean", _VECTOR), "var": ("running_var", _VECTOR)},
+    normalization.MapNorm: {"scale": ("weight", (2, 0, 1)), "bias": ("bias", (2, 0, 1))},
+    normalization.RMSNorm: {"scale": ("weight", _VECTOR)},
+    normalization.BatchNorm: {**_NORM, "mean": ("running_mean", _VECTOR), "var": ("running_var", _VECTOR)},
 }
-"""layer type -> {JAX name: (PyTorch name, order of the JAX axes in PyTorch)}; a network's own layers add theirs."""
+"""layer type -> {JAX name: (PyTorch name, order of the JAX axes in PyTorch)}; a network's own layers say theirs in TORCH_NAMES."""
 
 IGNORED = ("num_batches_tracked",)
 """Last parts of PyTorch names that count calls and carry no weight."""
@@ -80,7 +80,7 @@ def layout(model: nnx.Module, names: Mapping[str, str] | None = None) -> list[En
     """
     entries = []
     for path, module in nnx.iter_modules(model):
-        rule = RULES.get(type(module), {})
+        rule = RULES.get(type(module)) or getattr(module, "TORCH_NAMES", {})
         for name, value in vars(module).items():
             collection = next((c for c, kind in COLLECTIONS.items() if isinstance(value, kind)), None)
             if collection is None or value.get_value() is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import model_configs as configs
+from ddpm_jax import models
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights import foreign
 from ddpm_jax.weights.bridge import as_array
@@ -56,7 +56,7 @@ def is_denoising_diffusion(names: Mapping[str, Any]) -> bool:
 
 def from_denoising_diffusion(
     tensors: Mapping[str, Any], *, image_size: int, dropout: float = 0.0
-) -> tuple[configs.RMSUNet, dict[str, np.ndarray]]:
+) -> tuple[models.RMSUNetConfig, dict[str, np.ndarray]]:
     """The options of `rms_unet` and the twin's state dict of a Unet's.
 
     image_size: in pixels. dropout: the one it was trained with.
@@ -64,13 +64,13 @@ def from_denoising_diffusion(
     Raises:
         UserError: it is another network (by name), or tensors are missing, left over, or misshapen.
     """
-    config = configs.create("rms_unet", read_options(tensors) | {"image_size": image_size, "dropout": dropout})
+    config = models.configure("rms_unet", read_options(tensors) | {"image_size": image_size, "dropout": dropout})
     source = functools.partial(_source, config)
     ours = foreign.read(foreign.rows(config, source), tensors, "the checkpoint of denoising-diffusion-pytorch's Unet")
     return config, _turned(config, ours)
 
 
-def to_denoising_diffusion(config: configs.RMSUNet, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_denoising_diffusion(config: models.RMSUNetConfig, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A state dict under their names of the twin's; the inverse of `from_denoising_diffusion`."""
     return foreign.write(foreign.rows(config, functools.partial(_source, config)), _turned(config, tensors))
 
@@ -133,7 +133,7 @@ def _unsupported(what: str) -> UserError:
     )
 
 
-def _source(config: configs.RMSUNet, ours: str) -> Source:
+def _source(config: models.RMSUNetConfig, ours: str) -> Source:
     name = ours
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
@@ -148,7 +148,7 @@ def _source(config: configs.RMSUNet, ours: str) -> Source:
     return Source((name,), trailing=(1, 1), leading=(1,)) if name.endswith(".g") else Source((name,))
 
 
-def _turned(config: configs.RMSUNet, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _turned(config: models.RMSUNetConfig, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The estimate of x_0 comes before x_t there, and after it here; either way the halves change places."""
     if not config.self_conditioning:
         return dict(tensors)

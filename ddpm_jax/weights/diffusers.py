@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import model_configs as configs
+from ddpm_jax import models
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights import foreign
 from ddpm_jax.weights.foreign import Source
@@ -91,8 +91,9 @@ def from_diffusers(
     *,
     image_size: int | None = None,
     num_classes: int | None = None,
-) -> tuple[configs.UNet, dict[str, np.ndarray]]:
-    """The options of `unet` and the twin's state dict of a `UNet2DModel`'s config.json and state dict.
+) -> tuple[models.UNetConfig, dict[str, np.ndarray]]:
+    """A `UNet2DModel`'s config.json and state dict as options of `unet`, or of `foreign_unet` where that has not all of them, and
+    the twin's state dict.
 
     image_size, num_classes: where the config does not say them (sample_size null; class_embed_type timestep).
 
@@ -110,7 +111,9 @@ def from_diffusers(
     return options, foreign.read(foreign.rows(options, _source), current, f"the {CLASS}'s state dict")
 
 
-def to_diffusers(options: configs.UNet, tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def to_diffusers(
+    options: models.UNetConfig, tensors: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The config.json and the state dict of a `UNet2DModel` of the options of `unet` and the twin's state dict.
 
     Raises:
@@ -134,8 +137,8 @@ def _source(ours: str) -> Source:
 
 def to_options(
     config: Mapping[str, Any], *, image_size: int | None = None, num_classes: int | None = None
-) -> configs.UNet:
-    """The options of `unet` of a `UNet2DModel`'s config.json.
+) -> models.UNetConfig:
+    """The options of `unet`, or of `foreign_unet` where that has not all of them, of a `UNet2DModel`'s config.json.
 
     Raises:
         UserError: options without a counterpart here; all of them are named.
@@ -208,7 +211,7 @@ def to_options(
     if all(width % dim == 0 for width in widths):
         shape = {"dim_mults": tuple(width // dim for width in widths)}
     shape |= _uniform(halving, doubling)
-    return configs.UNet(
+    return models.unet_of(
         image_size=size,
         channels=c["in_channels"],
         num_classes=count,
@@ -249,13 +252,14 @@ def _uniform(halving: tuple[str, ...], doubling: tuple[str, ...]) -> dict[str, A
     return {"resample": kinds.pop()} if len(kinds) == 1 else {"halving": halving, "doubling": doubling} if kinds else {}
 
 
-def to_config(options: configs.UNet) -> dict[str, Any]:
+def to_config(options: models.UNetConfig) -> dict[str, Any]:
     """A `UNet2DModel`'s config.json of the options of `unet`.
 
     Raises:
         UserError: options without a counterpart there; all of them are named.
     """
-    o, widths = options, options.level_widths
+    o: models.ForeignUNetConfig = models.ForeignUNetConfig(**vars(options))
+    widths = o.level_widths
     problems = []
     if o.self_conditioning:
         problems.append("self_conditioning")
@@ -265,7 +269,7 @@ def to_config(options: configs.UNet) -> dict[str, Any]:
         problems.append(f"dim = {o.dim} with a first level of width {widths[0]}")
     if o.middle_norm_groups == 0 and o.time_conditioning == "add":
         problems.append("middle_norm_groups = 0 with time_conditioning = add")
-    attends, types, kinds = _blocks(options, problems)
+    attends, types, kinds = _blocks(o, problems)
     attention_widths = {width for width, *ways in zip(widths, *attends.values(), strict=True) if any(ways)}
     attention_widths |= {widths[-1]} if o.middle == "attention" else set()
     head_dim = o.head_dim
@@ -319,7 +323,7 @@ def to_config(options: configs.UNet) -> dict[str, Any]:
 
 
 def _blocks(
-    options: configs.UNet, problems: list[str]
+    options: models.ForeignUNetConfig, problems: list[str]
 ) -> tuple[dict[str, list[bool]], dict[str, list[str]], dict[str, str]]:
     """By way, `down` or `up`: which levels attend, their blocks' types, and how those that attend resample."""
     last = len(options.level_widths) - 1

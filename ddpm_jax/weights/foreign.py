@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax import model_configs as configs
 from ddpm_jax import models
 from ddpm_jax.weights.bridge import as_array, check_fit, layout, weights_of
 
@@ -57,7 +56,7 @@ class Row(NamedTuple):
         return np.ascontiguousarray(split.swapaxes(0, 1)).reshape(array.shape)
 
 
-def rows(config: configs.ModelConfig, source: Callable[[str], Source]) -> list[Row]:
+def rows(config: models.ModelConfig, source: Callable[[str], Source]) -> list[Row]:
     """The rows of a network, by the rule of a library."""
     return [Row(entry.key, entry.shape, source(entry.key)) for entry in layout(models.abstract(config))]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax import model_configs as configs
+from ddpm_jax import models
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights import foreign
 from ddpm_jax.weights.foreign import Source
@@ -53,8 +53,8 @@ def from_openai(
     new_attention_order: bool = False,
     time_scale: float = 1.0,
     dropout: float = 0.0,
-) -> tuple[configs.UNet, dict[str, np.ndarray]]:
-    """The options of `unet` and the twin's state dict of a checkpoint.
+) -> tuple[models.UNetConfig, dict[str, np.ndarray]]:
+    """The options of `foreign_unet` and the twin's state dict of a checkpoint.
 
     image_size: in pixels. num_heads or head_dim: num_heads or num_head_channels there. new_attention_order:
     use_new_attention_order of guided-diffusion; improved-diffusion has the other. time_scale: 1000 / diffusion_steps where
@@ -67,20 +67,20 @@ def from_openai(
         raise UserError("attention's heads are not in the checkpoint: pass num_heads or head_dim, one of the two.")
     options = read_options(tensors, image_size) | {"time_scale": time_scale, "dropout": dropout}
     heads = {"num_heads": num_heads} if head_dim is None else {"head_dim": head_dim}
-    config = configs.create("unet", options | heads)
+    config = models.configure("foreign_unet", options | heads)
     source = functools.partial(_source, config, new_attention_order)
     return config, foreign.read(foreign.rows(config, source), tensors, "the checkpoint")
 
 
 def to_openai(
-    config: configs.UNet, tensors: Mapping[str, Any], *, new_attention_order: bool = False
+    config: models.UNetConfig, tensors: Mapping[str, Any], *, new_attention_order: bool = False
 ) -> dict[str, np.ndarray]:
     """A state dict under their names of the twin's; the inverse of `from_openai`."""
     return foreign.write(foreign.rows(config, functools.partial(_source, config, new_attention_order)), tensors)
 
 
 def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """What a checkpoint's names and shapes say of the options of `unet`, those included in which the two libraries differ from it.
+    """What a checkpoint's names and shapes say of the options of `foreign_unet`.
 
     Raises:
         UserError: the names are not theirs, or the network is not one for images alone.
@@ -148,7 +148,7 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
     }
 
 
-def _source(config: configs.UNet, new_attention_order: bool, ours: str) -> Source:
+def _source(config: models.UNetConfig, new_attention_order: bool, ours: str) -> Source:
     name = ours
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
@@ -162,7 +162,7 @@ def _source(config: configs.UNet, new_attention_order: bool, ours: str) -> Sourc
     return Source((name,), one_pixel, heads=config.heads(_width(config, ours)))
 
 
-def _place(config: configs.UNet, found: re.Match[str]) -> str:
+def _place(config: models.UNetConfig, found: re.Match[str]) -> str:
     """Where a part of a level stands: the number of its block, and its number within."""
     way, level, part, index = found[1], int(found[2]), found[3], found[4]
     per_level = config.num_blocks + 1
@@ -175,7 +175,7 @@ def _place(config: configs.UNet, found: re.Match[str]) -> str:
     return f"output_blocks.{number}.{within}"
 
 
-def _width(config: configs.UNet, ours: str) -> int:
+def _width(config: models.UNetConfig, ours: str) -> int:
     """Width of the attention that a tensor of the twin belongs to."""
     way, level = ours.split(".")[:2]
     widths = config.level_widths

@@ -13,10 +13,11 @@ from ddpm_torch_ref.models.mlp import MLP
 from ddpm_torch_ref.models.rms_unet import RMSUNet
 from ddpm_torch_ref.models.strided_unet import StridedUNet, StridedUNetConditional
 from ddpm_torch_ref.models.tiny_unet import TinyUNet
-from ddpm_torch_ref.models.unet import UNet
+from ddpm_torch_ref.models.unet import ForeignUNet, UNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "foreign_unet": ForeignUNet,
     "convnext_unet": ConvNeXtUNet,
     "convnext_unet_224": ConvNeXtUNet224,
     "tiny_unet": TinyUNet,

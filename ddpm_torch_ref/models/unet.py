@@ -77,8 +77,8 @@ class UpLevel(nn.Module):
         return x if self.upsample is None else self.upsample(x, emb)
 
 
-class UNet(nn.Module):
-    """Ho et al.'s network; by options that of improved DDPM and of guided diffusion (ADM).
+class ForeignUNet(nn.Module):
+    """`UNet` with what only checkpoints of other libraries need: diffusers, improved DDPM, guided diffusion (ADM).
 
     Args:
         image_size: height and width of the image, in pixels; divisible by 2^(levels - 1).
@@ -301,6 +301,71 @@ class UNet(nn.Module):
         for level in self.up:
             x = level(x, skips, emb)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class UNet(ForeignUNet):
+    """Ho et al.'s network; by options that of improved DDPM and of guided diffusion (ADM).
+
+    Args:
+        image_size: height and width of the image, in pixels; divisible by 2^(levels - 1).
+        channels: of the image.
+        dim: base width, even.
+        dim_mults: width of each level as a multiple of dim, the highest resolution first.
+        num_blocks: residual blocks a level going down; one more going up.
+        attention_resolutions: sizes of map, in pixels, at which every block is followed by attention.
+        num_heads: attention heads.
+        head_dim: width of a head; when given, heads = width // head_dim.
+        dropout: probability within residual blocks, in [0, 1).
+        num_classes: number of labels; None: unconditional.
+        norm_groups: groups of every GroupNorm.
+        time_conditioning: "add", or "scale_shift" of the second norm.
+        resample: "conv" (Ho et al.), "residual" blocks that resample (ADM).
+        learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
+        self_conditioning: twice the channels at the input, the second half for a guess at x_0 (Chen et al. 2023).
+
+    Raises:
+        ValueError: an option out of range, or a width that the groups or the heads do not divide.
+
+    Ho et al. 2020, appendix B; Nichol & Dhariwal 2021; Dhariwal & Nichol 2021, "Diffusion Models Beat GANs".
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        channels: int = 3,
+        dim: int = 128,
+        dim_mults: Sequence[int] = (1, 2, 2, 2),
+        num_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        num_heads: int = 1,
+        head_dim: int | None = None,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        norm_groups: int = 32,
+        time_conditioning: str = "add",
+        resample: str = "conv",
+        learn_variance: bool = False,
+        self_conditioning: bool = False,
+    ):
+        check_choice("resample", resample, ("conv", "residual"))
+        super().__init__(
+            image_size=image_size,
+            channels=channels,
+            dim=dim,
+            dim_mults=dim_mults,
+            num_blocks=num_blocks,
+            attention_resolutions=attention_resolutions,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            dropout=dropout,
+            num_classes=num_classes,
+            norm_groups=norm_groups,
+            time_conditioning=time_conditioning,
+            resample=resample,
+            learn_variance=learn_variance,
+            self_conditioning=self_conditioning,
+        )
 
 
 def _check_widths(widths: list[int], *divisors: tuple[str, int]) -> None:

@@ -1,0 +1,42 @@
+"""Which forms are in use: all of them on CPU, unless they are switched off while a program is traced."""
+
+from contextlib import AbstractContextManager
+
+import jax
+
+from ddpm_jax.errors import UserError
+
+FORMS: dict[str, str] = {
+    "few": "a convolution to 4 channels or fewer, and its gradients: products for each pixel, summed",
+    "narrow": "a convolution to 20 channels or fewer where no gradient is asked for: the same",
+    "small": "a kernel larger than the image: one product with what lies under it at each place",
+    "gradients": "the gradients of a dense convolution: forward convolutions of transposed operands",
+    "deep": "the gradient of an image with fewer pixels than half the kernel's channels: products, summed",
+    "strided": "a transposed convolution, and the gradient of an image at a stride: products, summed by remainders",
+    "depthwise": "a depthwise convolution and its gradients: sums of shifted images",
+    "normalization": "sums by channel as products with ones, and the gradient written down",
+    "attention": "blocks of heads, weights divided after the product and computed again for the gradient",
+}
+"""name -> what XLA's CPU compiler is slow at: what is done instead. Each can be switched off alone, to be measured."""
+
+_off = jax.make_user_context(default_value=frozenset())  # part of jit's key: a program is traced anew where it changes
+
+
+def off(*names: str) -> AbstractContextManager[None]:
+    """`with off():` programs that are traced within have none of the forms, or none of those named.
+
+    Without them a network is what its layers say, on every platform, and differentiable forwards (jax.jvp). A program for another
+    platform that is lowered on a machine without it wants them off as well.
+
+    Raises:
+        UserError: a name that is not in FORMS.
+    """
+    for name in names:
+        if name not in FORMS:
+            raise UserError(f"a form must be one of {', '.join(FORMS)}; got {name!r}.")
+    return _off(_off.value | frozenset(names or FORMS))
+
+
+def in_use(*names: str) -> bool:
+    """Whether one of these forms is in use for a program that is being traced."""
+    return jax.default_backend() == "cpu" and not _off.value.issuperset(names)
