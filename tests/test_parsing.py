@@ -12,7 +12,7 @@ import tyro
 from ddpm_jax.arguments import Flat, RunFolderArgs, TrainArgs
 from ddpm_jax.errors import UserError
 from ddpm_jax.parsing import Command, HelpShown
-from ddpm_jax.presets import RECIPES, preset
+from ddpm_jax.presets import preset
 
 
 @dataclass(frozen=True)
