@@ -1,5 +1,6 @@
 """Files and folders: whole or not there, written beside their name and renamed."""
 
+import errno
 import os
 import re
 import shutil
@@ -141,6 +142,9 @@ def _beside(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
 
 
 def _appear(made: list[tuple[Path, Path]]) -> None:
+    for temporary, path in made:
+        if path.is_dir() and not temporary.is_dir():  # before any is renamed
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     with signals.undivided():
         for temporary, path in made:
             os.replace(temporary, path)

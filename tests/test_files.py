@@ -89,8 +89,13 @@ def test_together_is_all_or_none(tmp_path):
         write(tmp_path / "c.txt")
         raise RuntimeError
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "new", "b.txt": "new"}
-    write(tmp_path / "d.txt")
-    assert (tmp_path / "d.txt").exists()
+    (tmp_path / "d.txt").mkdir()
+    with pytest.raises(UserError, match="cannot be written: Is a directory"), together():
+        write(tmp_path / "c.txt")
+        write(tmp_path / "d.txt")
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt", "d.txt"]
+    write(tmp_path / "e.txt")
+    assert (tmp_path / "e.txt").exists()
 
 
 def test_a_new_folder_is_there_whole(tmp_path):
