@@ -59,7 +59,7 @@ def ddpm(tiny, tmp_path, capsys):
 
 
 PLACES = {
-    "before the first step": (loop, "_announce", 1, 0),
+    "before the first step": (loop._Training, "announce", 1, 0),
     # while step 6 is logged the next one is decided on
     "amid the steps": (Metrics, "write", 3, 7),
     "while the last is written": (Checkpoints, "__exit__", 1, 12),
@@ -236,7 +236,7 @@ def test_a_read_only_run_folder_is_found_before_anything_is_done(
 ):
     folder = finished_run / below
     read_only(monkeypatch, folder)
-    monkeypatch.setattr(loop, "_run_steps", None)
+    monkeypatch.setattr(loop._Training, "steps", None)
     before = (finished_run / "config.json").read_bytes()
     more = ["--train.steps", "20"]  # without more to do, a finished run has nothing to write
     assert cli.main(["train", "digits", *tiny, *more, "--out", str(finished_run), option]) == 2

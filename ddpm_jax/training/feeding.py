@@ -4,10 +4,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from ddpm_jax import data
 from ddpm_jax.data.resident import Resident, fits
 from ddpm_jax.errors import UserError
-from ddpm_jax.parallel import Layout
 from ddpm_jax.presets import Preset
 from ddpm_jax.training.run import Run
 
@@ -24,30 +25,40 @@ def check(config: Preset, source: data.Source) -> None:
     data.batches(source, **_options(config))
 
 
-def feed(run: Run, layout: Layout, source: data.Source, *, start_step: int, per_call: int) -> Iterator[dict[str, Any]]:
+def feed(
+    run: Run,
+    source: data.Source,
+    place: Callable[[Any], Any],
+    *,
+    rows: np.ndarray | None,
+    resident: bool,
+    start_step: int,
+    per_call: int,
+) -> Iterator[dict[str, Any]]:
     """What the compiled step takes, call after call without end: batches, or with per_call > 1 stacks of so many.
 
-    On one device a small data set lies there whole, and only the numbers of its examples are sent.
+    place: lays a batch out on the devices. rows: of each batch, what this process reads; None: all of it. resident: whether a small
+    data set may lie on the device whole, so that only the numbers of its examples are sent.
 
     Raises:
         UserError: an unreadable image, in the turn of the batch that it belongs to.
     """
-    config, stacked = run.config, per_call > 1
-    options = _options(config) | {"scaling": run.scaling, "start_step": start_step}
-    options |= {"stacked": per_call if stacked else None, "rows": layout.rows(config.train.batch_size)}
-    resident = None
-    if layout.size == 1 and not config.data.stream and fits(source, run.shape):
-        resident = Resident(source, run.shape, run.scaling)
-    batches = data.batches(source, **options, indices=resident is not None)
+    config = run.config
+    options = _options(config) | {"scaling": run.scaling, "start_step": start_step, "rows": rows}
+    options |= {"stacked": per_call if per_call > 1 else None}
+    whole = None
+    if resident and not config.data.stream and fits(source, run.shape):
+        whole = Resident(source, run.shape, run.scaling)
+    batches = data.batches(source, **options, indices=whole is not None)
 
-    def place(batch: dict[str, Any]) -> dict[str, Any]:
-        if resident is not None:
-            batch = resident.take(batch)
+    def placed(batch: dict[str, Any]) -> dict[str, Any]:
+        if whole is not None:
+            batch = whole.take(batch)
         if not run.class_names:
             batch = {"x_0": batch["x_0"]}
-        return layout.feed(batch, axis=int(stacked))
+        return place(batch)
 
-    return _ahead(batches, place)
+    return _ahead(batches, placed)
 
 
 def _options(config: Preset) -> dict[str, Any]:

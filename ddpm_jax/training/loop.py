@@ -1,5 +1,6 @@
 """The training loop: from a preset to a run folder with checkpoints, metrics and pictures."""
 
+import functools
 import json
 import math
 import signal
@@ -31,6 +32,8 @@ _ADVICE = (
     "a batch of {} examples does not fit into memory. Try --train.batch-size {}, --train.accumulate 2 (the same update, half a "
     "batch at a time) or --train.remat (computes layers again instead of keeping them)."
 )
+
+_MODES = {"data": "data parallel", "fsdp": "fully sharded data parallel", "pmap": "data parallel by pmap"}
 
 MOST_SKIPPED = 100
 """So many steps in a row without a finite loss and gradient stop a run that skips them."""
@@ -88,14 +91,7 @@ def train(
         NotFiniteError: the trained network's samples hold NaN or infinity; its last step is saved all the same.
     """
     folder = Path(folder)
-    asked = presets.preset(config) if isinstance(config, str) else config
-    check(asked)  # before any data is read
-    if source is not None:
-        asked = replace(asked, data=replace(asked.data, source=f"python:{data.checked(source).name}"))
-    elif not asked.data.source:
-        raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
-    else:
-        source = data.open_source(asked.data.source, on_bad_image=asked.data.on_bad_image, classes=asked.data.classes)
+    asked, source = _with_source(presets.preset(config) if isinstance(config, str) else config, source)
     feeding.check(asked, source)  # before the folder is touched
     layout = layout_of(parallel)
     check_batch(layout, asked.train.batch_size, asked.train.accumulate, len(source))
@@ -103,51 +99,43 @@ def train(
     launch.agree(json.loads(presets.to_json(asked)) | given)
     of_start: dict[str, Any] = {} if start is None else {"scaling": start.scaling, "origin": start.origin}
     run = launch.on_first(lambda: start_run(asked, source, folder, resume=resume, overwrite=overwrite, **of_start))
-    config = run.config
-    total = config.train.total_steps
 
-    keep = config.train.keep_checkpoints, config.train.keep_every
+    keep = run.config.train.keep_checkpoints, run.config.train.keep_every
     alone = not launch.several()
     with Interruption(alone=alone) as interruption, Checkpoints(run.checkpoint_folder, *keep) as checkpoints:
-        if resume and checkpoints.latest_step is not None:
-            state = checkpoints.restore(layout.abstract(run.abstract_state()))
-        elif start is not None:
-            state = layout.place(run.state_of(start.variables))
-            checkpoints.save(state)  # from here on the run needs no other
-        elif run.origin is not None:
-            raise UserError(f"{folder} holds no checkpoint to resume from; start it anew with --overwrite.")
-        else:
-            with layout.host():
-                state = run.fresh_state()
-            state = layout.place(state)
-        first = int(state.step)
-        per_call = _steps_per_call(run, first)
-        _announce(run, state, source, first, layout)
-        batches = feeding.feed(run, layout, source, start_step=first, per_call=per_call)
-        sizes = {"start": first, "total": total, "batch_size": config.train.batch_size}
-        with (
-            Metrics(folder, **sizes) if launch.is_first() else NoMetrics() as metrics,
-            Profile(folder / "profile" if profile and launch.is_first() else None) as profiler,
-            fits_memory(_ADVICE.format(config.train.batch_size, max(1, config.train.batch_size // 2))),
-        ):
-            final = _run_steps(run, layout, state, batches, per_call, checkpoints, metrics, interruption, profiler)
+        training = _Training(run, source, layout, checkpoints, interruption)
+        state = training.first_state(resume=resume, start=start)
+        training.announce(state)
+        final = training.steps(state, profile=profile)
     done = int(final.step)
+    skipped = done - updates_done(final.opt_state)
     if bad := getattr(source, "bad_files", 0):
         print(f"{bad} unreadable images were skipped.")
-    skipped = done - updates_done(final.opt_state)
     if skipped:
         print(f"{skipped} steps were skipped, because their loss or gradient was not finite.")
     if launch.is_first():
         figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
-    if not _asked_to_stop(interruption):
+    if not training.asked_to_stop():
         try:
-            _save_samples(run, layout, final, last=True)
+            training.save_samples(final, last=True)
         except NotFiniteError as error:
             raise NotFiniteError(
                 f"training is finished and step {done} is saved, but no samples could be drawn. {error} "
                 f"ddpm sample {folder} draws them again."
             ) from error
     return Outcome(run, done, interruption.signal, skipped)
+
+
+def _with_source(config: Preset, source: data.Source | None) -> tuple[Preset, data.Source]:
+    """The config, found to fit together, and its data, or that of the caller's own."""
+    check(config)  # before any data is read
+    asked = config.data
+    if source is not None:
+        name = data.checked(source).name
+        return replace(config, data=replace(asked, source=f"python:{name}")), source
+    if not asked.source:
+        raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
+    return config, data.open_source(asked.source, on_bad_image=asked.on_bad_image, classes=asked.classes)
 
 
 def _steps_per_call(run: Run, start: int) -> int:
@@ -158,69 +146,146 @@ def _steps_per_call(run: Run, start: int) -> int:
     return max(size for size in range(1, min(most, stretch) + 1) if stretch % size == 0)
 
 
-def _run_steps(
-    run: Run,
-    layout: Layout,
-    state: TrainState,
-    batches: Iterator[dict[str, Any]],
-    per_call: int,
-    checkpoints: Checkpoints,
-    metrics: Metrics,
-    interruption: Interruption,
-    profiler: Profile,
-) -> TrainState:
-    """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
-    config = run.config.train
-    update = step_of(run.config).on(layout)
-    call = update if per_call == 1 else update.many
-    key = jax.random.key(config.seed)
-    rate = learning_rate(config)
-    total = config.total_steps
-    step = start = int(state.step)
-    flight = _InFlight(skip=config.on_nonfinite == "skip")
-    begun = time.perf_counter()
-    last = step >= total or _asked_to_stop(interruption)
-    if last:
-        checkpoints.save(state)
-    while not last:
-        try:
-            batch = next(batches)
-        except UserError:
-            flight.land()
-            if not launch.several():  # the others are in the middle of a step
-                checkpoints.save(state)  # once the images are mended, the run goes on from here
-            raise
-        profiler.next_call(state)
-        state, numbers = call(state, batch, key)
-        flight.take_off(step + 1, numbers)
-        first_call = step == start
-        step += per_call
-        metrics.advance(per_call)
-        if first_call:
-            flight.land()
-            what = "step" if per_call == 1 else f"{per_call} steps"
-            metrics.say(f"the first {what}, compilation included, took {time.perf_counter() - begun:.1f} s")
-            metrics.restart_clock(step)
-            interruption.unsaved = True
-        # to ask the others takes time
-        may_stop = step % config.log_every == 0 or not launch.several()
-        last = step == total or (may_stop and _asked_to_stop(interruption))
-        if step % config.log_every == 0 or last:
-            flight.land()
-            updates = updates_done(state.opt_state)
-            lr, skips = float(rate(max(updates - 1, 0))), {"skipped": step - updates} if flight.skip else {}
-            metrics.write(step, **flight.numbers(), lr=lr, **skips)
-        if step % config.checkpoint_every == 0 or last:
-            flight.land()
-            checkpoints.save(state)
-        if config.sample_every and step % config.sample_every == 0 and not last:
+@dataclass(frozen=True)
+class _Training:
+    """A run on its way from its first state to its last."""
+
+    run: Run
+    source: data.Source
+    layout: Layout
+    checkpoints: Checkpoints
+    interruption: Interruption
+
+    def first_state(self, *, resume: bool, start: Start | None) -> TrainState:
+        """The newest checkpoint's where the run is resumed, or of the weights that it starts from, or a fresh one."""
+        run, layout = self.run, self.layout
+        if resume and self.checkpoints.latest_step is not None:
+            return self.checkpoints.restore(layout.abstract(run.abstract_state()))
+        if start is not None:
+            state = layout.place(run.state_of(start.variables))
+            self.checkpoints.save(state)  # from here on the run needs no other
+            return state
+        if run.origin is not None:
+            raise UserError(f"{run.folder} holds no checkpoint to resume from; start it anew with --overwrite.")
+        with layout.host():
+            state = run.fresh_state()
+        return layout.place(state)
+
+    def steps(self, state: TrainState, *, profile: bool) -> TrainState:
+        """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
+        run, config, start = self.run, self.run.config.train, int(state.step)
+        sizes = {"start": start, "total": config.total_steps, "batch_size": config.batch_size}
+        with (
+            Metrics(run.folder, **sizes) if launch.is_first() else NoMetrics() as metrics,
+            Profile(run.folder / "profile" if profile and launch.is_first() else None) as profiler,
+            fits_memory(_ADVICE.format(config.batch_size, max(1, config.batch_size // 2))),
+        ):
+            return self._steps(state, metrics, profiler)
+
+    def _steps(self, state: TrainState, metrics: Metrics, profiler: Profile) -> TrainState:
+        config, step = self.run.config.train, int(state.step)
+        per_call = _steps_per_call(self.run, step)
+        batches = self._batches(step, per_call)
+        update = step_of(self.run.config).on(self.layout)
+        call = update if per_call == 1 else update.many
+        key, flight = jax.random.key(config.seed), _InFlight(skip=config.on_nonfinite == "skip")
+        begun: float | None = time.perf_counter()
+        last = step >= config.total_steps or self.asked_to_stop()
+        if last:
+            self.checkpoints.save(state)
+        while not last:
             try:
-                _save_samples(run, layout, state, last=False)
-            except NotFiniteError as error:
-                # a network that is not trained yet may blow up where the trained one does not
-                metrics.say(f"step {step}: no picture of samples. {error}")
-            metrics.restart_clock(step)
-    return state
+                batch = next(batches)
+            except UserError:
+                flight.land()
+                if not launch.several():  # the others are in the middle of a step
+                    self.checkpoints.save(state)  # once the images are mended, the run goes on from here
+                raise
+            profiler.next_call(state)
+            state, numbers = call(state, batch, key)
+            flight.take_off(step + 1, numbers)
+            step += per_call
+            metrics.advance(per_call)
+            if begun is not None:
+                flight.land()
+                what = "step" if per_call == 1 else f"{per_call} steps"
+                metrics.say(f"the first {what}, compilation included, took {time.perf_counter() - begun:.1f} s")
+                metrics.restart_clock(step)
+                begun, self.interruption.unsaved = None, True
+            # to ask the others takes time
+            may_stop = step % config.log_every == 0 or not launch.several()
+            last = step == config.total_steps or (may_stop and self.asked_to_stop())
+            if step % config.log_every == 0 or last:
+                flight.land()
+                self._log(state, metrics, flight)
+            if step % config.checkpoint_every == 0 or last:
+                flight.land()
+                self.checkpoints.save(state)
+            if config.sample_every and step % config.sample_every == 0 and not last:
+                self._picture(state, metrics)
+        return state
+
+    def _batches(self, start: int, per_call: int) -> Iterator[dict[str, Any]]:
+        return feeding.feed(
+            self.run,
+            self.source,
+            functools.partial(self.layout.feed, axis=int(per_call > 1)),
+            rows=self.layout.rows(self.run.config.train.batch_size),
+            resident=self.layout.size == 1,
+            start_step=start,
+            per_call=per_call,
+        )
+
+    def _log(self, state: TrainState, metrics: Metrics, flight: "_InFlight") -> None:
+        step, updates = int(state.step), updates_done(state.opt_state)
+        rate = float(learning_rate(self.run.config.train)(max(updates - 1, 0)))
+        metrics.write(step, **flight.numbers(), lr=rate, **({"skipped": step - updates} if flight.skip else {}))
+
+    def _picture(self, state: TrainState, metrics: Metrics) -> None:
+        try:
+            self.save_samples(state, last=False)
+        except NotFiniteError as error:
+            # a network that is not trained yet may blow up where the trained one does not
+            metrics.say(f"step {int(state.step)}: no picture of samples. {error}")
+        metrics.restart_clock(int(state.step))
+
+    def save_samples(self, state: TrainState, *, last: bool) -> None:
+        """A picture of samples on the way, or at the end all that is made of them."""
+        run, step, num = self.run, int(state.step), self.run.config.sample.num
+        heading = f"{run.folder.name}, step {step}"
+        drawing = samples.Drawing(run, run.config.sample, (state.variables(ema=True), step), layout=self.layout)
+        if last:
+            samples.draw_and_save(
+                run.folder, drawing, run.labels(num), num, num_frames=samples.FRAMES, heading=lambda _: heading
+            )
+            return
+        drawn = drawing.draw(run.labels(num), num)
+        if launch.is_first():
+            samples.save_picture(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, heading)
+
+    def announce(self, state: TrainState) -> None:
+        """What is trained, on what, and where."""
+        run, train, layout = self.run, self.run.config.train, self.layout
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        kind = "images, as " + "x".join(map(str, run.shape)) if run.holds_images else "points"
+        classes = f"{len(run.class_names)} classes" if run.class_names else "no classes"
+        progress.say(f"data: {self.source.name}, {len(self.source):,} {kind}, {classes}")
+        progress.say(f"network: {count:,} parameters")
+        if layout.size > 1:
+            processes = f" of {jax.process_count()} processes" if launch.several() else ""
+            each = train.batch_size // layout.size
+            progress.say(f"devices: {layout.size}{processes}, {_MODES[layout.mode]}, {each} examples on each")
+        facts = environment(train.dtype)
+        progress.say("environment: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        progress.say(f"run: {run.folder}, step {int(state.step)} to {train.total_steps}")
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process was asked to: one that stopped alone would leave the others waiting."""
+        interruption = self.interruption
+        if launch.any_of(interruption.requested):
+            interruption.signal = interruption.signal or signal.SIGINT
+        interruption.noticed = interruption.requested
+        return interruption.requested
 
 
 class _InFlight:
@@ -270,45 +335,3 @@ class _InFlight:
         found = {"loss": float(np.mean(self._losses)) if self._losses else None, "grad_norm": self._grad_norm}
         self._losses, self._grad_norm = [], None
         return found
-
-
-def _announce(run: Run, state: TrainState, source: data.Source, start: int, layout: Layout) -> None:
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    kind = "images, as " + "x".join(map(str, run.shape)) if run.holds_images else "points"
-    classes = f"{len(run.class_names)} classes" if run.class_names else "no classes"
-    facts = environment(run.config.train.dtype)
-    progress.say(f"data: {source.name}, {len(source):,} {kind}, {classes}")
-    progress.say(f"network: {count:,} parameters")
-    if layout.size > 1:
-        mode = {"data": "data parallel", "fsdp": "fully sharded data parallel", "pmap": "data parallel by pmap"}[
-            layout.mode
-        ]
-        processes = f" of {jax.process_count()} processes" if launch.several() else ""
-        progress.say(
-            f"devices: {layout.size}{processes}, {mode}, {run.config.train.batch_size // layout.size} examples on each"
-        )
-    progress.say("environment: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    progress.say(f"run: {run.folder}, step {start} to {run.config.train.total_steps}")
-
-
-def _save_samples(run: Run, layout: Layout, state: TrainState, *, last: bool) -> None:
-    """A picture of samples on the way, or at the end all that is made of them."""
-    step, num = int(state.step), run.config.sample.num
-    heading = f"{run.folder.name}, step {step}"
-    drawing = samples.Drawing(run, run.config.sample, (state.variables(ema=True), step), layout=layout)
-    if last:
-        samples.draw_and_save(
-            run.folder, drawing, run.labels(num), num, num_frames=samples.FRAMES, heading=lambda _: heading
-        )
-        return
-    drawn = drawing.draw(run.labels(num), num)
-    if launch.is_first():
-        samples.save_picture(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, heading)
-
-
-def _asked_to_stop(interruption: Interruption) -> bool:
-    """Whether any process was asked to: one that stopped alone would leave the others waiting."""
-    if launch.any_of(interruption.requested):
-        interruption.signal = interruption.signal or signal.SIGINT
-    interruption.noticed = interruption.requested
-    return interruption.requested
