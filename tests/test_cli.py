@@ -90,7 +90,7 @@ def test_a_resumed_run_needs_no_options_again(ddpm, finished_run, killed_run):
     """Those of its config.json are the defaults, not the preset's; it ends with the bits of the run that was left alone."""
     folder = killed_run(8)
     status, out, err = ddpm("train", "digits", "--out", folder, "--resume")
-    assert status == 0 and "step 8 to 12" in out, err
+    assert status == 0 and "step 8 to 12" in err, out
     assert open_run(folder).config == open_run(finished_run).config
     for name in ("samples.npz", "metrics.jsonl"):
         assert (folder / name).is_file()
@@ -101,7 +101,7 @@ def test_a_resumed_run_needs_no_options_again(ddpm, finished_run, killed_run):
 def test_options_are_laid_over_those_of_the_run(ddpm, killed_run):
     folder = killed_run(12)
     status, out, err = ddpm("train", "digits", f"--out={folder}", "--resume", "--train.steps", 14, "--sample.num", 12)
-    assert status == 0 and "step 12 to 14" in out, err
+    assert status == 0 and "step 12 to 14" in err, out
     config = open_run(folder).config
     assert (config.train.steps, config.sample.num, config.train.lr, config.model.dim) == (14, 12, 0.01, 4)
 

@@ -325,7 +325,7 @@ def test_two_processes_are_one(finished_run, tiny, tmp_path):
     process = start("train", "digits", *tiny, *few, "--out", folder)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "devices: 2 of 2 processes, data parallel, 4 examples on each" in out and out.count("trained to step 4") == 1
+    assert "devices: 2 of 2 processes, data parallel, 4 examples on each" in err and out.count("trained to step 4") == 1
     assert {path.name for path in folder.iterdir()} == {path.name for path in finished_run.iterdir()} - {"samples"}
     found, expected = read_metrics(folder), read_metrics(finished_run)[:2]
     assert [line["step"] for line in found] == [2, 4]

@@ -437,7 +437,7 @@ MISTAKES = {
     ),
     "a scatter of images": (lambda: figures.save_scatter("x.png", X, X), r"must be points \(N, 2\); got the shape"),
     "an unknown preset": (lambda: presets.preset("digit"), "digits"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
