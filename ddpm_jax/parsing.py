@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import io
 import os
@@ -29,8 +28,8 @@ class Command:
     """What a command takes: the fields of a dataclass.
 
     kind: the dataclass. prog: the command up to its options, in messages. defaults: of fields of `kind`, in place of its own.
-    basics: the fields that --help shows, as "config.train.lr", wherever their dataclass is; none: all. last: names of fields that
-    help keeps for the end.
+    basics: the fields that --help shows, as "config.train.lr"; none: all.
+    last: names of fields that help keeps for the end.
     """
 
     kind: type
@@ -75,7 +74,23 @@ class Command:
 
     def _tyro(self, *, short: bool = False, **options: Any) -> Any:
         registry = ConstructorRegistry()
+        paths: dict[Any, str] = {self.kind: ""}  # to the fields of each dataclass; tyro asks for the outer ones first
         within: list[StructTypeInfo] = []
+
+        def shown(owner: type, field: StructFieldSpec) -> StructFieldSpec:
+            """A field with its default here, and how help shows it."""
+            default, hint = field.default, cast(Any, field.type)
+            if owner is self.kind:
+                default = self.defaults.get(field.name, default)
+            path = paths.get(owner, "") + field.name
+            part = type(default) if dataclasses.is_dataclass(default) else hint
+            if dataclasses.is_dataclass(part):
+                paths[part] = f"{path}."
+            elif short and path not in self.basics:
+                hint = Annotated[hint, tyro.conf.Suppress]
+            if default in (None, (), ""):
+                hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]  # the text says what happens then
+            return dataclasses.replace(field, type=hint, default=default)
 
         @registry.struct_rule
         def fields_of(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -86,34 +101,10 @@ class Command:
             within.pop()
             assert isinstance(spec, StructConstructorSpec)
             fields = sorted(spec.fields, key=lambda field: field.name in self.last)
-            return dataclasses.replace(spec, fields=tuple(self._shown(info.type, field, short) for field in fields))
+            return dataclasses.replace(spec, fields=tuple(shown(info.type, field) for field in fields))
 
         config = (tyro.conf.AvoidSubcommands,)  # of a network: the options of the one that is there
         return tyro.cli(self.kind, prog=self.prog, registry=registry, config=config, **options)
-
-    def _shown(self, owner: Any, field: StructFieldSpec, short: bool) -> StructFieldSpec:
-        """A field with its default here, and how help shows it."""
-        default, hint = field.default, cast(Any, field.type)
-        if owner is self.kind:
-            default = self.defaults.get(field.name, default)
-        if default in (None, (), ""):
-            hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]  # the text says what happens then
-        if short and not dataclasses.is_dataclass(default) and (owner, field.name) not in self._basics:
-            hint = Annotated[hint, tyro.conf.Suppress]
-        return dataclasses.replace(field, type=hint, default=default)
-
-    @functools.cached_property
-    def _basics(self) -> set[tuple[type, str]]:
-        """The dataclass and the name of each of the fields in `basics`."""
-        found = set()
-        for path in self.basics:
-            owner: Any = self.kind
-            *parts, name = path.split(".")
-            for part in parts:
-                default = getattr(owner, part, None)
-                owner = self.defaults.get(part, default) if owner is self.kind else default
-            found.add((owner if isinstance(owner, type) else type(owner), name))
-        return found
 
 
 def _hyphenated(rest: Sequence[str]) -> list[str]:

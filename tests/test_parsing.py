@@ -129,7 +129,9 @@ def test_a_message_does_not_depend_on_the_terminal(monkeypatch):
 
 
 def test_help_shows_the_basics_and_keeps_the_last_for_the_end(capsys):
-    command = Command(Outer, "prog", {"inner": Inner(7)}, basics=("inner.size", "flat.word", "kind"), last=("size",))
+    command = Command(
+        Outer, "prog", {"inner": Inner(7)}, basics=("inner.size", "flat.word", "kind", "own"), last=("size",)
+    )
     shown = {}
     for flag in ("--help", "--help-all"):
         with pytest.raises(HelpShown):
@@ -138,6 +140,6 @@ def test_help_shows_the_basics_and_keeps_the_last_for_the_end(capsys):
         assert "About it." in out and "prog" in out
         shown[flag] = re.findall(r"^[│ ]*--(\w[\w.-]*)", out, flags=re.M)
         assert "(default: 7)" in out and "None)" not in out
-    assert shown["--help"] == ["word", "inner.size"]
+    assert shown["--help"] == ["other", "word", "inner.size"]
     assert [flag for flag in shown["--help-all"] if "inner" in flag] == ["inner.word", "inner.yes", "inner.size"]
     assert len(shown["--help-all"]) == 10
