@@ -141,7 +141,7 @@ def test_during_imports(start, tiny, tmp_path, delay, number):
 def test_while_it_compiles(start, tiny, tmp_path):
     """Python's own handlers would wait for XLA. Nothing is saved yet, so there is nothing to go on with."""
     command = start("train", "digits", *tiny, "--out", tmp_path / "run", cache=tmp_path / "cache")
-    assert command.until(lambda: "run: " in command.said())
+    assert command.until(lambda: "run: " in command.said(1))
     assert command.ends(signal.SIGTERM) == "ddpm: interrupted."
     assert not [path for path in hidden(tmp_path / "run") if path.parent.name != "checkpoints"]
 
@@ -271,7 +271,7 @@ def test_training_saves_and_a_resumed_run_that_has_nothing_new_does_not_wait(sta
     assert damage(folder / "checkpoints" / str(step)) == (None, True)
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
     command = start("train", "digits", "--out", folder, "--resume")
-    assert command.until(lambda: "run: " in command.said())
+    assert command.until(lambda: "run: " in command.said(1))
     assert command.ends(signal.SIGINT, "interrupted; step ") == line
     assert os.listdir(folder / "checkpoints") == [str(step)] and not hidden(folder)
 
