@@ -52,9 +52,14 @@ class Command:
         """The dataclass by what is known to it in a command line of more options, which are passed over.
 
         Raises:
-            UserError: a value of another type.
+            UserError: a value of another type, or for a flag that takes none.
         """
-        return _called(self.prog, self._tyro, args=_hyphenated(rest), return_unknown_args=True)[0]
+        args = _hyphenated(rest)
+        switches = {f"--{field.name}" for field in dataclasses.fields(self.kind) if field.type is bool}
+        for flag, equals, value in (part.partition("=") for part in args):
+            if equals and flag in switches:  # to tyro the value would be one of the options that are passed over
+                raise UserError(f"{flag} takes no value; got {value!r}. See {self.prog} --help.")
+        return _called(self.prog, self._tyro, args=args, return_unknown_args=True)[0]
 
     def show_help(self, rest: Sequence[str], about: str = "") -> None:
         """Prints help where it is asked for.

@@ -66,7 +66,7 @@ MISTAKES = [
         r"parsing --model\.dim-mults: .*'x'",
         r"Usage: --model\.dim-mults \[INT",
     ),
-    ("train digits --out OUT --resume=yes", "Unrecognized options: yes"),
+    ("train digits --out OUT --resume=yes", "--resume takes no value; got 'yes'"),
     ("train digits --out OUT --train.dtype float16", "'--train.dtype'", "'float32', 'bfloat16'", r"mean 'bfloat16'\?"),
     ("train digits --out OUT --process.schedule cosin", "one of .'linear', 'cosine'", r"Did you mean 'cosine'\?"),
     ("train digits --out OUT --process.schedule square", "'square'", "--process.schedule", "'linear', 'cosine'"),
@@ -411,9 +411,9 @@ def test_help_is_short_and_help_all_is_whole(capsys, monkeypatch, command):
     for flag in ("--help", "--help-all"):
         assert cli.main([*command.split(), flag]) == 0
         texts[flag] = capsys.readouterr().out
-    short, whole = ({*re.findall(r"^[│ ]*(--\w[\w.-]*)", text, flags=re.M)} for text in texts.values())
+    short, whole = ({*re.findall(r"^[│ ] (--\w[\w.-]+)", text, flags=re.M)} for text in texts.values())
     assert short < whole and 3 <= len(short) <= 11
-    assert len(texts["--help"].splitlines()) <= 55
+    assert len(texts["--help"].splitlines()) < 60
     assert "--help-all shows every one" in texts["--help"] and "--help-all shows" not in texts["--help-all"]
     for text in texts.values():
         assert "(default: )" not in text and "(default: None)" not in text
@@ -423,6 +423,6 @@ def test_help_shows_the_presets_own_defaults_and_keeps_what_imports_need_for_the
     assert cli.main(["train", "digits", "--help-all"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"--train\.lr FLOAT\W+Peak learning rate of Adam\. \(default: 0\.002\)", out)
-    flags = re.findall(r"^[│ ]*--model\.([\w-]+)", out, flags=re.M)
+    flags = re.findall(r"^[│ ] --model\.([\w-]+)", out, flags=re.M)
     late = [flag.replace("-", "_").removeprefix("no_") in FOR_IMPORTS for flag in flags]
     assert len(flags) > 30 and sum(late) >= 10 and late == sorted(late)

@@ -115,6 +115,8 @@ def test_a_part_of_a_line_is_read_before_the_rest():
     assert Command(RunFolderArgs, "prog").known(line) == RunFolderArgs(Path("run"), resume=True)
     with pytest.raises(UserError, match="Missing value for argument '--out'"):
         Command(RunFolderArgs, "prog").known(["--out"])
+    with pytest.raises(UserError, match="--overwrite takes no value; got 'no'"):
+        Command(RunFolderArgs, "prog").known(["--train.steps=no", "--out=no", "--overwrite=no"])
 
 
 def test_a_message_does_not_depend_on_the_terminal(monkeypatch):
@@ -138,7 +140,7 @@ def test_help_shows_the_basics_and_keeps_the_last_for_the_end(capsys):
             command.parse(["x", "--nonsense", flag], about="About it.")
         out = capsys.readouterr().out
         assert "About it." in out and "prog" in out
-        shown[flag] = re.findall(r"^[│ ]*--(\w[\w.-]*)", out, flags=re.M)
+        shown[flag] = re.findall(r"^[│ ] --(\w[\w.-]+)", out, flags=re.M)
         assert "(default: 7)" in out and "None)" not in out
     assert shown["--help"] == ["other", "word", "inner.size"]
     assert [flag for flag in shown["--help-all"] if "inner" in flag] == ["inner.word", "inner.yes", "inner.size"]
