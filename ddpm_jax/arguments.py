@@ -247,6 +247,7 @@ class RunFolderArgs:
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False
+    source: Annotated[str, tyro.conf.arg(name="data.source")] = ""
 
 
 BASICS: dict[type, tuple[str, ...]] = {
@@ -273,9 +274,3 @@ BASICS: dict[type, tuple[str, ...]] = {
     ImportArgs: ("out", "weights", "variant", "revision", "data", "image_size", "num_classes", "scheduler"),
 }  # fmt: skip
 """The fields that a newcomer needs, which --help shows; --help-all shows all of them. Of the other commands both show all."""
-
-FOR_IMPORTS = frozenset({
-    "widths", "time_dim", "up_attention_resolutions", "halving", "doubling", "middle", "middle_norm_groups", "middle_scale",
-    "norm_eps", "cos_first", "freq_shift", "time_scale", "pad_all_sides", "center_input", "class_embedding",
-})  # fmt: skip
-"""Options of a network that `ddpm import` sets, and hardly anybody else: the last of a network's in help."""

@@ -17,7 +17,6 @@ import ddpm_jax
 from ddpm_jax import cache, progress, signals
 from ddpm_jax.arguments import (
     BASICS,
-    FOR_IMPORTS,
     BenchmarkArgs,
     ConvertArgs,
     EditArgs,
@@ -36,7 +35,7 @@ from ddpm_jax.files import check_writable
 from ddpm_jax.launch import join, leave, several
 from ddpm_jax.parsing import HELP, Command, HelpShown
 from ddpm_jax.presets import RECIPES, SYSTEMS, Preset, SampleConfig, differences, preset
-from ddpm_jax.run_config import RunConfig, read_run
+from ddpm_jax.run_config import RunConfig, read_run, read_tree
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,12 +95,13 @@ def _dispatch(arguments: list[str]) -> int:
 def _train(name: str | None, rest: list[str]) -> int:
     if name is None:
         print(f"Presets: {', '.join(RECIPES)}. Their options, with the defaults of {next(iter(RECIPES))}:\n")
+    _places(f"ddpm train {name or 'PRESET'}", rest)
     chosen = preset(name or next(iter(RECIPES)))
     about = f"{TrainArgs.__doc__}"
     if name:
         about += f"\n\n{name}: {RECIPES[name].about} {RECIPES[name].expect}"
     args = _training_args(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, about)
-    _check_data(args.config)
+    _check_data(args.config.data.source)
     join(args.parallel)
 
     if _says_finished(args, f"ddpm train {name}"):
@@ -117,9 +117,11 @@ def _finetune(name: str | None, rest: list[str]) -> int:
     if name is None:
         _training_args(FinetuneArgs, preset(next(iter(RECIPES))), "ddpm finetune RUN", rest, about)
     folder = Path(str(name))
+    read_tree(folder)
+    _places(f"ddpm finetune {name}", rest)
     chosen = _for_the_data_as_it_is(read_run(folder).config)
     args = _training_args(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, about)
-    _check_data(args.config)
+    _check_data(args.config.data.source)
     join(args.parallel)
 
     if _says_finished(args, f"ddpm finetune {name}"):
@@ -137,11 +139,9 @@ def _finetune(name: str | None, rest: list[str]) -> int:
 
 def _training_args(kind: type[Any], chosen: Preset, prog: str, rest: list[str], about: str) -> Any:
     """The arguments of a command that trains: its defaults are those of the run that it is asked to resume, or else `chosen`."""
-    command = Command(kind, prog, {"config": chosen}, BASICS[kind], FOR_IMPORTS)
+    command = Command(kind, prog, {"config": chosen}, BASICS[kind])
     command.show_help(rest, about)
-    asked = Command(RunFolderArgs, prog).known(rest)
-    if asked.resume and asked.overwrite:
-        raise UserError("--resume and --overwrite exclude each other: go on with the run, or start it anew.")
+    asked = _places(prog, rest)
     if asked.resume and asked.out is not None:
         config = read_run(asked.out).config
         theirs, ours = config.model.network, chosen.model.network
@@ -158,6 +158,17 @@ def _training_args(kind: type[Any], chosen: Preset, prog: str, rest: list[str], 
         length = dataclasses.replace(length, steps=None, epochs=1)
     chosen = dataclasses.replace(chosen, train=length)
     return dataclasses.replace(command, defaults={"config": chosen}).parse(rest)
+
+
+def _places(prog: str, rest: list[str]) -> RunFolderArgs:
+    """What a command that trains is told of places, which are seen to be there: the options of a network wait for jax."""
+    asked = Command(RunFolderArgs, prog).known([] if set(HELP).intersection(rest) else rest)
+    if asked.resume and asked.overwrite:
+        raise UserError("--resume and --overwrite exclude each other: go on with the run, or start it anew.")
+    if asked.resume and asked.out is not None:
+        read_tree(asked.out)
+    _check_data(asked.source)
+    return asked
 
 
 def _says_finished(args: TrainArgs, command: str) -> bool:
@@ -180,11 +191,11 @@ def _says_finished(args: TrainArgs, command: str) -> bool:
     return True
 
 
-def _check_data(config: Preset) -> None:
+def _check_data(source: str) -> None:
     from ddpm_jax.data.sources import check_there
 
-    if config.data.source:
-        check_there(config.data.source)
+    if source:
+        check_there(source)
 
 
 def _for_the_data_as_it_is(config: Preset) -> Preset:
@@ -311,7 +322,8 @@ def _edit(name: str | None, rest: list[str]) -> int:
 
 def _evaluate(name: str | None, rest: list[str]) -> int:
     run = _read(name)
-    many = 10_000 if len(run.config.model.shape) == 1 else 500
+    points = run.config.model is not None and len(run.config.model.shape) == 1
+    many = 10_000 if points else 500
     sampling = dataclasses.replace(run.config.sample, num=many)
     args = _parse(EvaluateArgs, f"ddpm evaluate {name or 'RUN'}", rest, config=sampling, batch_size=many)
     if args.batch_size < 1:
@@ -358,26 +370,27 @@ def _evaluate(name: str | None, rest: list[str]) -> int:
 
 
 def _convert(source: str | None, rest: list[str]) -> int:
-    from ddpm_jax import models
-
     place = [] if source is None else rest[:1]
     if source is not None and (not place or place[0].startswith("-")):
         raise UserError("ddpm convert needs an OUT after IN: ddpm convert IN OUT [--network NAME] [options].")
     options = rest[len(place) :]
     prog = " ".join(["ddpm convert", source or "IN", *(place or ["OUT"])])
+    if place and not set(HELP).intersection(options):
+        check_writable(Path(place[0]).parent)
+        if not Path(str(source)).exists():
+            raise UserError(f"{source} does not exist; ddpm convert takes a run folder, or a file of weights.")
+
+    from ddpm_jax import models
+
     if source is None:
         print(f"Networks: {', '.join(models.NETWORKS)}.\n")
     network = _network_of(options)
     args = _parse(ConvertArgs, prog, options, model=models.configure(network or "unet", {}))
-    target = Path(place[0])
-    check_writable(target.parent)
-    if not Path(str(source)).exists():
-        raise UserError(f"{source} does not exist; ddpm convert takes a run folder, or a file of weights.")
 
     from ddpm_jax.conversion import convert
 
     model = args.model if network else None
-    for path in convert(Path(str(source)), target, model, args.weights, args.to):
+    for path in convert(Path(str(source)), Path(place[0]), model, args.weights, args.to):
         print(path)
     return 0
 
@@ -473,14 +486,14 @@ def _print_row(row: Any) -> None:
 
 
 def _read(name: str | None) -> RunConfig:
-    """The config of the run that a command is given; with --help and no run, the first preset's."""
+    """The config of the run that a command is given; with --help and no run, one of no network, for which jax is not imported."""
     if name is None:
-        return RunConfig(dataclasses.replace(preset(next(iter(RECIPES))), sample=SampleConfig()), (), {}, None)
+        return RunConfig(Preset(model=None, sample=SampleConfig()), (), {}, None)
     return read_run(Path(name))
 
 
 def _parse(kind: type[Any], prog: str, rest: list[str], **defaults: Any) -> Any:
-    return Command(kind, prog, defaults, BASICS.get(kind, ()), FOR_IMPORTS).parse(rest)
+    return Command(kind, prog, defaults, BASICS.get(kind, ())).parse(rest)
 
 
 COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {

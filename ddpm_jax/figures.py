@@ -162,7 +162,7 @@ def _curves(
     heading: str,
     xlabel: str,
     yscale: str,
-    size: tuple[float, float],
+    size: tuple[float | int, float | int],
 ) -> Any:
     from matplotlib.figure import Figure  # without pyplot, whose state is the caller's
 

@@ -29,14 +29,12 @@ class Command:
 
     kind: the dataclass. prog: the command up to its options, in messages. defaults: of fields of `kind`, in place of its own.
     basics: the fields that --help shows, as "config.train.lr"; none: all.
-    last: names of fields that help keeps for the end.
     """
 
     kind: type
     prog: str
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     basics: Collection[str] = ()
-    last: Collection[str] = ()
 
     def parse(self, rest: Sequence[str], about: str = "") -> Any:
         """The dataclass that a command line describes.
@@ -105,8 +103,7 @@ class Command:
             spec = ConstructorRegistry.get_struct_spec(info)  # by the rules of tyro's own
             within.pop()
             assert isinstance(spec, StructConstructorSpec)
-            fields = sorted(spec.fields, key=lambda field: field.name in self.last)
-            return dataclasses.replace(spec, fields=tuple(shown(info.type, field) for field in fields))
+            return dataclasses.replace(spec, fields=tuple(shown(info.type, field) for field in spec.fields))
 
         config = (tyro.conf.AvoidSubcommands,)  # of a network: the options of the one that is there
         return tyro.cli(self.kind, prog=self.prog, registry=registry, config=config, **options)

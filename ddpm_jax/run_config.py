@@ -30,10 +30,30 @@ class RunConfig:
 
 
 def read_run(folder: Path) -> RunConfig:
-    """What the config.json in a folder that `ddpm train` made says.
+    """What the config.json in a folder that `ddpm train` made says; jax is imported, for the options of its network.
 
     Raises:
         UserError: the folder is missing or is no run, or its config cannot be read (names the field).
+    """
+    path, tree = folder / CONFIG, read_tree(folder)
+    try:
+        return RunConfig(
+            presets.from_json(json.dumps(tree["config"])),
+            value_of(tuple[str, ...], tree["class_names"], "class_names"),
+            value_of(dict[str, Any], tree["scaling"], "scaling"),
+            value_of(dict[str, Any] | None, tree.get("origin"), "origin"),
+        )
+    except KeyError as error:
+        raise UserError(f"{path} cannot be read: {error} is missing.") from error
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def read_tree(folder: Path) -> dict[str, Any]:
+    """The JSON that a run's config.json holds, of a version that can be read; without jax.
+
+    Raises:
+        UserError: the folder is missing or is no run, or its config is no such JSON.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -46,17 +66,7 @@ def read_run(folder: Path) -> RunConfig:
     if version not in READABLE:
         known = " and ".join(map(str, READABLE))
         raise UserError(f"{path} has format {version!r}; this version of ddpm-jax reads the formats {known}.")
-    try:
-        return RunConfig(
-            presets.from_json(json.dumps(tree["config"])),
-            value_of(tuple[str, ...], tree["class_names"], "class_names"),
-            value_of(dict[str, Any], tree["scaling"], "scaling"),
-            value_of(dict[str, Any] | None, tree.get("origin"), "origin"),
-        )
-    except KeyError as error:
-        raise UserError(f"{path} cannot be read: {error} is missing.") from error
-    except UserError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    return tree
 
 
 def _no_run(folder: Path) -> str:

@@ -181,7 +181,7 @@ def test_all_damaged(tmp_path):
         (folder / str(step) / "manifest.json").write_text("{")
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(UserError, match=r"(?s)step 7 .*damaged.*\n.*step 3 .*damaged"),
+        pytest.raises(UserError, match=r"step 7 .*damaged.*step 3 .*damaged"),
     ):
         checkpoints.restore(state_of())
 

@@ -36,7 +36,7 @@ def ddpm(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], [], ["--version"], ["train", "--help"], ["train", "digits", "--help-all"], ["sample", "--help"]],
+    [["--help"], [], ["--version"], ["sample", "--help"], ["evaluate", "--help"], ["import", "--help-all"]],
 )
 def test_help_does_not_wait_for_jax(arguments):
     """In a process of its own: neither jax nor what brings it along is imported."""

@@ -160,7 +160,7 @@ def test_a_label_for_all():
         (lambda d: d.with_labels([1, 2, 3])(X_T, 3), r"labels must have shape \(2,\).*got \(3,\)"),
         (
             lambda d: denoisers.of(CHAIN, lambda x_t, t: x_t[..., 0])(X_T, 3),
-            r"output must have the shape \(2, 4, 4, 1\) for x_t \(2, 4, 4, 1\); got \(2, 4, 4\)",
+            r"output must have the shape \(2, 4, 4, 1\) for x_t \(2, 4, 4, 1\); got float32\[2,4,4\]",
         ),
         (lambda d: denoisers.of(LEARNED, lambda x_t, t: x_t)(X_T, 3), r"must have the shape \(2, 4, 4, 2\)"),
     ],

@@ -85,6 +85,7 @@ def objects(finished_run):
     classifier = evaluation.train_classifier(
         np.arange(64, dtype=np.uint8)[:, None, None, None] + images, np.arange(64) % 2, 2, epochs=1
     )
+    step = training.make_step(CHAIN, optax.adam(1e-3), label_dropout=0.1, accumulate=2)
     shown = [
         *named,
         schedules.zero_terminal_snr(schedules.linear(1000)),
@@ -102,6 +103,8 @@ def objects(finished_run):
         *presets.RECIPES.values(), *(kind() for kind in models.NETWORKS.values()),
         *(getattr(config, part) for config in map(presets.preset, presets.RECIPES)
           for part in ("data", "model", "process", "train", "sample")),
+        step, step.update, training.Examples(images, images, np.arange(64)), training.Chance(jax.random.key(0), jnp.array(True)),
+        training.Gradients(np.ones(64), state.params, {}),
         run, drawing, state, run.abstract_state(), training.Outcome(run, 12, signal.SIGTERM, 3),
         Samples(images, np.arange(64), images[None], np.arange(4), 1.0, None), Batch(images, images[None], 4, 1.0),
         data.open_source("digits"), data.open_source("spiral"), data.Scaling(127.5, 127.5),
@@ -143,7 +146,10 @@ def test_every_package_is_looked_at():
         "errors",
         "files",
         "launch",
+        "parsing",
         "pictures",
+        "run_config",
+        "signals",
     }
     assert set(without) <= internal
 

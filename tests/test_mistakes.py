@@ -14,7 +14,6 @@ import pytest
 from data_builders import write_image
 
 from ddpm_jax import cli
-from ddpm_jax.arguments import FOR_IMPORTS
 from ddpm_jax.presets import preset
 from ddpm_jax.training.run import Run, create_folder, open_run
 
@@ -165,7 +164,7 @@ MISTAKES = [
     ("sample RUN --batch-size 0", "batch_size must be at least 1; got 0"),
     ("sample RUN --sampler eulers", "'ancestral', 'ddim'", "'eulers'", r"Did you mean 'euler'\?"),
     ("sample RUN --steps 0", "steps must be at least 1; got 0"),
-    ("sample RUN --steps 21", r"steps must lie in 1\.\.20", "21"),
+    ("sample RUN --steps 21", r"sample\.steps must be at most process\.num_steps \(20\); got 21"),
     ("sample RUN --eta 2", r"eta must lie in \[0, 1\]; got 2"),
     ("sample RUN --guidance -1", "guidance must not be negative; got -1"),
     ("sample RUN --guidance 2", "guidance"),
@@ -305,7 +304,6 @@ def test_every_command_has_its_mistakes():
 @pytest.mark.parametrize(
     "line",
     [
-        "train digits --out OUT --train.lr -1",
         "train images --out OUT --data.source folder:nowhere",
         "train digits --out OUT --resume",
         "finetune OUT --out OUT2",
@@ -313,9 +311,6 @@ def test_every_command_has_its_mistakes():
         "sample OUT",
         "sample FILE",
         "sample BROKEN",
-        "sample TYPE",
-        "sample RUN --labels ten",
-        "sample RUN --steps 0",
         "evaluate OUT",
         "edit BROKEN vary",
         "plot OUT",
@@ -419,10 +414,9 @@ def test_help_is_short_and_help_all_is_whole(capsys, monkeypatch, command):
         assert "(default: )" not in text and "(default: None)" not in text
 
 
-def test_help_shows_the_presets_own_defaults_and_keeps_what_imports_need_for_the_end(capsys):
+def test_help_shows_the_presets_own_defaults(capsys):
     assert cli.main(["train", "digits", "--help-all"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"--train\.lr FLOAT\W+Peak learning rate of Adam\. \(default: 0\.002\)", out)
     flags = re.findall(r"^[│ ] --model\.([\w-]+)", out, flags=re.M)
-    late = [flag.replace("-", "_").removeprefix("no_") in FOR_IMPORTS for flag in flags]
-    assert len(flags) > 30 and sum(late) >= 10 and late == sorted(late)
+    assert len(flags) == 15 and "middle-scale" not in flags  # which only imported networks have

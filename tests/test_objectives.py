@@ -55,7 +55,7 @@ def rich_run(tiny, tmp_path_factory):
 def test_everything_at_once(rich_run, tmp_path):
     run = open_run(rich_run)
     assert run.config.model.num_classes == 11 and len(run.class_names) == 10
-    assert run.inputs.null_label == 10 and run.inputs.self_conditioned and run.process.learned_variance
+    assert run.null_label == 10 and run.config.model.self_conditioning and run.process.learned_variance
     history = state_in(rich_run).loss_history
     assert int(history.counts.sum()) > 0 and (history.counts <= 10).all()
     assert all(np.isfinite(line["loss"]) for line in read_metrics(rich_run))
@@ -211,7 +211,10 @@ def test_options_that_exclude_each_other(options, says, tiny, tmp_path, capsys):
         ("sample RUN --eta 2", "sample.eta must lie in [0, 1]"),
         ("edit RUN paint", "inpaint"),
         ("edit RUN vary --strength 0", "strength must lie in (0, 1]"),
-        ("edit RUN inpaint --mask nowhere.png", "nowhere.png: not a readable image"),
+        (
+            "edit RUN inpaint --mask nowhere.png",
+            "mask must be one of left, right, top, bottom, middle, or an image file; got 'nowhere.png'",
+        ),
         ("edit RUN inpaint --resample 0", "resample must be at least 1"),
         ("edit RUN interpolate --images one.png", "at least 2 images"),
         ("evaluate RUN --likelihood --num 5000", "at most 1797"),

@@ -1,7 +1,7 @@
 """`ddpm train --profile`, and what is said where a batch does not fit into memory."""
 
+from ddpm_jax import training
 from ddpm_jax.cli import main
-from ddpm_jax.training import loop
 
 
 def test_a_profile(tmp_path, tiny, capsys):
@@ -19,6 +19,6 @@ def test_a_batch_that_does_not_fit_into_memory(tmp_path, tiny, monkeypatch, caps
     def fail(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
 
-    monkeypatch.setattr(loop, "train_step", fail)
+    monkeypatch.setattr(training.Step, "__call__", fail)
     assert main(["train", "digits", *tiny, "--out", str(tmp_path / "run")]) == 2
     assert "a batch of 8 examples does not fit into memory. Try --train.batch-size 4" in capsys.readouterr().err

@@ -354,7 +354,7 @@ MISTAKES = {
     "data that is not there": (lambda: data.open_source("/nowhere"), "the data source '/nowhere' is not known"),
     "a path that is not there": (lambda: data.open_source(Path("/nowhere")), "the data source '/nowhere' is not known"),
     "no source": (lambda: data.open_source(None), "the data source must be text or a path; got None"),
-    "an unknown class": (lambda: data.open_source("digits", classes="x"), "has no class 'x'; it has 0, 1"),
+    "an unknown class": (lambda: data.open_source("digits", classes="x"), "class 'x' is none of digits's 10 classes: 0, 1"),
     "batches of a name": (
         lambda: data.batches("digits", **BATCHES),
         "source must be one that data.open_source opened, .* got 'digits'",

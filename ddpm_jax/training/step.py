@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddpm_jax import models, parallel
+from ddpm_jax import display, models, parallel
 from ddpm_jax.compilation import jit
 from ddpm_jax.data.scaling import as_x_0
 from ddpm_jax.errors import UserError, kind_of
@@ -72,6 +72,9 @@ class Step:
     """See `make_step`."""
     layout: Layout = ALONE
     """The devices that share the work."""
+
+    def __repr__(self) -> str:
+        return display.line(self, self.update, self.layout)
 
     @functools.cached_property
     def _seen(self) -> set[Any]:

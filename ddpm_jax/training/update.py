@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import models
+from ddpm_jax import display, models
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import GaussianDiffusion, Process
 from ddpm_jax.training import loss_aware
@@ -30,6 +30,9 @@ class Examples(NamedTuple):
     weights: Any = None
     """(B,) of the losses; None: all 1."""
 
+    def __repr__(self) -> str:
+        return display.of_fields(self)
+
 
 class Chance(NamedTuple):
     """What is drawn once for a whole step."""
@@ -39,6 +42,9 @@ class Chance(NamedTuple):
     guess: Any = None
     """For a self-conditioned network, a boolean scalar: whether it is shown its own estimate of x_0, found without one and without
     gradient (Chen et al. 2023, section 3.2), or zeros."""
+
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 NOTHING = Chance()
@@ -54,6 +60,9 @@ class Gradients(NamedTuple):
     """Gradients of the losses' (weighted) mean, by parameter."""
     batch_stats: Any
     """Running statistics after the batch."""
+
+    def __repr__(self) -> str:
+        return display.of_fields(self)
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,9 @@ class Update:
     """Leave a state as it is, but for its step, where the loss or the gradients' norm is not finite."""
     gather: Callable[[Any], Any] = lambda params: params
     """Brings parameters together that lie in shares."""
+
+    def __repr__(self) -> str:
+        return display.line(self, self.process, **display.changed(self, "process", "optimizer", "gather"))
 
     def __call__(
         self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
