@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show_warning(message: str) -> None:
-    if cache.is_worth_saying(message):
+    left_by_orbax = "was never awaited" in message  # where another read has failed, which is raised
+    if cache.is_worth_saying(message) and not left_by_orbax:
         print(f"warning: {message}", file=sys.stderr)
 
 

@@ -210,7 +210,7 @@ MISTAKES = [
     ("convert NPZ.npz OUT", "pass --network, one of annotated_unet"),
     ("convert NPZ.npz OUT --network unett", r"Did you mean 'unet'\?"),
     ("convert NPZ.npz OUT --network", "Missing value for argument '--network'"),
-    ("convert RUN OUT --to difusers", "'--to'. Expected one of .*'None', ", r"Did you mean 'diffusers'\?"),
+    ("convert RUN OUT --to difusers", "'--to'. Expected one of .*'None'.*", r"Did you mean 'diffusers'\?"),
     ("convert POINTS OUT --to diffusers", "takes the weights of a unet; of POINTS it would be a mlp"),
     ("import nowhere --out OUT", "nowhere does not exist, and is no id of the Hub"),
     ("import /no/where --out OUT", "/no/where does not exist"),

@@ -213,7 +213,7 @@ def test_options_that_exclude_each_other(options, says, tiny, tmp_path, capsys):
         ("edit RUN vary --strength 0", "strength must lie in (0, 1]"),
         (
             "edit RUN inpaint --mask nowhere.png",
-            "mask must be one of left, right, top, bottom, middle, or an image file; got 'nowhere.png'",
+            "or an image file; got 'nowhere.png'",
         ),
         ("edit RUN inpaint --resample 0", "resample must be at least 1"),
         ("edit RUN interpolate --images one.png", "at least 2 images"),

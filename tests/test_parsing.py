@@ -130,10 +130,8 @@ def test_a_message_does_not_depend_on_the_terminal(monkeypatch):
     assert len(said) == 1 and "a/long/path" * 9 in said.pop()
 
 
-def test_help_shows_the_basics_and_keeps_the_last_for_the_end(capsys):
-    command = Command(
-        Outer, "prog", {"inner": Inner(7)}, basics=("inner.size", "flat.word", "kind", "own"), last=("size",)
-    )
+def test_help_shows_the_basics(capsys):
+    command = Command(Outer, "prog", {"inner": Inner(7)}, basics=("inner.size", "flat.word", "kind", "own"))
     shown = {}
     for flag in ("--help", "--help-all"):
         with pytest.raises(HelpShown):
@@ -143,5 +141,5 @@ def test_help_shows_the_basics_and_keeps_the_last_for_the_end(capsys):
         shown[flag] = re.findall(r"^[│ ] --(\w[\w.-]+)", out, flags=re.M)
         assert "(default: 7)" in out and "None)" not in out
     assert shown["--help"] == ["other", "word", "inner.size"]
-    assert [flag for flag in shown["--help-all"] if "inner" in flag] == ["inner.word", "inner.yes", "inner.size"]
+    assert [flag for flag in shown["--help-all"] if "inner" in flag] == ["inner.size", "inner.word", "inner.yes"]
     assert len(shown["--help-all"]) == 10
