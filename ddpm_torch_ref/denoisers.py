@@ -232,7 +232,7 @@ def guided(
     A learned variance is c's.
 
     Raises:
-        ValueError: neither other nor labels and a null_label; rescale outside [0, 1]; an interval whose ends are in the wrong order.
+        ValueError: neither other nor labels and a null_label; rescale outside [0, 1]; an interval with its ends in the wrong order.
 
     Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6, whose w is scale - 1.
     """

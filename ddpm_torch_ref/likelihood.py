@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_torch_ref import bound
+from ddpm_torch_ref.checks import check_clean_end
 from ddpm_torch_ref.denoisers import Denoiser
 from ddpm_torch_ref.processes import GaussianDiffusion
 
@@ -45,6 +46,7 @@ def variational_bound(
     process = denoise.process
     if not isinstance(process, GaussianDiffusion):
         raise ValueError(f"the bound belongs to a GaussianDiffusion; got {type(process).__name__}.")
+    check_clean_end(process.schedule.first, process.schedule.alphas_cumprod)
     terms = []
     for i, t in enumerate(process.schedule.timesteps):
         t_batch = torch.full((len(x_0),), int(t), dtype=torch.int64, device=x_0.device)

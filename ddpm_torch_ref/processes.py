@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_torch_ref import bound
-from ddpm_torch_ref.checks import check_choice
+from ddpm_torch_ref.checks import check_choice, check_clean_end
 from ddpm_torch_ref.schedules import Schedule, Table
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -169,7 +169,7 @@ class GaussianDiffusion(Process):
         if self.loss == "vlb" and self.weighting != "none":
             raise ValueError(f"weighting must be none with loss 'vlb', which weighs t itself; got {self.weighting!r}.")
         if self.loss in BOUND_LOSSES:
-            _check_clean_end(self.schedule)
+            check_clean_end(self.schedule.first, self.schedule.alphas_cumprod)
 
     def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
         """The level of one time of a grid, a valid t or the clean end, which is (1, 0) before a table from t = 0.
@@ -301,7 +301,7 @@ class GaussianDiffusion(Process):
         Raises:
             ValueError: the chain's clean end is not clean, an unknown variance, or "learned" from an estimate without one.
         """
-        _check_clean_end(self.schedule)
+        check_clean_end(self.schedule.first, self.schedule.alphas_cumprod)
         mean, _ = self.posterior(hat.x_0, x_t, t)
         log_variance = self.log_variance(hat, t, variance)
         true_mean, _ = self.posterior(x_0, x_t, t)
@@ -472,25 +472,14 @@ class AlphaBlending(FlowMatching):
         return super().estimate(x_t, -output, t)
 
 
-def _check_clean_end(schedule: Schedule) -> None:
-    """The bound is of x_0 itself, so the chain has to end there.
-
-    Raises:
-        ValueError: A at the clean end is not exactly 1.
-    """
-    if schedule.first > 0 and schedule.alphas_cumprod[0] != 1:
-        raise ValueError(
-            f"alphas_cumprod[0] must be 1 for the bound, which is of clean data; got {schedule.alphas_cumprod[0]}."
-        )
-
-
 def _spread(generator: torch.Generator, n: int) -> Tensor:
     """(n,) float64 numbers of [0, 1), each uniform by itself, evenly spread together: (u + i/n) mod 1 with one uniform u.
 
     Kingma et al. 2021, "Variational Diffusion Models", appendix I.1.
     """
-    where = {"dtype": torch.float64, "device": generator.device}
-    return (torch.rand((), generator=generator, **where) + torch.arange(n, **where) / n) % 1
+    where = generator.device
+    u = torch.rand((), generator=generator, device=where, dtype=torch.float64)
+    return (u + torch.arange(n, device=where, dtype=torch.float64) / n) % 1
 
 
 def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:

@@ -136,12 +136,11 @@ def test_heun_with_churn(dtype):
     grid, denoise = sampler.grid(process, NUM_STEPS), denoisers.of(process, predict)
     assert (grid[:, 2] > grid[:, 1]).any()
     ours = samplers.walk(denoise, sampler, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
-    # noise i of the twin comes before its step i, ours after the step before
-    before = [to_nchw(noises[max(i - 1, 0)]) for i in range(NUM_STEPS)]
-    twin_sampler = twin_of(sampler)
+    twin_sampler, drawn = twin_of(sampler), list(map(to_nchw, noises)).__getitem__
     twin_grid = twin_sampler.grid(twin, NUM_STEPS)
+    np.testing.assert_array_equal(grid, twin_grid)
     denoise = twin_denoisers.of(twin, twin_predict)
-    theirs = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), before.__getitem__, twin_grid).x_0
+    theirs = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), drawn, twin_grid).x_0
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "heun with churn")
 
 

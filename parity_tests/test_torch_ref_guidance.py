@@ -56,7 +56,9 @@ def test_classifier_free_guidance():
 
 def test_an_output_without_spread_is_not_rescaled():
     process = GaussianDiffusion(schedules.linear(30))
-    denoise = denoisers.of(process, lambda x, t, labels: x * labels.reshape(-1, 1), labels=torch.tensor([1]), null_label=2)
+    denoise = denoisers.of(
+        process, lambda x, t, labels: x * labels.reshape(-1, 1), labels=torch.tensor([1]), null_label=2
+    )
     x_t = normal(1, 4)
     assert torch.equal(denoisers.guided(denoise, 2.0, rescale=0.7).output(x_t, 5), torch.zeros(1, 4, dtype=x_t.dtype))
 

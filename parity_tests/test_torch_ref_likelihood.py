@@ -83,10 +83,12 @@ def test_the_bound_of_gaussian_data():
     assert (process.bound_term(estimate, x_0, x_t, torch.full((400,), 4)) == found.terms[4]).all()
     with pytest.raises(ValueError, match=r"alphas_cumprod\[0\] must be 1"):
         likelihood.variational_bound(
-            denoisers.of(GaussianDiffusion(schedules.linear_inclusive(5)), torch.sin), x_0, noises
+            denoisers.of(GaussianDiffusion(schedules.linear_inclusive(5)), torch.sin), x_0, noises.__getitem__
         )
     with pytest.raises(ValueError, match="variance_logit"):
-        likelihood.variational_bound(denoisers.of(process, predictor(process)), x_0, noises.__getitem__, variance="learned")
+        likelihood.variational_bound(
+            denoisers.of(process, predictor(process)), x_0, noises.__getitem__, variance="learned"
+        )
     with pytest.raises(ValueError, match="the bound belongs to a GaussianDiffusion; got FlowMatching"):
         likelihood.variational_bound(denoisers.of(PATHS[0], predictor(PATHS[0])), x_0, noises.__getitem__)
 

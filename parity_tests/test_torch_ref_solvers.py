@@ -152,10 +152,7 @@ def test_ancestral_euler_is_ancestral_sampling():
 @pytest.mark.parametrize(
     ("solver", "process"),
     [
-        *(
-            (solver, GaussianDiffusion(schedules.linear(1000)))
-            for solver in (Euler(eta=1.0), Heun(churn=20.0))
-        ),
+        *((solver, GaussianDiffusion(schedules.linear(1000))) for solver in (Euler(eta=1.0), Heun(churn=20.0))),
         *((DPMSolver(sde=True), process) for process in (GaussianDiffusion(schedules.linear(1000)), *PATHS)),
     ],
 )
@@ -199,7 +196,7 @@ def test_churn_goes_back_to_a_time_that_the_network_knows():
     assert later[0] == 999 and later[1] > 600 and later[2] > 300 and later[3] > 100
     # The last step, by hand: up by noise, then Euler.
     (alpha, _), t_hat = process.level(100), later[3]
-    y = states[3] / alpha + 1.1 * sqrt(taus[t_hat] ** 2 - taus[100] ** 2) * noises[3]
+    y = states[3] / alpha + 1.1 * sqrt(taus[t_hat] ** 2 - taus[100] ** 2) * noises[2]
     eps = predict(sqrt(process.schedule.alphas_cumprod[t_hat]) * y, torch.full((2,), t_hat))
     torch.testing.assert_close(states[4], y - taus[t_hat] * eps, rtol=1e-11, atol=1e-12)
     _, quiet = walk(Heun(churn=1e-6), process, spy, x_T, times, noises)

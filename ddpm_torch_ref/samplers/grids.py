@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_torch_ref.processes import LinearPath, GaussianDiffusion, Process
+from ddpm_torch_ref.processes import GaussianDiffusion, LinearPath, Process
 from ddpm_torch_ref.schedules import Schedule
 
 Row = tuple[float, ...]
@@ -50,7 +50,7 @@ def quadratic(process: Process, num_steps: int | None = None) -> NDArray[np.gene
     fractions = np.arange(num_steps, 0, -1) / num_steps
     if isinstance(process, LinearPath):
         return np.append(fractions**2, 0.0)
-    schedule = process.schedule
+    schedule = chain(process, "quadratic")
     return _descending(schedule, np.round(schedule.first + (schedule.num_steps - 1) * fractions**2).astype(np.int64))
 
 
@@ -134,8 +134,6 @@ def times(process: Process, num_steps: int | None = None, spacing: Any = "even")
 def rows(times: NDArray[np.generic]) -> list[Row]:
     """The rows (t, s) from each time to the next."""
     return list(pairwise(times.tolist()))
-
-
 
 
 def chain(process: Process, spacing: str) -> Schedule:

@@ -61,8 +61,10 @@ def midpoint_step(x_t: Tensor, hat: Estimate, t: Level, s: Level) -> Tensor:
 class Heun(Sampler):
     """Heun's method: the mean of the slopes at both ends of a step; the step to the clean end is Euler's.
 
-    With churn, each step first goes back up to tau hat = tau (1 + gamma) by fresh noise, gamma = min(churn/n, sqrt(2) - 1). The network being trained on a chain, tau hat is rounded, in log tau, to that of a valid time no
-    earlier than t: churn that is smaller than half a step of the chain does nothing. The rows of its grid are (t, t hat, s).
+    With churn, each step but the last goes back up from s to tau hat = tau (1 + gamma) by fresh noise, gamma = min(churn/n,
+    sqrt(2) - 1), from where the next one starts. The network being trained on a chain, tau hat is rounded, in log tau, to that of
+    a valid time no earlier than s: churn that is smaller than half a step of the chain does nothing. The rows of its grid are
+    then (t, s, s hat); its states are those before the noise.
 
     Args:
         churn: at least 0; on a straight path 0.
@@ -93,30 +95,33 @@ class Heun(Sampler):
         return ""
 
     def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> list[Row]:
-        """Rows (t, s), or with churn (t, t hat, s)."""
+        """Rows (t, s), or with churn (t, s, s hat)."""
         rows = super().grid(process, num_steps, spacing)
         if not isinstance(process, GaussianDiffusion) or self.churn == 0:
             return rows
-        up = 1 + min(self.churn / len(rows), sqrt(2) - 1)
-        return [(t, _nearest_later(process, t, up * tau(process.level(t))), s) for t, s in rows]
+        gain = 1 + min(self.churn / len(rows), sqrt(2) - 1)
+        start, churned = rows[0][0], []
+        for _, s in rows[:-1]:
+            up = _nearest_later(process, s, gain * tau(process.level(s)))
+            churned.append((start, s, up))
+            start = up
+        clean = rows[-1][1]
+        return [*churned, (start, clean, clean)]
 
     def step(self, denoise: Denoiser, x_t: Tensor, times: Row, noise: Tensor, memory: Any) -> Stepped:
-        """Up by noise, to s by Euler's method, and again with the mean of both slopes."""
+        """To s by Euler's method, again with the mean of both slopes, and back up by noise."""
         process = denoise.process
-        t_hat, s = times[-2:]
-        here, there = levels(process, (t_hat, s))
-        if t_hat > times[0]:
-            start = process.level(times[0])
-            raised = self.churn_noise * sqrt(tau(here) ** 2 - tau(start) ** 2) * noise
-            x_t = here.alpha * (x_t / start.alpha + raised)
-
+        t, s, *up = levels(process, times)
         straight = isinstance(process, LinearPath)
-        hat = denoise(x_t, t_hat)
-        x_s = (straight_euler_step if straight else euler_step)(x_t, hat, here, there)
-        if s == process.times(1)[-1]:
+        hat = denoise(x_t, times[0])
+        x_s = (straight_euler_step if straight else euler_step)(x_t, hat, t, s)
+        if times[1] != process.times(1)[-1]:  # no network knows the clean end: the step there is Euler's
+            hat_t, hat = hat, denoise.given(hat.x_0)(x_s, times[1])
+            x_s = heun_step(x_t, hat_t, hat, t, s, linear if straight else karras)
+        if not up:
             return Stepped(x_s, hat)
-        hat_s = denoise.given(hat.x_0)(x_s, s)
-        return Stepped(heun_step(x_t, hat, hat_s, here, there, linear if straight else karras), hat_s)
+        added = self.churn_noise * sqrt(tau(up[0]) ** 2 - tau(s) ** 2) * noise
+        return Stepped(up[0].alpha * (x_s / s.alpha + added), hat, shown=x_s)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ class Strided(Sampler):
     def misfit(self, process: Process) -> str:
         """It walks timesteps."""
         fits = isinstance(process, GaussianDiffusion)
-        return "" if fits else f"process must be a GaussianDiffusion, which has timesteps; got {type(process).__name__}."
+        return (
+            "" if fits else f"process must be a GaussianDiffusion, which has timesteps; got {type(process).__name__}."
+        )
 
     def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> list[Row]:
         """Its own times.

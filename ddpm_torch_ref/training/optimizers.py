@@ -11,7 +11,9 @@ Rate = Callable[[int], float]
 """Number of updates done -> learning rate."""
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], rate: Rate, *, epoch_steps: int | None = None) -> torch.optim.Adam:
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], rate: Rate, *, epoch_steps: int | None = None
+) -> torch.optim.Adam:
     """Adam (0.9, 0.999, 1e-8), whose rate is rate(updates done) in each update.
 
     The rate is set, and counted on in the groups of the optimiser, which its state_dict keeps. Gradients are clipped by the step,

@@ -74,13 +74,13 @@ class Update:
     grad_clip: float | None = None
     """Largest norm of the gradients; None leaves them. In optax it is a link of the optimiser's chain."""
 
-    def __call__(self, state: TrainState, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[TrainState, Metrics]:
+    def __call__(
+        self, state: TrainState, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[TrainState, Metrics]:
         """The state after a batch, and its loss and grad_norm (DDPM, algorithm 1)."""
         return self.with_draws(state, *self.draw(state, batch, generator))
 
-    def with_draws(
-        self, state: TrainState, examples: Examples, chance: Chance = NOTHING
-    ) -> tuple[TrainState, Metrics]:
+    def with_draws(self, state: TrainState, examples: Examples, chance: Chance = NOTHING) -> tuple[TrainState, Metrics]:
         """The same with everything that is drawn given, as another framework's step can be."""
         return self.apply(state, examples, self.gradients(state, examples, chance))
 
@@ -93,7 +93,7 @@ class Update:
             generator: of everything drawn; it goes on from step to step.
         """
         x_0, labels = _signed(batch["x_0"]), batch.get("label")
-        size, where = len(x_0), {"generator": generator, "device": generator.device}
+        size, where = len(x_0), generator.device
         weights = guess = None
         if state.loss_history is None:
             t = self.process.draw_times(generator, size)
@@ -101,12 +101,14 @@ class Update:
             index, weights = loss_aware.draw(state.loss_history, generator, size)
             t, weights = self.first_time + index, weights.to(x_0)
         t = t.to(x_0.device, x_0.dtype if t.is_floating_point() else None)
-        noise = torch.randn(x_0.shape, **where, dtype=x_0.dtype).to(x_0.device)
+        noise = torch.randn(x_0.shape, generator=generator, device=where, dtype=x_0.dtype).to(x_0.device)
         if labels is not None and self.label_dropout:
-            hidden = (torch.rand(size, **where) < self.label_dropout).to(labels.device)
-            labels = torch.where(hidden, num_classes(state.model) - 1, labels)
+            hidden = (torch.rand(size, generator=generator, device=where) < self.label_dropout).to(labels.device)
+            classes = num_classes(state.model)
+            assert classes is not None  # `Step` refuses a network that has none
+            labels = torch.where(hidden, classes - 1, labels)
         if getattr(state.model, "self_conditioning", False):
-            guess = bool(torch.rand((), **where) < 0.5)
+            guess = bool(torch.rand((), generator=generator, device=where) < 0.5)
         return Examples(x_0, noise, t, labels, weights), Chance(guess)
 
     def gradients(self, state: TrainState, examples: Examples, chance: Chance = NOTHING) -> Gradients:
@@ -134,7 +136,7 @@ class Update:
         if self.accumulate == 1:
             return [examples]
         return [
-            Examples(*(None if a is None else a[part :: self.accumulate] for a in examples))
+            Examples._make(None if a is None else a[part :: self.accumulate] for a in examples)
             for part in range(self.accumulate)
         ]
 
