@@ -149,7 +149,7 @@ def from_betas(betas: Table) -> Schedule:
     betas = np.asarray(betas, dtype=np.float64)
     for t in np.flatnonzero(~((betas > 0) & (betas < 1))):
         raise ValueError(f"betas must lie in (0, 1); betas[{t}] = {betas[t]}.")
-    return Schedule(betas, np.cumprod(1 - betas))
+    return Schedule(betas, np.cumprod(1 - betas, dtype=np.float64))
 
 
 def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm_torch_ref.processes import GaussianDiffusion, LinearPath, Process
 from ddpm_torch_ref.training.state import TrainState
-from ddpm_torch_ref.training.update import Metrics, Update, num_classes
+from ddpm_torch_ref.training.update import Metrics, Update
 
 
 def make_step(
@@ -85,7 +85,7 @@ class Step:
         form = tuple((name, value.shape, value.dtype) for name, value in batch.items())
         if form in self._seen:
             return
-        x_0, labels, classes = batch["x_0"], batch.get("label"), num_classes(state.model)
+        x_0, labels, classes = batch["x_0"], batch.get("label"), getattr(state.model, "num_classes", None)
         if x_0.ndim < 2 or not len(x_0):
             raise ValueError(f"x_0 must be a batch of examples, (B, ...); got the shape {tuple(x_0.shape)}.")
         if len(x_0) % self.update.accumulate:

@@ -104,9 +104,7 @@ class Update:
         noise = torch.randn(x_0.shape, generator=generator, device=where, dtype=x_0.dtype).to(x_0.device)
         if labels is not None and self.label_dropout:
             hidden = (torch.rand(size, generator=generator, device=where) < self.label_dropout).to(labels.device)
-            classes = num_classes(state.model)
-            assert classes is not None  # `Step` refuses a network that has none
-            labels = torch.where(hidden, classes - 1, labels)
+            labels = torch.where(hidden, state.model.num_classes - 1, labels)
         if getattr(state.model, "self_conditioning", False):
             guess = bool(torch.rand((), generator=generator, device=where) < 0.5)
         return Examples(x_0, noise, t, labels, weights), Chance(guess)
@@ -192,11 +190,6 @@ class Update:
 def mean_of(losses: Tensor, weights: Tensor | None) -> Tensor:
     """The (weighted) mean of the examples' losses."""
     return (losses if weights is None else weights * losses).mean()
-
-
-def num_classes(model: nn.Module) -> int | None:
-    """How many classes a network says that it has."""
-    return getattr(model, "num_classes", None)
 
 
 def ema_decay(step: int, decay: float) -> float:
