@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,8 @@ class Update:
         noise = torch.randn(x_0.shape, generator=generator, device=where, dtype=x_0.dtype).to(x_0.device)
         if labels is not None and self.label_dropout:
             hidden = (torch.rand(size, generator=generator, device=where) < self.label_dropout).to(labels.device)
-            labels = torch.where(hidden, state.model.num_classes - 1, labels)
+            classes: Any = state.model.num_classes
+            labels = torch.where(hidden, classes - 1, labels)
         if getattr(state.model, "self_conditioning", False):
             guess = bool(torch.rand((), generator=generator, device=where) < 0.5)
         return Examples(x_0, noise, t, labels, weights), Chance(guess)
