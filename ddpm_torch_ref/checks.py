@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -16,6 +18,12 @@ def check_choice(argument: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError for a value that is not allowed."""
     if value not in allowed:
         raise ValueError(f"{argument} must be one of {', '.join(allowed)}; got {value!r}.")
+
+
+def check_clean_end(first: int, alphas_cumprod: NDArray[np.float64]) -> None:
+    """Raise ValueError for a chain that does not end at clean data, of which the bound is."""
+    if first > 0 and alphas_cumprod[0] != 1:
+        raise ValueError(f"alphas_cumprod[0] must be 1 for the bound, which is of clean data; got {alphas_cumprod[0]}.")
 
 
 def check_divides(name: str, value: int, divisor: int, why: str) -> None:

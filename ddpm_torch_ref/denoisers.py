@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddpm_torch_ref.processes import Estimate, GaussianDiffusion, Process
+
+__all__ = ["Denoiser", "Wrapper", "classifier_guided", "clipped", "guided", "of", "self_conditioned", "thresholded"]
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> (B,) log-probabilities of the class wanted of each example."""
@@ -33,85 +34,97 @@ class Denoiser(ABC):
         said = self.process.target(hat.x_0, hat.eps, times_of(self.process, x_t, t))
         return said if hat.variance_logit is None else torch.cat([said, hat.variance_logit], dim=1)
 
-    def unlabelled(self) -> Denoiser:
-        """The same without labels.
+    @property
+    def labels(self) -> Tensor | None:
+        """(B,) classes that it is told of; None: of none."""
+        return None
 
-        Raises:
-            ValueError: nothing stands for no label.
-        """
-        raise ValueError(f"{type(self).__name__} has no labels to leave out.")
+    @property
+    def null_label(self) -> int | None:
+        """The class that stands for none; None: it was not trained without."""
+        return None
 
     @property
     def self_conditioned(self) -> bool:
         """Whether it is shown an earlier estimate of x_0."""
         return False
 
-    def given(self, guess: Tensor) -> Denoiser:
+    @property
+    def guess(self) -> Tensor | None:
+        """The earlier estimate of x_0 that it was given."""
+        return None
+
+    @abstractmethod
+    def with_labels(self, labels: Tensor | None) -> Denoiser:
+        """The same for other labels, (B,), or for none."""
+
+    @abstractmethod
+    def given(self, guess: Tensor | None) -> Denoiser:
         """The same, shown an earlier estimate of x_0, (B, C, H, W), where it takes one."""
-        return self
 
 
 @dataclass(frozen=True)
-class Network(Denoiser):
-    """A network with its process.
-
-    Args:
-        process: turns its output into (x_0, eps).
-        network: (x, t) or, with labels, (x, t, labels) -> output; t (B,) as process.network_time tells it.
-        labels: (B,) classes, or None.
-        null_label: the label that stands for none.
-        self_conditioning: x is x_t with a guess of x_0 behind it along the channels, zeros where there is none (Chen et al. 2023,
-            "Analog Bits").
-        guess: that guess, of x_t's shape.
-    """
+class Predicted(Denoiser):
+    """See `of`."""
 
     process: Process
-    network: Callable[..., Tensor]
-    labels: Tensor | None = None
-    null_label: int | None = None
-    self_conditioning: bool = False
-    guess: Tensor | None = None
+    """Turns the output into (x_0, eps)."""
+    function: Callable[..., Tensor]
+    """(x_t, t) or, with labels, (x_t, t, labels) -> output; t (B,) as process.network_time tells it."""
+    classes: Tensor | None = None
+    """(B,), or None."""
+    none: int | None = None
+    """The class that stands for none."""
 
     def __repr__(self) -> str:
-        name = getattr(self.network, "__name__", type(self.network).__name__)
+        name = getattr(self.function, "__name__", type(self.function).__name__)
         labels = "" if self.labels is None else f", {len(self.labels)} labels"
         return f"network({name}, {self.process}{labels})"
 
     def output(self, x_t: Tensor, t: float | Tensor) -> Tensor:
-        """What the network says."""
-        shown = x_t
-        if self.self_conditioning:
-            shown = torch.cat([x_t, torch.zeros_like(x_t) if self.guess is None else self.guess], dim=1)
+        """What the function says."""
         told = self.process.network_time(times_of(self.process, x_t, t))
-        return self.network(shown, told) if self.labels is None else self.network(shown, told, self.labels)
+        return self.function(x_t, told) if self.classes is None else self.function(x_t, told, self.classes)
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
-        """The pair that the network's output stands for."""
+        """The pair that the output stands for."""
         return self.process.estimate(x_t, self.output(x_t, t), times_of(self.process, x_t, t))
 
-    def unlabelled(self) -> Denoiser:
-        """With the null label for every label.
-
-        Raises:
-            ValueError: there are no labels, or no null label.
-        """
-        if self.labels is None or self.null_label is None:
-            raise ValueError("a denoiser without labels needs labels and a null_label to put in their place; got None.")
-        return replace(self, labels=torch.full_like(self.labels, self.null_label))
+    @property
+    def labels(self) -> Tensor | None:
+        """The classes."""
+        return self.classes
 
     @property
-    def self_conditioned(self) -> bool:
-        """As the network was made."""
-        return self.self_conditioning
+    def null_label(self) -> int | None:
+        """As it was made."""
+        return self.none
 
-    def given(self, guess: Tensor) -> Denoiser:
-        """Shown the guess."""
-        return replace(self, guess=guess) if self.self_conditioning else self
+    def with_labels(self, labels: Tensor | None) -> Denoiser:
+        """The same function, told other classes."""
+        return replace(self, classes=labels)
+
+    def given(self, guess: Tensor | None) -> Denoiser:
+        """The same: it is shown x_t alone."""
+        return self
 
 
-def of(process: Process, network: Callable[..., Tensor], labels: Tensor | None = None, **options: Any) -> Network:
-    """The denoiser of any function (x_t, t) -> output, or (x_t, t, labels) -> output with labels; options as in `Network`."""
-    return Network(process, network, labels, **options)
+def of(
+    process: Process,
+    function: Callable[..., Tensor],
+    *,
+    labels: Tensor | None = None,
+    null_label: int | None = None,
+) -> Denoiser:
+    """The denoiser of a network, or of any other function (x_t, t) -> output, or (x_t, t, labels) -> output with labels.
+
+    Args:
+        process: turns the output into (x_0, eps).
+        function: called with x_t and (B,) times as process.network_time tells them.
+        labels: (B,) classes.
+        null_label: the class that stands for none.
+    """
+    return Predicted(process, function, labels, null_label)
 
 
 @dataclass(frozen=True)
@@ -120,22 +133,37 @@ class Wrapper(Denoiser):
 
     inner: Denoiser
     """What it wraps."""
-    process: Process = field(init=False, repr=False)
-    """That of the inner one."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "process", self.inner.process)
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        """That of the inner one."""
+        return self.inner.process
 
-    def unlabelled(self) -> Denoiser:
-        """The same around the inner one without labels."""
-        return replace(self, inner=self.inner.unlabelled())
+    @property
+    def labels(self) -> Tensor | None:
+        """Those of the inner one."""
+        return self.inner.labels
+
+    @property
+    def null_label(self) -> int | None:
+        """That of the inner one."""
+        return self.inner.null_label
 
     @property
     def self_conditioned(self) -> bool:
         """As the inner one."""
         return self.inner.self_conditioned
 
-    def given(self, guess: Tensor) -> Denoiser:
+    @property
+    def guess(self) -> Tensor | None:
+        """What the inner one was given."""
+        return self.inner.guess
+
+    def with_labels(self, labels: Tensor | None) -> Denoiser:
+        """The same around the inner one with other labels."""
+        return replace(self, inner=self.inner.with_labels(labels))
+
+    def given(self, guess: Tensor | None) -> Denoiser:
         """The same around the inner one given the guess."""
         return replace(self, inner=self.inner.given(guess))
 
@@ -158,7 +186,10 @@ class Guided(Wrapper):
 
     def output(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """u + scale (c - u), in the space of what the network predicts."""
-        other = self.inner.unlabelled() if self.other is None else self.other
+        other = self.other
+        if other is None:
+            assert self.labels is not None and self.null_label is not None  # `guided` refuses what has none
+            other = self.inner.with_labels(torch.full_like(self.labels, self.null_label))
         conditional, unconditional = self.inner.output(x_t, t), other.output(x_t, t)
         count = x_t.shape[1]
         c, rest = conditional[:, :count], conditional[:, count:]
@@ -166,16 +197,21 @@ class Guided(Wrapper):
         out = u + self.scale * (c - u)
         if self.rescale > 0:
             out = self.rescale * out * _gain(_std(c), out) + (1 - self.rescale) * out
-        told = self.process.network_time(times_of(self.process, x_t, t))
+        times = times_of(self.process, x_t, t)
         lowest, highest = self.interval
-        inside = ((told >= lowest) & (told <= highest)).reshape(-1, *[1] * (x_t.ndim - 1))
+        inside = ((times >= lowest) & (times <= highest)).reshape(-1, *[1] * (x_t.ndim - 1))
         return torch.cat([torch.where(inside, out, c), rest], dim=1)
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """The pair that the guided output stands for."""
         return self.process.estimate(x_t, self.output(x_t, t), times_of(self.process, x_t, t))
 
-    def given(self, guess: Tensor) -> Denoiser:
+    def with_labels(self, labels: Tensor | None) -> Denoiser:
+        """The same for other labels; another denoiser that has none is still told none."""
+        other = self.other if self.other is None or self.other.labels is None else self.other.with_labels(labels)
+        return replace(self, inner=self.inner.with_labels(labels), other=other)
+
+    def given(self, guess: Tensor | None) -> Denoiser:
         """Both sides are given it."""
         other = None if self.other is None else self.other.given(guess)
         return replace(self, inner=self.inner.given(guess), other=other)
@@ -184,29 +220,32 @@ class Guided(Wrapper):
 def guided(
     denoise: Denoiser,
     scale: float,
-    interval: tuple[float, float] = (0, inf),
+    *,
+    interval: tuple[float, float] = (0.0, inf),
     rescale: float = 0.0,
     other: Denoiser | None = None,
-) -> Guided:
+) -> Denoiser:
     """Classifier-free guidance: u + scale (c - u), c being what the denoiser says with labels, u what it says without.
 
     Args:
-        denoise: with labels; two evaluations a step.
+        denoise: with labels, and a null_label that was trained for none; two evaluations a step.
         scale: 0 ignores the labels, 1 is the conditional network, more exaggerates.
-        interval: lowest and highest t, both included, at which to guide, as the network is told it; elsewhere the output is c.
+        interval: lowest and highest t, both included, at which to guide, a time of the process; elsewhere the output is c.
             Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality".
         rescale: phi in [0, 1]: the share of the output that is scaled to c's standard deviation, that of each example over all but
             the batch; an output without spread stays as it is. Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps
             are Flawed", eq. 15-16; about 0.7 there.
-        other: the denoiser whose output is u; None: the same one without labels.
+        other: the denoiser whose output is u; None: the same one with the null_label for every label.
 
     A learned variance is c's.
 
     Raises:
-        ValueError: rescale outside [0, 1], or an interval whose ends are in the wrong order.
+        ValueError: neither other nor labels and a null_label; rescale outside [0, 1]; an interval with its ends in the wrong order.
 
     Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6, whose w is scale - 1.
     """
+    if other is None and (denoise.labels is None or denoise.null_label is None):
+        raise ValueError("guidance needs labels and a null_label to put in their place, or another denoiser; got None.")
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale must lie in [0, 1]; got {rescale}.")
     lowest, highest = interval
@@ -239,7 +278,7 @@ class ClassifierGuided(Wrapper):
         return Estimate((x_t - sigma * eps) / alpha, eps, hat.variance_logit)
 
 
-def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float = 1.0) -> ClassifierGuided:
+def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float = 1.0) -> Denoiser:
     """eps - scale sigma_t grad log p(y | x_t): eps led up the slope of a classifier of noised images.
 
     Args:
@@ -278,7 +317,7 @@ class Clipped(Wrapper):
         return Estimate(x_0, self.process.eps_given_x_0(x_t, x_0, times_of(self.process, x_t, t)), hat.variance_logit)
 
 
-def clipped(denoise: Denoiser, bound: float) -> Clipped:
+def clipped(denoise: Denoiser, bound: float = 1.0) -> Denoiser:
     """x_0 clipped to [-bound, bound], and eps made to agree with it.
 
     Raises:
@@ -310,7 +349,7 @@ class Thresholded(Wrapper):
         return Estimate(x_0, self.process.eps_given_x_0(x_t, x_0, times_of(self.process, x_t, t)), hat.variance_logit)
 
 
-def thresholded(denoise: Denoiser, quantile: float, bound: float = 1.0) -> Thresholded:
+def thresholded(denoise: Denoiser, quantile: float, bound: float = 1.0) -> Denoiser:
     """Dynamic thresholding: x_0 clipped to each example's own quantile of |x_0|, where that exceeds the bound, and divided by it.
 
     Raises:
@@ -323,6 +362,45 @@ def thresholded(denoise: Denoiser, quantile: float, bound: float = 1.0) -> Thres
     if not bound > 0:
         raise ValueError(f"bound must be above 0; got {bound}.")
     return Thresholded(denoise, quantile, bound)
+
+
+@dataclass(frozen=True)
+class SelfConditioned(Wrapper):
+    """See `self_conditioned`."""
+
+    earlier: Tensor | None = None
+    """What is shown, of x_t's shape; None: zeros."""
+
+    def output(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """What the inner one says of x_t with the guess behind it along the channels."""
+        earlier = torch.zeros_like(x_t) if self.earlier is None else self.earlier
+        return self.inner.output(torch.cat([x_t, earlier], dim=1), t)
+
+    def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
+        """The pair that the output stands for."""
+        return self.process.estimate(x_t, self.output(x_t, t), times_of(self.process, x_t, t))
+
+    @property
+    def self_conditioned(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def guess(self) -> Tensor | None:
+        """What it was given."""
+        return self.earlier
+
+    def given(self, guess: Tensor | None) -> Denoiser:
+        """Shown the guess."""
+        return replace(self, earlier=guess)
+
+
+def self_conditioned(denoise: Denoiser) -> Denoiser:
+    """For a network whose input is x_t with a guess of x_0 behind it along the channels: zeros, or what it is `given`.
+
+    Chen et al. 2023, "Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning".
+    """
+    return SelfConditioned(denoise)
 
 
 def times_of(process: Process, x_t: Tensor, t: float | Tensor) -> Tensor:

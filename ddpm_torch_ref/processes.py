@@ -4,6 +4,7 @@ Every process here is x_t = alpha_t x_0 + sigma_t eps: the Gaussian diffusion wi
 alpha-blending with alpha_t = 1 - t, sigma_t = t.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_torch_ref import bound
-from ddpm_torch_ref.checks import check_choice
+from ddpm_torch_ref.checks import check_choice, check_clean_end
 from ddpm_torch_ref.schedules import Schedule, Table
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +38,7 @@ HYBRID_SHARE = 0.001
 """Lambda of Nichol & Dhariwal 2021, eq. 16."""
 
 
-def shapes_of(named: Any) -> str:
+def _shapes_of(named: Any) -> str:
     """A named tuple in a line, its tensors by their shapes."""
     parts = (f"{k} {tuple(v.shape)}" if isinstance(v, Tensor) else f"{k} {v}" for k, v in named._asdict().items())
     return f"{type(named).__name__}({', '.join(parts)})"
@@ -50,7 +51,7 @@ class Level(NamedTuple):
     sigma: Any
 
     def __repr__(self) -> str:
-        return shapes_of(self)
+        return _shapes_of(self)
 
 
 class Estimate(NamedTuple):
@@ -66,11 +67,60 @@ class Estimate(NamedTuple):
     variance_logit: Tensor | None = None
 
     def __repr__(self) -> str:
-        return shapes_of(self)
+        return _shapes_of(self)
+
+
+class Process(ABC):
+    """A path from data to noise, x_t = alpha_t x_0 + sigma_t eps, and what a network learns of it.
+
+    Images are (B, C, H, W), points (B, D), times (B,).
+    """
+
+    @abstractmethod
+    def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
+        """The level of one time of a grid, in double precision; or of (B,) times, to broadcast against `like`, of x_t's shape."""
+
+    @abstractmethod
+    def times(self, num_steps: int | None = None) -> NDArray[np.generic]:
+        """(num_steps + 1,) times, evenly spread and descending to the clean end; None: the process's own number of steps."""
+
+    @abstractmethod
+    def sampling_steps(self, num_steps: int | None) -> int:
+        """A number of sampling steps; the process's own for None."""
+
+    @abstractmethod
+    def draw_times(self, generator: torch.Generator, n: int) -> Tensor:
+        """(n,) times to train at, where the generator is."""
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told of t: t itself."""
+        return t
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t, a draw of q(x_t | x_0) (DDPM eq. 4)."""
+        alpha, sigma = self.level(t, x_0)
+        return alpha * x_0 + sigma * noise
+
+    @abstractmethod
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should have said at add_noise(x_0, noise, t)."""
+
+    @abstractmethod
+    def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
+        """The pair (x_0, eps) that a network's output at x_t stands for."""
+
+    def eps_given_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """The eps that leads from x_0 to x_t: (x_t - alpha_t x_0) / sigma_t."""
+        alpha, sigma = self.level(t, x_t)
+        return (x_t - alpha * x_0) / sigma
+
+    @abstractmethod
+    def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """(B,) loss of predict(x_t, network_time(t)) against the target, a mean over all but the batch."""
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianDiffusion:
+class GaussianDiffusion(Process):
     """x_t = sqrt(A_t) x_0 + sqrt(1 - A_t) eps, with a network that predicts eps, x_0 or v.
 
     Images are (B, C, H, W), points (B, D); t is (B,) int64, each one of schedule.timesteps.
@@ -131,15 +181,10 @@ class GaussianDiffusion:
         if self.loss == "vlb" and self.weighting != "none":
             raise ValueError(f"weighting must be none with loss 'vlb', which weighs t itself; got {self.weighting!r}.")
         if self.loss in BOUND_LOSSES:
-            check_clean_end(self.schedule)
+            check_clean_end(self.schedule.first, self.schedule.alphas_cumprod)
 
     def __repr__(self) -> str:
         return f"GaussianDiffusion({self.schedule.name}, T={self.schedule.num_steps}, {self.prediction}, {self.loss})"
-
-    @property
-    def clean_end(self) -> int:
-        """The time at which every chain of steps ends, one before the first valid t."""
-        return self.schedule.first - 1
 
     def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
         """The level of one time of a grid, a valid t or the clean end, which is (1, 0) before a table from t = 0.
@@ -162,9 +207,9 @@ class GaussianDiffusion:
             ValueError: num_steps outside 1..T.
         """
         last = self.schedule.first + self.schedule.num_steps - 1
-        return np.round(np.linspace(last, self.clean_end, self.steps(num_steps) + 1)).astype(np.int64)
+        return np.round(np.linspace(last, self.schedule.first - 1, self.sampling_steps(num_steps) + 1)).astype(np.int64)
 
-    def steps(self, num_steps: int | None = None) -> int:
+    def sampling_steps(self, num_steps: int | None) -> int:
         """A number of sampling steps; T for None.
 
         Raises:
@@ -184,17 +229,8 @@ class GaussianDiffusion:
         """
         first, num_steps = self.schedule.first, self.schedule.num_steps
         if self.time_draw == "uniform":
-            return torch.randint(first, first + num_steps, (n,), generator=generator)
-        u = torch.rand((), generator=generator, dtype=torch.float64)
-        return first + torch.floor(spread(float(u), n) * num_steps).to(torch.int64)
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told of t: t itself."""
-        return t
-
-    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t, a draw of q(x_t | x_0) (DDPM eq. 4)."""
-        return self._alpha(t, x_0) * x_0 + self._sigma(t, x_0) * noise
+            return torch.randint(first, first + num_steps, (n,), generator=generator, device=generator.device)
+        return first + torch.floor(_spread(generator, n) * num_steps).to(torch.int64)
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should have said; with learned variance, the first half of it."""
@@ -206,7 +242,7 @@ class GaussianDiffusion:
 
     def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
         """The pair (x_0, eps) that a network's output at x_t stands for, and the variance's logit where it is learned."""
-        output, variance_logit = self.split(output)
+        output, variance_logit = self.mean_and_logit(output)
         if self.prediction == "eps":
             x_0 = (
                 _at(self.schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
@@ -217,10 +253,6 @@ class GaussianDiffusion:
             return Estimate(output, self.eps_given_x_0(x_t, output, t), variance_logit)
         alpha, sigma = self._alpha(t, x_t), self._sigma(t, x_t)
         return Estimate(alpha * x_t - sigma * output, sigma * x_t + alpha * output, variance_logit)
-
-    def eps_given_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-        """The eps that leads from x_0 to x_t: (x_t - sqrt(A_t) x_0) / sqrt(1 - A_t)."""
-        return (x_t - self._alpha(t, x_t) * x_0) / self._sigma(t, x_t)
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, variance: str = "posterior") -> tuple[Tensor, Tensor]:
         """Mean, of x_t's shape, and variance, (B, 1, 1, 1), of q(x_{t-1} | x_t, x_0) (DDPM eq. 6-7).
@@ -284,7 +316,7 @@ class GaussianDiffusion:
         Raises:
             ValueError: the chain's clean end is not clean, an unknown variance, or "learned" from an estimate without one.
         """
-        check_clean_end(self.schedule)
+        check_clean_end(self.schedule.first, self.schedule.alphas_cumprod)
         mean, _ = self.posterior(hat.x_0, x_t, t)
         log_variance = self.log_variance(hat, t, variance)
         true_mean, _ = self.posterior(x_0, x_t, t)
@@ -326,7 +358,7 @@ class GaussianDiffusion:
             return num_steps * self.bound_term(self.estimate(x_t, output, t), x_0, x_t, t, variance)
 
         compare = LOSSES["mse" if self.loss == "hybrid" else self.loss]
-        error = compare(self.split(output)[0], self.target(x_0, noise, t), reduction="none")
+        error = compare(self.mean_and_logit(output)[0], self.target(x_0, noise, t), reduction="none")
         loss = (_at(self.loss_weights(), t, x_0) * error).flatten(1).mean(1)
         if self.loss == "hybrid":
             hat = self.estimate(x_t, output, t)
@@ -335,7 +367,7 @@ class GaussianDiffusion:
             loss = loss + HYBRID_SHARE * num_steps * self.bound_term(hat, x_0, x_t, t, "learned")
         return loss
 
-    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+    def mean_and_logit(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """What of the output is the prediction, and what the variance's logit (None: it is not learned)."""
         if not self.learned_variance:
             return output, None
@@ -350,10 +382,8 @@ class GaussianDiffusion:
 
 
 @dataclass(frozen=True, eq=False)
-class FlowMatching:
-    """x_t = (1 - t) x_0 + t eps on a straight line, with a network that predicts its velocity eps - x_0.
-
-    Images are (B, C, H, W), points (B, D); t is (B,) floating point in [0, 1], 0 at the data and 1 at the noise.
+class LinearPath(Process):
+    """x_t = (1 - t) x_0 + t eps on a straight line; t is (B,) floating point in [0, 1], 0 at the data and 1 at the noise.
 
     Args:
         num_steps: a network made for the times 0..num_steps - 1 of a chain is told t (num_steps - 1); at least 2.
@@ -363,9 +393,6 @@ class FlowMatching:
 
     Raises:
         ValueError: num_steps < 2, an unknown loss or time_draw.
-
-    Lipman et al. 2023, "Flow Matching for Generative Modeling", section 4; Liu et al. 2023, "Flow Straight and Fast", eq. 1. Both
-    have their time run the other way, from noise at 0 to data at 1.
     """
 
     num_steps: int = 1000
@@ -378,11 +405,6 @@ class FlowMatching:
         check_choice("loss", self.loss, tuple(LOSSES))
         check_choice("time_draw", self.time_draw, (*TIME_DRAWS, "logit_normal"))
 
-    @property
-    def clean_end(self) -> float:
-        """The time of the data, 0."""
-        return 0.0
-
     def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
         """(alpha, sigma) = (1 - t, t); of (B,) times, shaped to broadcast against `like`."""
         t = _wide(t, like) if isinstance(t, Tensor) and like is not None else t
@@ -394,9 +416,9 @@ class FlowMatching:
         Raises:
             ValueError: num_steps < 1.
         """
-        return np.linspace(1, 0, self.steps(num_steps) + 1)
+        return np.linspace(1, 0, self.sampling_steps(num_steps) + 1)
 
-    def steps(self, num_steps: int | None = None) -> int:
+    def sampling_steps(self, num_steps: int | None) -> int:
         """A number of sampling steps; the process's own for None.
 
         Raises:
@@ -410,43 +432,37 @@ class FlowMatching:
 
     def draw_times(self, generator: torch.Generator, n: int) -> Tensor:
         """(n,) float64 times in [0, 1) to train at, drawn as time_draw says."""
-        if self.time_draw == "logit_normal":
-            return torch.randn(n, generator=generator, dtype=torch.float64).sigmoid()
         if self.time_draw == "low_discrepancy":
-            return spread(float(torch.rand((), generator=generator, dtype=torch.float64)), n)
-        return torch.rand(n, generator=generator, dtype=torch.float64)
+            return _spread(generator, n)
+        draw = torch.randn if self.time_draw == "logit_normal" else torch.rand
+        drawn = draw(n, generator=generator, device=generator.device, dtype=torch.float64)
+        return drawn.sigmoid() if self.time_draw == "logit_normal" else drawn
 
     def network_time(self, t: Tensor) -> Tensor:
         """What the network is told of t: t (num_steps - 1)."""
         return t * (self.num_steps - 1)
-
-    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t = (1 - t) x_0 + t eps."""
-        alpha, sigma = self.level(t, x_0)
-        return alpha * x_0 + sigma * noise
-
-    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should have said: the velocity dx_t/dt = eps - x_0."""
-        return noise - x_0
-
-    def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
-        """The pair (x_0, eps) that a network's output at x_t stands for: follow the line to both its ends."""
-        alpha, sigma = self.level(t, x_t)
-        velocity = self._velocity(output)
-        return Estimate(x_t - sigma * velocity, x_t + alpha * velocity)
-
-    def eps_given_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-        """The eps that leads from x_0 to x_t, t > 0: (x_t - (1 - t) x_0) / t."""
-        alpha, sigma = self.level(t, x_t)
-        return (x_t - alpha * x_0) / sigma
 
     def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """(B,) loss of predict(x_t, network_time(t)) against the target, a mean over all but the batch."""
         output = predict(self.add_noise(x_0, noise, t), self.network_time(t))
         return LOSSES[self.loss](output, self.target(x_0, noise, t), reduction="none").flatten(1).mean(1)
 
-    def _velocity(self, output: Tensor) -> Tensor:
-        return output
+
+class FlowMatching(LinearPath):
+    """A straight path whose network predicts the velocity eps - x_0.
+
+    Lipman et al. 2023, "Flow Matching for Generative Modeling", section 4; Liu et al. 2023, "Flow Straight and Fast", eq. 1. Both
+    have their time run the other way, from noise at 0 to data at 1.
+    """
+
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should have said: the velocity dx_t/dt = eps - x_0."""
+        return noise - x_0
+
+    def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
+        """The pair (x_0, eps) that a velocity at x_t stands for: follow the line to both its ends."""
+        alpha, sigma = self.level(t, x_t)
+        return Estimate(x_t - sigma * output, x_t + alpha * output)
 
 
 class AlphaBlending(FlowMatching):
@@ -466,43 +482,19 @@ class AlphaBlending(FlowMatching):
         """What the network should have said: x_0 - eps, the change of x_a with a."""
         return x_0 - noise
 
-    def _velocity(self, output: Tensor) -> Tensor:
-        return -output
+    def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
+        """The pair (x_0, eps) that the change of x_a with a stands for."""
+        return super().estimate(x_t, -output, t)
 
 
-Process = GaussianDiffusion | FlowMatching
-"""Any process of this module."""
-
-
-def check_clean_end(schedule: Schedule) -> None:
-    """The bound is of x_0 itself, so the chain has to end there.
-
-    Raises:
-        ValueError: A at the clean end is not exactly 1.
-    """
-    if schedule.first > 0 and schedule.alphas_cumprod[0] != 1:
-        raise ValueError(
-            f"alphas_cumprod[0] must be 1 for the bound, which is of clean data; got {schedule.alphas_cumprod[0]}."
-        )
-
-
-def spread(u: float, n: int) -> Tensor:
-    """(n,) float64 numbers of [0, 1), each uniform by itself, evenly spread together: (u + i/n) mod 1.
-
-    Args:
-        u: one uniform draw for the whole batch, in [0, 1).
-        n: at least 1.
-
-    Raises:
-        ValueError: n < 1, or u outside [0, 1).
+def _spread(generator: torch.Generator, n: int) -> Tensor:
+    """(n,) float64 numbers of [0, 1), each uniform by itself, evenly spread together: (u + i/n) mod 1 with one uniform u.
 
     Kingma et al. 2021, "Variational Diffusion Models", appendix I.1.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1; got {n}.")
-    if not 0 <= u < 1:
-        raise ValueError(f"u must lie in [0, 1); got {u}.")
-    return (u + torch.arange(n, dtype=torch.float64) / n) % 1
+    where = generator.device
+    u = torch.rand((), generator=generator, device=where, dtype=torch.float64)
+    return (u + torch.arange(n, device=where, dtype=torch.float64) / n) % 1
 
 
 def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:

@@ -36,22 +36,22 @@ class Schedule:
     The chain's clean end is t = first - 1: A = 1 before a table from t = 0, entry 0 of one from t = 1.
 
     Args:
-        betas: (T + first,) variances of the forward steps; those at valid t lie in (0, 1).
+        betas: (T + first,) variances of the forward steps. Where a schedule is made of its A_t, the last one may be 1, or round to
+            it.
+        alphas_cumprod: (T + first,) A_t; those at valid t lie in (0, 1), and may end in 0 (see zero_terminal_snr).
         first: first valid t, 0 or 1.
-        _products: (T + first,) A_t, for a schedule made of them whose last b_t is 1 or rounds to it; None: the products of
-            1 - b_t. Only the last A_t may be 0 (see zero_terminal_snr).
         name: how it is called when it is printed.
 
     Raises:
-        ValueError: no valid t, or a beta or a product out of range.
+        ValueError: no valid t, tables of different lengths, or an A_t out of range.
 
     Ho et al. 2020, "Denoising Diffusion Probabilistic Models", section 2.
     """
 
     betas: Table
+    alphas_cumprod: Table
     first: int = 0
-    _products: Table | None = None
-    name: str = "custom"
+    name: str = ""
 
     def __repr__(self) -> str:
         last = len(self.betas) - 1
@@ -59,17 +59,17 @@ class Schedule:
         return f"Schedule({self.name}, t {self.first} to {last}, {ends})"
 
     def __post_init__(self) -> None:
-        betas = np.array(self.betas, dtype=np.float64)
+        betas, products = (np.array(table, dtype=np.float64) for table in (self.betas, self.alphas_cumprod))
         if betas.ndim != 1 or len(betas) <= self.first:
             raise ValueError(f"betas must be one row of more than {self.first} numbers; its shape is {betas.shape}.")
-        if self._products is None:
-            _check_range("betas", betas, self.first)
-        elif len(self._products) != len(betas):
-            raise ValueError(f"products must be as many as betas, {len(betas)}; got {len(self._products)}.")
-        else:
-            _check_range("products", self._products, self.first)
-        betas.flags.writeable = False
-        object.__setattr__(self, "betas", betas)
+        if products.shape != betas.shape:
+            raise ValueError(f"alphas_cumprod must have betas' shape, {betas.shape}; got {products.shape}.")
+        for t in range(self.first, len(products)):
+            if not 0 <= products[t] < 1 or (products[t] == 0 and products[t:].any()):
+                raise ValueError(f"alphas_cumprod must lie in (0, 1); alphas_cumprod[{t}] = {products[t]}.")
+        for name, table in (("betas", betas), ("alphas_cumprod", products)):
+            table.flags.writeable = False
+            object.__setattr__(self, name, table)
 
     @property
     def num_steps(self) -> int:
@@ -83,17 +83,8 @@ class Schedule:
 
     @_table
     def alphas(self) -> Table:
-        """a_t = 1 - b_t."""
-        if self._products is not None:
-            return self.alphas_cumprod / self.alphas_cumprod_prev
-        return 1 - self.betas
-
-    @_table
-    def alphas_cumprod(self) -> Table:
-        """A_t = a_0 ... a_t."""
-        if self._products is not None:
-            return np.array(self._products, dtype=np.float64)
-        return np.cumprod(self.alphas, dtype=np.float64)
+        """a_t = 1 - b_t, as A_t / A_{t-1}: b_t may round to 1."""
+        return self.alphas_cumprod / self.alphas_cumprod_prev
 
     @_table
     def alphas_cumprod_prev(self) -> Table:
@@ -156,6 +147,22 @@ class Schedule:
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
 
+def from_betas(betas: Table) -> Schedule:
+    """The schedule of (T,) betas in (0, 1), t = 0..T-1.
+
+    Raises:
+        ValueError: a beta out of range.
+    """
+    return _from_betas(betas, "from_betas")
+
+
+def _from_betas(betas: Table, name: str) -> Schedule:
+    betas = np.asarray(betas, dtype=np.float64)
+    for t in np.flatnonzero(~((betas > 0) & (betas < 1))):
+        raise ValueError(f"betas must lie in (0, 1); betas[{t}] = {betas[t]}.")
+    return Schedule(betas, np.cumprod(1 - betas, dtype=np.float64), name=name)
+
+
 def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """b_t evenly spaced from beta_start to beta_end, t = 0..T-1.
 
@@ -165,7 +172,7 @@ def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> 
     Ho et al. 2020, section 4.
     """
     _check(num_steps, beta_start=beta_start, beta_end=beta_end)
-    return Schedule(np.linspace(beta_start, beta_end, num_steps), name="linear")
+    return _from_betas(np.linspace(beta_start, beta_end, num_steps), "linear")
 
 
 def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -178,7 +185,7 @@ def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float =
     """
     _check(num_steps, beta_start=beta_start, beta_end=beta_end)
     betas = (beta_end - beta_start) * np.arange(num_steps + 1) / num_steps + beta_start
-    return Schedule(betas, first=1, _products=np.exp(np.cumsum(np.log(1 - betas))), name="linear_inclusive")
+    return Schedule(betas, np.exp(np.cumsum(np.log(1 - betas))), first=1, name="linear_inclusive")
 
 
 def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
@@ -191,7 +198,7 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
     """
     _check(num_steps, max_beta=max_beta)
     f = _squared_cosine(num_steps, s)
-    return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta), name="cosine")
+    return _from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), "cosine")
 
 
 def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
@@ -206,7 +213,7 @@ def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
     f = _squared_cosine(num_steps, s)
     products = f / f[0]
     betas = np.concatenate([[0], 1 - products[1:] / products[:-1]])
-    return Schedule(betas, first=1, _products=products, name="cosine_unclipped")
+    return Schedule(betas, products, first=1, name="cosine_unclipped")
 
 
 def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -216,7 +223,7 @@ def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) 
         ValueError: num_steps < 1, or an end outside (0, 1).
     """
     _check(num_steps, beta_start=beta_start, beta_end=beta_end)
-    return Schedule(np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2, name="quadratic")
+    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2, "quadratic")
 
 
 def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -227,7 +234,7 @@ def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
     """
     _check(num_steps, beta_start=beta_start, beta_end=beta_end)
     logistic = 1 / (1 + np.exp(-np.linspace(-6, 6, num_steps)))
-    return Schedule(logistic * (beta_end - beta_start) + beta_start, name="sigmoid")
+    return _from_betas(logistic * (beta_end - beta_start) + beta_start, "sigmoid")
 
 
 def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
@@ -243,7 +250,7 @@ def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_b
         raise ValueError(f"start must be below end; got {start} and {end}.")
     positions = np.linspace(start, end, num_steps + 1)
     f = 1 / (1 + np.exp(-end)) - 1 / (1 + np.exp(-positions))
-    return Schedule(np.minimum(1 - f[1:] / f[:-1], max_beta), name="sigmoid_cumprod")
+    return _from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), "sigmoid_cumprod")
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
@@ -269,7 +276,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     products = np.concatenate([schedule.alphas_cumprod[:first], shifted**2])
     before = np.concatenate([[1], products[:-1]])
     betas = np.concatenate([schedule.betas[:first], (1 - products / before)[first:]])
-    return Schedule(betas, first=first, _products=products, name=f"zero_terminal_snr({schedule.name})")
+    return Schedule(betas, products, first, name=f"zero_terminal_snr({schedule.name})")
 
 
 def _squared_cosine(num_steps: int, s: float) -> Table:
@@ -285,10 +292,3 @@ def _check(num_steps: int, **betas: float) -> None:
     for name, beta in betas.items():
         if not 0 < beta < 1:
             raise ValueError(f"{name} must lie in (0, 1); got {beta}.")
-
-
-def _check_range(name: str, table: Table, first: int) -> None:
-    for t in range(first, len(table)):
-        last_is_noise = name == "products" and t == len(table) - 1 and table[t] == 0
-        if not 0 < table[t] < 1 and not last_is_noise:
-            raise ValueError(f"{name} must lie in (0, 1); {name}[{t}] = {table[t]}.")

@@ -46,11 +46,9 @@ def walk(sampler, process, predict, x_T, times, noises=None, *, clip=None):
     """The sampler along a descending grid of times: the samples, and all states from x_T to them; without noises, on zeros."""
     denoise = denoisers.of(process, predict)
     denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
-    rows = samplers.rows(process, times)
-    if isinstance(sampler, samplers.Heun):
-        rows = sampler.churned(process, rows)
-    noises = [torch.zeros_like(x_T)] * len(rows) if noises is None else noises
-    return samplers.walk(denoise, sampler, x_T, noises, rows)
+    rows = sampler.grid(process, spacing=np.asarray(times))
+    drawn = (lambda i: torch.zeros_like(x_T)) if noises is None else noises.__getitem__
+    return samplers.walk(denoise, sampler, x_T, drawn, rows, len(rows) + 1)
 
 
 def exact(process, x_t, t, s):
@@ -63,7 +61,7 @@ def exact(process, x_t, t, s):
 def even_in_lambda(num_steps=1024, reach=4.0):
     """A schedule whose lambda falls evenly from reach to -reach, so that grids of every n = 2^k need no rounding."""
     abars = 1 / (1 + np.exp(-2 * np.linspace(reach, -reach, num_steps + 1)))
-    return schedules.Schedule(1 - abars / np.concatenate([[1], abars[:-1]]), _products=abars)
+    return schedules.Schedule(1 - abars / np.concatenate([[1], abars[:-1]]), abars)
 
 
 def orders(errors):

@@ -28,6 +28,7 @@ from ddpm_torch_ref.models import layers as twin_layers
 from ddpm_torch_ref.models import tiny_unet as twin_tiny_unet
 from ddpm_torch_ref.models import unet as twin_unet
 from ddpm_torch_ref.samplers import ancestral as twin_ancestral
+from ddpm_torch_ref.training import update as twin_update
 
 UNET = {"image_size": 8, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4, "attention_resolutions": ()}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -168,8 +169,8 @@ def without_wrapping(process, num_steps=None):
     return np.append(times[:-1], process.schedule.first - 1)
 
 
-def never_clipped(model, max_norm):
-    return CLIP(model, None)
+def never_clipped(gradients, norm, max_norm):
+    CLIP(gradients, norm, None)
 
 
 def huber(verification: Verification) -> None:
@@ -186,7 +187,7 @@ TRANSPOSED = layers.transposed
 EMBEDDING, HEADS, TABLE = layers.timestep_embedding, layers.heads, tiny_unet.timestep_table
 ADD_NOISE, CLIP, STRIDED_TIMES = (
     twins.processes.GaussianDiffusion.add_noise,
-    twins.training._clip_gradients,
+    twin_update._clip_gradients,
     strided.strided_times,
 )
 ANCESTRAL, DDIM = twin_ancestral.ancestral_step, ddim.ddim_step
@@ -252,13 +253,13 @@ MUTATIONS = [
              lambda patch: patch.setitem(twins.processes.LOSSES, "huber", functools.partial(F.smooth_l1_loss, beta=2.0)),
              huber),
     Mutation("gradients: not clipped", "mlp", "optimiser", None, TRAINING,
-             setting(twins.training, "_clip_gradients", never_clipped)),
+             setting(twin_update, "_clip_gradients", never_clipped)),
     Mutation("Adam: epsilon 1e-6", "mlp", "optimiser", None, TRAINING,
              setting(optax, "scale_by_adam", functools.partial(ADAM, eps=1e-6))),
     Mutation("learning rate: one step ahead", "mlp", "optimiser", None, TRAINING,
-             setting(twins.training, "learning_rate", lambda step, *rest: RATE(step + 1, *rest))),
+             setting(twins.training, "learning_rate", lambda *given: lambda step: RATE(*given)(step + 1))),
     Mutation("average: no warm-up", "mlp", "average", None, TRAINING,
-             setting(twins.training, "ema_decay", lambda step, decay: decay)),
+             setting(twin_update, "ema_decay", lambda step, decay: decay)),
     Mutation("average: decay forgotten", "mlp", "average", None, TRAINING,
              setting(training_update, "ema_decay", lambda step, decay: (1 + step) / (10 + step))),
     # sampling

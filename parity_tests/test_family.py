@@ -22,6 +22,7 @@ from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import samplers as twin_samplers
 from ddpm_torch_ref import schedules as twin_schedules
 from ddpm_torch_ref import training as twin_training
+from ddpm_torch_ref.training import loss_aware as twin_loss_aware
 
 SHAPE = (2, 4, 4, 3)
 NUM_STEPS = 12
@@ -120,7 +121,8 @@ def test_whole_walks(dtype, solver, path, clip):
     twin_denoise = twin_denoise if clip is None else twin_denoisers.clipped(twin_denoise, clip)
     twin_sampler = twin_of(sampler)
     twin_grid = twin_sampler.grid(twin, NUM_STEPS, "even")
-    _, states = twin_samplers.walk(twin_denoise, twin_sampler, to_nchw(x_T), list(map(to_nchw, noises)), twin_grid)
+    drawn = list(map(to_nchw, noises)).__getitem__
+    states = twin_samplers.walk(twin_denoise, twin_sampler, to_nchw(x_T), drawn, twin_grid, NUM_STEPS + 1).frames
     assert len(frames) == len(states) == NUM_STEPS + 1
     for index, (ours, theirs) in enumerate(zip(frames, states, strict=True)):
         assert_close("trajectory", ours, to_nhwc(theirs), f"{solver} {path} clip {clip} after {index} steps")
@@ -134,12 +136,11 @@ def test_heun_with_churn(dtype):
     grid, denoise = sampler.grid(process, NUM_STEPS), denoisers.of(process, predict)
     assert (grid[:, 2] > grid[:, 1]).any()
     ours = samplers.walk(denoise, sampler, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
-    # noise i of the twin comes before its step i, ours after the step before
-    before = [to_nchw(noises[max(i - 1, 0)]) for i in range(NUM_STEPS)]
-    twin_sampler = twin_of(sampler)
+    twin_sampler, drawn = twin_of(sampler), list(map(to_nchw, noises)).__getitem__
     twin_grid = twin_sampler.grid(twin, NUM_STEPS)
+    np.testing.assert_array_equal(grid, twin_grid)
     denoise = twin_denoisers.of(twin, twin_predict)
-    theirs, _ = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), before, twin_grid)
+    theirs = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), drawn, twin_grid).x_0
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "heun with churn")
 
 
@@ -149,7 +150,7 @@ def test_inversion(dtype, path):
     predict, twin_predict = networks(dtype)
     x_0, times = normal(dtype, *SHAPE, seed=3), process.times(NUM_STEPS)
     ours = samplers.ddim_inversion(denoisers.of(process, predict), jnp.asarray(x_0), times[::-1]).x_0
-    theirs, _ = twin_samplers.invert(twin_denoisers.of(twin, twin_predict), to_nchw(x_0), NUM_STEPS)
+    theirs = twin_samplers.ddim_inversion(twin_denoisers.of(twin, twin_predict), to_nchw(x_0), times[::-1]).x_0
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), f"inversion {path}")
 
 
@@ -160,7 +161,7 @@ def test_grids(data):
     num_steps = data.draw(st.integers(2, 300))
     n = data.draw(st.integers(1, num_steps))
     process, twin = chain(schedule, num_steps, prediction="v")
-    assert samplers.GRIDS.keys() == twin_samplers.GRIDS.keys() - {"strided"}
+    assert samplers.GRIDS.keys() == twin_samplers.GRIDS.keys()
     for name, grid in samplers.GRIDS.items():
         np.testing.assert_array_equal(grid(process, n), twin_samplers.GRIDS[name](twin, n))
 
@@ -211,7 +212,8 @@ def test_every_term_of_the_bound(variance, clip):
     ours = variational_bound(denoise, jnp.asarray(x_0), lambda i: jnp.asarray(noises)[i], variance=variance)
     twin_denoise = twin_denoisers.of(twin, twin_predict)
     twin_denoise = twin_denoise if clip is None else twin_denoisers.clipped(twin_denoise, clip)
-    theirs = twin_likelihood.variational_bound(twin_denoise, to_nchw(x_0), list(map(to_nchw, noises)), variance)
+    drawn = list(map(to_nchw, noises)).__getitem__
+    theirs = twin_likelihood.variational_bound(twin_denoise, to_nchw(x_0), drawn, variance=variance)
     assert_close("loss", ours.prior, theirs.prior, "prior")
     assert_close("trajectory", ours.terms, theirs.terms, "terms")
     assert_close("trajectory", ours.total, theirs.total, "total")
@@ -227,7 +229,8 @@ def test_ancestral_sampling_with_a_learned_variance(dtype):
     twin_sampler = twin_of(sampler)
     denoise = twin_denoisers.clipped(twin_denoisers.of(twin, twin_predict), 1.0)
     rows = twin_sampler.grid(twin, NUM_STEPS)
-    theirs, _ = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), list(map(to_nchw, noises)), rows)
+    drawn = list(map(to_nchw, noises)).__getitem__
+    theirs = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), drawn, rows).x_0
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "learned variance")
 
 
@@ -248,7 +251,7 @@ def test_guidance(dtype):
     for rescale in (0.0, 0.7):
         denoise = denoisers.of(learned, with_labels, labels=labels, null_label=2)
         ours = denoisers.guided(denoise, 3.0, interval=(100.0, 900.0), rescale=rescale)
-        twin_denoise = twin_denoisers.of(twin, twin_with_labels, twin_labels, null_label=2)
+        twin_denoise = twin_denoisers.of(twin, twin_with_labels, labels=twin_labels, null_label=2)
         theirs = twin_denoisers.guided(twin_denoise, 3.0, interval=(100.0, 900.0), rescale=rescale).output
         out = ours.output(jnp.asarray(x_t), jax_t)
         # torch's standard deviation is the unbiased one, whose factor cancels in the quotient
@@ -271,7 +274,7 @@ def test_guidance_of_an_output_of_one_value(dtype, value):
     process, twin = chain()
     denoise = denoisers.of(process, flat, labels=labels, null_label=2)
     ours = denoisers.guided(denoise, 3.0, rescale=0.7).output(jnp.asarray(x_t), jax_t)
-    twin_denoise = twin_denoisers.of(twin, twin_flat, twin_labels, null_label=2)
+    twin_denoise = twin_denoisers.of(twin, twin_flat, labels=twin_labels, null_label=2)
     theirs = to_nhwc(twin_denoisers.guided(twin_denoise, 3.0, rescale=0.7).output(to_nchw(x_t), twin_t))
     assert np.isfinite(theirs).all()
     assert_close("step", np.asarray(ours), theirs, f"value {value}")
@@ -307,17 +310,19 @@ def test_both_sides_refuse_a_classifier_where_there_is_only_noise():
 def test_losses_decide_on_times():
     """The same draws and losses on both sides: histories, probabilities and weights."""
     rng = np.random.default_rng(0)
-    history, twin = loss_aware.empty(5, 3), twin_training.LossAwareTimes(5, history=3)
+    history, twin = loss_aware.empty(5, 3), twin_loss_aware.empty(5, 3)
     for round_of in range(12):
         index, losses = rng.integers(5, size=8), rng.uniform(0.1, 2, 8)
         history = loss_aware.record(history, jnp.asarray(index), jnp.asarray(losses, jnp.float32))
-        twin.update(torch.as_tensor(index), torch.as_tensor(losses))
-        np.testing.assert_allclose(loss_aware.probabilities(history), twin.weights(), rtol=1e-5)
-        assert (round_of < 2) == bool(np.allclose(twin.weights(), 0.2)) or round_of < 4
+        twin = twin_loss_aware.record(twin, torch.as_tensor(index), torch.as_tensor(losses))
+        p = twin_loss_aware.probabilities(twin)
+        np.testing.assert_allclose(loss_aware.probabilities(history), p, rtol=1e-5)
+        assert (round_of < 2) == bool(np.allclose(p, 0.2)) or round_of < 4
     drawn, weights = loss_aware.draw(history, jax.random.key(0), 1000)
-    np.testing.assert_allclose(weights, twin.importance(torch.as_tensor(np.asarray(drawn))), rtol=1e-5)
-    found = np.bincount(drawn, minlength=5) / 1000
-    assert np.abs(found - np.asarray(loss_aware.probabilities(history))).max() < 0.06
+    twin_drawn, twin_weights = twin_loss_aware.draw(twin, torch.Generator().manual_seed(0), 1000)
+    for index, weight in ((np.asarray(drawn), weights), (twin_drawn.numpy(), twin_weights)):
+        np.testing.assert_allclose(weight, 1 / (5 * p[index]), rtol=1e-5)
+        assert np.abs(np.bincount(index, minlength=5) / 1000 - p.numpy()).max() < 0.06
 
 
 def test_a_self_conditioned_update(pair):
@@ -332,12 +337,13 @@ def test_a_self_conditioned_update(pair):
     ours = compiled(update.with_draws)
     for guess in (False, True):
         _, metrics = ours(create_state(model, update.optimizer), Examples(x_0, noise, t), Chance(guess=guess))
-        twin_state = twin_training.TrainState.create(copy.deepcopy(twin), lr=1e-3)
-        theirs = twin_training.train_step(
-            twin_state, twin_process, to_nchw(x_0), to_nchw(noise), twin_t, ema=0.5, grad_clip=1.0, self_condition=guess
-        )
+        other = copy.deepcopy(twin)
+        twin_state = twin_training.create_state(other, torch.optim.Adam(other.parameters(), lr=1e-3))
+        twin_update = twin_training.Update(twin_process, ema=0.5, grad_clip=1.0)
+        twin_examples = twin_training.Examples(to_nchw(x_0), to_nchw(noise), twin_t)
+        _, theirs = twin_update.with_draws(twin_state, twin_examples, twin_training.Chance(guess))
         for name in ("loss", "grad_norm"):
-            assert float(metrics[name]) == pytest.approx(theirs[name], rel=1e-9)
+            assert float(metrics[name]) == pytest.approx(float(theirs[name]), rel=1e-9)
 
 
 def test_bits_per_dimension_of_a_network(pair):
@@ -356,6 +362,7 @@ def test_bits_per_dimension_of_a_network(pair):
         return variational_bound(denoise, x_0, lambda i: noises[i], variance="learned").total
 
     twin_denoise = twin_denoisers.clipped(twin_denoisers.of(twin_process, twin.eval()), 1.0)
-    theirs = twin_likelihood.variational_bound(twin_denoise, to_nchw(x_0), list(map(to_nchw, noises)), "learned")
+    drawn = list(map(to_nchw, noises)).__getitem__
+    theirs = twin_likelihood.variational_bound(twin_denoise, to_nchw(x_0), drawn, variance="learned")
     total = np.asarray(ours(denoise, x_0, noises))
     np.testing.assert_allclose(total, theirs.total.detach().numpy(), rtol=1e-6)

@@ -100,11 +100,12 @@ def test_a_walk_of_50_steps_through_a_network(pair, dtype, step, schedule, predi
         return samplers.walk(denoise, sampler, x_T, lambda i: noises[i], grid, num_frames=num_steps + 1)
 
     samples, frames, *_ = walk(denoise, jnp.asarray(x_T), jnp.asarray(noises))
-    twin_denoise = twin_denoisers.of(twin_process, twin, tlabels)
+    twin_denoise = twin_denoisers.of(twin_process, twin, labels=tlabels)
     twin_denoise = twin_denoise if clip is None else twin_denoisers.clipped(twin_denoise, clip)
     twin_sampler = TWINS[name](**options)
     twin_grid = twin_sampler.grid(twin_process, num_steps)
-    tsamples, states = twin_samplers.walk(twin_denoise, twin_sampler, to_nchw(x_T), to_nchw(noises), twin_grid)
+    drawn = to_nchw(noises).__getitem__
+    tsamples, states = twin_samplers.walk(twin_denoise, twin_sampler, to_nchw(x_T), drawn, twin_grid, num_steps + 1)
     assert len(frames) == len(states) == num_steps + 1
     for i, (ours, reference) in enumerate(zip(frames, states, strict=True)):
         assert_close("trajectory", ours, to_nhwc(reference), f"{name} {options} {schedule} {prediction} frame {i}")
@@ -124,7 +125,8 @@ def test_the_last_step_takes_no_noise(dtype):
     ours = samplers.walk(denoise, "ancestral", jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
     sampler = twin_samplers.Ancestral()
     twin_denoise = twin_denoisers.of(twin, lambda x_t, t: x_t / 2)
-    reference, _ = twin_samplers.walk(twin_denoise, sampler, to_nchw(x_T), to_nchw(noises), sampler.grid(twin))
+    drawn = to_nchw(noises).__getitem__
+    reference = twin_samplers.walk(twin_denoise, sampler, to_nchw(x_T), drawn, sampler.grid(twin)).x_0
     assert torch.isfinite(reference).all()
     assert_close("trajectory", ours, to_nhwc(reference), "last noise")
     assert jax.numpy.isfinite(ours).all()

@@ -85,7 +85,7 @@ def test_any_cosine(num_steps, s, max_beta):
 def test_a_table_that_starts_at_one():
     betas = np.array([0.0, 0.1, 0.2, 0.3])
     ours = schedules.Schedule(betas.copy(), np.cumprod(1 - betas), first=1)
-    reference = twin_schedules.Schedule(betas, first=1)
+    reference = twin_schedules.Schedule(betas, np.cumprod(1 - betas), first=1)
     np.testing.assert_array_equal(ours.timesteps, reference.timesteps)
     for name in TABLES:
         assert_close("schedule", getattr(ours, name)[1:], getattr(reference, name)[1:], name)

@@ -63,7 +63,7 @@ def test_multistep_solvers_are_those_of_diffusers(solver, kind, options, grid, e
     for i, t in enumerate(scheduler.timesteps):
         x_t = scheduler.step(eps_of(x_t, t.expand(2)), t, x_t).prev_sample
         assert max_relative(states[i + 1], x_t) < 1e-10, i
-    assert x_0 is states[-1]
+    assert torch.equal(x_0, states[-1])
 
 
 def test_third_order_is_that_of_diffusers_but_for_a_factor(eps_of, monkeypatch):

@@ -19,7 +19,7 @@ def test_classifier_free_guidance():
 
     c, u = network(x_t, t, labels), network(x_t, t, torch.zeros_like(labels))
     process = GaussianDiffusion(schedules.linear(30), "v", loss="hybrid", learned_variance=True)
-    denoise = denoisers.of(process, network, labels, null_label=0)
+    denoise = denoisers.of(process, network, labels=labels, null_label=0)
 
     def make(**options):
         return denoisers.guided(denoise, **options).output
@@ -51,12 +51,14 @@ def test_classifier_free_guidance():
     with pytest.raises(ValueError, match=r"interval must be \(lowest, highest\); got \(3, 1\)"):
         make(scale=1.0, interval=(3, 1))
     with pytest.raises(ValueError, match="needs labels and a null_label"):
-        denoisers.guided(denoisers.of(process, network, labels), 2.0)(x_t, t)
+        denoisers.guided(denoisers.of(process, network, labels=labels), 2.0)
 
 
 def test_an_output_without_spread_is_not_rescaled():
     process = GaussianDiffusion(schedules.linear(30))
-    denoise = denoisers.of(process, lambda x, t, labels: x * labels.reshape(-1, 1), torch.tensor([1]), null_label=2)
+    denoise = denoisers.of(
+        process, lambda x, t, labels: x * labels.reshape(-1, 1), labels=torch.tensor([1]), null_label=2
+    )
     x_t = normal(1, 4)
     assert torch.equal(denoisers.guided(denoise, 2.0, rescale=0.7).output(x_t, 5), torch.zeros(1, 4, dtype=x_t.dtype))
 
@@ -66,7 +68,7 @@ def test_another_denoiser_on_the_other_side():
     process, x_t, guess = GaussianDiffusion(schedules.linear(30), "v"), normal(2, 1, 3, 3), normal(2, 1, 3, 3, seed=1)
 
     def network(factor):
-        return denoisers.of(process, lambda x, t: factor * x[:, :1] + x[:, 1:], self_conditioning=True)
+        return denoisers.self_conditioned(denoisers.of(process, lambda x, t: factor * x[:, :1] + x[:, 1:]))
 
     guided = denoisers.guided(network(3.0), 2.0, other=network(1.0))
     assert guided.self_conditioned
@@ -110,7 +112,7 @@ def test_an_output_of_one_value_is_not_rescaled(value):
     def network(x_t, t, labels):
         return torch.cat([torch.full_like(x_t[:1], value), x_t[1:] * (1 + labels[1])])
 
-    denoise = denoisers.of(GaussianDiffusion(schedules.linear(30)), network, labels, null_label=0)
+    denoise = denoisers.of(GaussianDiffusion(schedules.linear(30)), network, labels=labels, null_label=0)
     out = denoisers.guided(denoise, 3.0, rescale=1.0).output(x_t, t)
     torch.testing.assert_close(out[0], torch.full_like(out[0], value), rtol=1e-12, atol=0)
     assert float(out[1].std()) == pytest.approx(float(2 * x_t[1].std()), rel=1e-12)

@@ -43,7 +43,7 @@ def test_the_terms_are_divergences_of_normals():
 def test_the_first_term_is_a_distribution_over_256_values(first):
     """The probabilities of all values add up to 1, as the outermost bins are open; none counts less than 1e-12."""
     betas = np.array([0.0, 0.02, 0.1, 0.2])[1 - first :]
-    process = GaussianDiffusion(schedules.Schedule(betas, first=first), "x0")
+    process = GaussianDiffusion(schedules.Schedule(betas, np.cumprod(1 - betas), first), "x0")
     values = torch.linspace(-1, 1, 256, dtype=torch.float64)[:, None]
     t = torch.full((256,), first)
     estimate = Estimate(torch.full_like(values, 0.93), torch.zeros_like(values))
@@ -66,7 +66,7 @@ def test_the_bound_of_gaussian_data():
     process = GaussianDiffusion(schedule, "v")
     x_0 = MEAN + STD * normal(400, 100)
     noises = normal(12, 400, 100, seed=1)
-    found = likelihood.variational_bound(denoisers.of(process, predictor(process)), x_0, noises)
+    found = likelihood.variational_bound(denoisers.of(process, predictor(process)), x_0, noises.__getitem__)
     assert found.prior.shape == (400,) and found.terms.shape == (12, 400) and found.total.shape == (400,)
     torch.testing.assert_close(found.total, found.prior + sum(found.terms), rtol=1e-12, atol=0)
     for t in range(1, 12):
@@ -83,12 +83,14 @@ def test_the_bound_of_gaussian_data():
     assert (process.bound_term(estimate, x_0, x_t, torch.full((400,), 4)) == found.terms[4]).all()
     with pytest.raises(ValueError, match=r"alphas_cumprod\[0\] must be 1"):
         likelihood.variational_bound(
-            denoisers.of(GaussianDiffusion(schedules.linear_inclusive(5)), torch.sin), x_0, noises
+            denoisers.of(GaussianDiffusion(schedules.linear_inclusive(5)), torch.sin), x_0, noises.__getitem__
         )
     with pytest.raises(ValueError, match="variance_logit"):
-        likelihood.variational_bound(denoisers.of(process, predictor(process)), x_0, noises, "learned")
+        likelihood.variational_bound(
+            denoisers.of(process, predictor(process)), x_0, noises.__getitem__, variance="learned"
+        )
     with pytest.raises(ValueError, match="the bound belongs to a GaussianDiffusion; got FlowMatching"):
-        likelihood.variational_bound(denoisers.of(PATHS[0], predictor(PATHS[0])), x_0, noises)
+        likelihood.variational_bound(denoisers.of(PATHS[0], predictor(PATHS[0])), x_0, noises.__getitem__)
 
 
 def test_the_bound_as_a_loss():

@@ -211,7 +211,7 @@ def test_sampling_with_a_learned_variance():
     wanted, _ = walk(samplers.Ancestral("posterior"), plain, predict, normal(5, 3), plain.times(10), noises)
     sampler = samplers.Ancestral("learned")
     denoise = denoisers.clipped(denoisers.of(learned, predict_both), 1e9)
-    got, _ = samplers.walk(denoise, sampler, normal(5, 3), noises, sampler.grid(learned, 10))
+    got = samplers.walk(denoise, sampler, normal(5, 3), noises.__getitem__, sampler.grid(learned, 10)).x_0
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
     got, _ = walk(samplers.DPMSolver(), learned, predict_both, normal(5, 3), plain.times(10))
     wanted, _ = walk(samplers.DPMSolver(), plain, predict, normal(5, 3), plain.times(10))
@@ -242,16 +242,16 @@ def test_times_to_train_at(draw):
 
 
 def test_evenly_spread_draws():
-    for u in (0.0, 0.3, 0.999999999):
-        assert processes.spread(u, 8).tolist() == pytest.approx([(u + i / 8) % 1 for i in range(8)])
-    # Every t exactly as often as any other, over a whole sweep of u.
-    counts = sum(torch.bincount((processes.spread((k + 0.5) / 40, 4) * 10).long(), minlength=10) for k in range(40))
-    assert counts.tolist() == [16] * 10
-    for u in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"u must lie in \[0, 1\)"):
-            processes.spread(u, 8)
-    with pytest.raises(ValueError, match="n must be at least 1; got 0"):
-        processes.spread(0.5, 0)
+    """One uniform u for all: (u + i/n) mod 1; each time by itself uniform."""
+    generator, other = (torch.Generator().manual_seed(3) for _ in range(2))
+    starts = []
+    for _ in range(400):
+        t = FlowMatching(time_draw="low_discrepancy").draw_times(generator, 8)
+        starts.append(float(torch.rand((), generator=other, dtype=torch.float64)))
+        assert t.tolist() == pytest.approx([(starts[-1] + i / 8) % 1 for i in range(8)])
+    chain = GaussianDiffusion(schedules.linear_inclusive(10), time_draw="low_discrepancy")
+    counts = sum(torch.bincount(chain.draw_times(generator, 4), minlength=11)[1:] for _ in range(2000))
+    assert all(abs(count - 800) < 5 * sqrt(800) for count in counts.tolist())
 
 
 # Errors

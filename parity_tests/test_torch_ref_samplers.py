@@ -33,16 +33,12 @@ def test_a_gaussian_is_recovered(sampler):
 
     generator = torch.Generator().manual_seed(0)
 
-    class Noises:
-        def __len__(self):
-            return num_steps
+    def drawn(i):
+        return torch.randn(1, 1, side, side, generator=generator, dtype=torch.float64)
 
-        def __getitem__(self, i):
-            return torch.randn(1, 1, side, side, generator=generator, dtype=torch.float64)
-
-    denoise = denoisers.of(process, predict)
-    x_0, states = samplers.walk(denoise, sampler, normal(1, 1, side, side), Noises(), sampler.grid(process))
-    assert len(states) == num_steps + 1
+    denoise, x_T = denoisers.of(process, predict), normal(1, 1, side, side)
+    x_0, frames = samplers.walk(denoise, sampler, x_T, drawn, sampler.grid(process), 3)
+    assert torch.equal(frames[0], x_T) and torch.equal(frames[2], x_0) and len(frames) == 3
     # Six standard errors, and what 1,000 steps leave of the error of discretisation.
     assert float(x_0.mean()) == pytest.approx(mean, abs=6 * std / side + 2e-3)
     assert float(x_0.std()) == pytest.approx(std, rel=6 / (sqrt(2) * side) + 1e-2)
@@ -90,12 +86,12 @@ def chain(schedule):
 def test_strided_times_and_steps():
     schedule = schedules.cosine_unclipped(10)
     process = chain(schedule)
-    assert GRIDS["strided"](process, 3).tolist() == [7, 4, 1, 10]
+    assert samplers.strided_times(process, 3).tolist() == [7, 4, 1, 10]
     assert Strided().grid(process, 3) == [(7, 4), (4, 1), (1, 10)]
-    assert GRIDS["strided"](process, 10).tolist() == [*range(10, 0, -1), 10]
-    assert GRIDS["strided"](process, 1).tolist() == [1, 1]
+    assert samplers.strided_times(process, 10).tolist() == [*range(10, 0, -1), 10]
+    assert samplers.strided_times(process, 1).tolist() == [1, 1]
     with pytest.raises(ValueError, match=r"num_steps must lie in 1..10"):
-        GRIDS["strided"](process, 11)
+        samplers.strided_times(process, 11)
 
     x_t, eps, noise = normal(1, 1, 2, 2), normal(1, 1, 2, 2, seed=1), normal(1, 1, 2, 2, seed=2)
     assert torch.equal(step(samplers.strided_step, schedule, x_t, eps, 1, 10, noise, eta=1.0), x_t)
@@ -104,9 +100,11 @@ def test_strided_times_and_steps():
     mean = (x_t - variance * eps / sqrt(1 - abar_t)) / sqrt(1 - variance)
     got = step(samplers.strided_step, schedule, x_t, eps, 7, 4, noise, eta=0.3)
     assert max_relative(got, mean + 0.3 * sqrt(variance) * noise) < 1e-13
-    _, shown = samplers.walk(denoisers.of(process, lambda x, t: eps), Strided(0.3), x_t, [noise], [(7, 4)])
+    drawn, denoise = (lambda i: noise), denoisers.of(process, lambda x, t: eps)
+    x_0, shown = samplers.walk(denoise, Strided(0.3), x_t, drawn, [(7, 4), (4, 10)], 3)
     assert max_relative(shown[1], mean) < 1e-13  # frames are as they are before their noise
-    with pytest.raises(ValueError, match="eta must be at least 0"):
+    assert max_relative(x_0, got) < 1e-13
+    with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]; got -0.1"):
         Strided(eta=-0.1)
 
 
@@ -174,10 +172,21 @@ def test_ancestral_steps_from_nothing_but_noise():
     assert float(x_0.mean()) == pytest.approx(-0.7, abs=0.03) and float(x_0.std()) == pytest.approx(0.4, rel=0.03)
 
 
-def test_every_step_but_the_last_needs_its_noise():
-    process = chain(schedules.linear(5))
-    with pytest.raises(ValueError, match="noises must be 4 at least, one for each step but the last; got 3"):
-        walk(DDIM(), process, predictor(process), normal(2, 4), process.times(), normal(3, 2, 4))
+def test_frames():
+    """Evenly spread, the noise first and the data last; every step but the last takes its noise."""
+    process, asked = chain(schedules.linear(5)), []
+    denoise, x_T, noises = denoisers.of(process, predictor(process)), normal(2, 4), normal(4, 2, 4, seed=1)
+
+    def drawn(i):
+        asked.append(i)
+        return noises[i]
+
+    grid = Ancestral().grid(process)
+    x_0, every = samplers.walk(denoise, Ancestral(), x_T, drawn, grid, 6)
+    assert asked == [0, 1, 2, 3] and samplers.frame_steps(5, 3).tolist() == [0, 2, 5]
+    x_0, some = samplers.walk(denoise, Ancestral(), x_T, drawn, grid, 3)
+    assert torch.equal(some, every[[0, 2, 5]]) and torch.equal(some[-1], x_0)
+    assert samplers.walk(denoise, Ancestral(), x_T, drawn, grid).frames.shape == (0, 2, 4)
 
 
 def test_samples_are_drawn_by_a_generator():
@@ -187,6 +196,11 @@ def test_samples_are_drawn_by_a_generator():
         samplers.sample(denoise, Ancestral(), torch.Generator().manual_seed(seed), (2, 1, 3, 3), 5)
         for seed in (0, 0, 1)
     ]
+    generator = torch.Generator().manual_seed(0)
+    x_0, frames = samplers.sample_with_frames(denoise, Ancestral(), generator, (2, 1, 3, 3), 5, num_frames=4)
+    assert torch.equal(x_0, drawn[0]) and torch.equal(frames[-1], x_0) and frames.shape == (4, 2, 1, 3, 3)
+    with pytest.raises(ValueError, match=r"num_frames must lie in 2..6, the steps and one; got 7"):
+        samplers.sample_with_frames(denoise, Ancestral(), generator, (2, 1, 3, 3), 5, num_frames=7)
     assert drawn[0].shape == (2, 1, 3, 3) and torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 

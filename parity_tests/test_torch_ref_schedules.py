@@ -67,7 +67,8 @@ def test_tables_agree_with_plain_loops(make):
 
 def test_one_step_and_a_table_that_starts_at_one():
     assert schedules.linear(1).posterior_log_variance_clipped[0] == pytest.approx(log(1e-4), rel=1e-14)
-    schedule = schedules.Schedule(np.array([0.0, 0.1, 0.2]), first=1)
+    betas = np.array([0.0, 0.1, 0.2])
+    schedule = schedules.Schedule(betas, np.cumprod(1 - betas), first=1)
     assert schedule.num_steps == 2 and schedule.timesteps.tolist() == [1, 2]
     assert schedule.alphas_cumprod_prev[1:] == pytest.approx([1, 0.9])
     assert schedule.posterior_variance[1:] == pytest.approx([0, 0.2 * 0.1 / 0.28])
@@ -102,8 +103,8 @@ def test_cosine_unclipped_reaches_pure_noise():
     assert all(np.isfinite(getattr(schedule, table)[1:]).all() for table in ("sqrt_recip_alphas", "snr"))
     with pytest.raises(ValueError, match=r"s must be at least 0; got -1"):
         schedules.cosine_unclipped(10, s=-1)
-    with pytest.raises(ValueError, match=r"products must lie in \(0, 1\); products\[2\] = 1.5"):
-        schedules.Schedule(np.array([0, 0.1, 0.1]), first=1, _products=np.array([1, 0.9, 1.5]))
+    with pytest.raises(ValueError, match=r"alphas_cumprod must lie in \(0, 1\); alphas_cumprod\[2\] = 1.5"):
+        schedules.Schedule(np.array([0, 0.1, 0.1]), np.array([1, 0.9, 1.5]), first=1)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +131,8 @@ def test_zero_terminal_snr(make):
 def test_zero_terminal_snr_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="at least 2 steps"):
         schedules.zero_terminal_snr(schedules.linear(1))
-    with pytest.raises(ValueError, match=r"products\[1\] = 0"):
-        schedules.Schedule(np.array([0.1, 1, 0.1]), _products=np.array([0.9, 0, 0.5]))
+    with pytest.raises(ValueError, match=r"alphas_cumprod\[1\] = 0"):
+        schedules.Schedule(np.array([0.1, 1, 0.1]), np.array([0.9, 0, 0.5]))
 
 
 # Errors
@@ -145,7 +146,7 @@ def test_zero_terminal_snr_refuses_what_it_cannot_do():
         (lambda: schedules.quadratic(10, beta_start=0.0), r"beta_start must lie in \(0, 1\); got 0.0"),
         (lambda: schedules.cosine(10, s=-1.0), r"s must be at least 0; got -1.0"),
         (lambda: schedules.cosine(10, max_beta=1.0), r"max_beta must lie in \(0, 1\); got 1.0"),
-        (lambda: schedules.Schedule(np.array([0.1, 1.2])), r"betas\[1\] = 1.2"),
+        (lambda: schedules.from_betas(np.array([0.1, 1.2])), r"betas\[1\] = 1.2"),
     ],
 )
 def test_errors_name_the_argument_its_value_and_what_is_allowed(call, message):

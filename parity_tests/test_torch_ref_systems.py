@@ -140,7 +140,7 @@ def test_biases_of_the_annotated_unet():
         ("annotated_unet", {"dim": 5}, "dim must be even and at least 4.*got 5"),
         ("annotated_unet", {"dim_mults": ()}, "dim_mults must be one or more"),
         ("mlp", {"num_steps": 1}, "num_steps must be at least 2.*got 1"),
-        ("mlp", {"channels": 1}, "mlp has no option channels; its options are dim, num_steps, data_dim"),
+        ("mlp", {"channels": 1}, "mlp has no option channels; its options are data_dim, dim, num_steps"),
         ("conv_net", {"dim": 0}, "dim must be at least 1; got 0"),
         (
             "strided_unet",

@@ -182,12 +182,13 @@ def test_attention_heads_by_hand():
 def test_the_unet_trains():
     torch.manual_seed(0)
     process = processes.GaussianDiffusion(schedules.linear(100), prediction="v")
-    state = training.TrainState.create(models.create("unet", **SMALL, num_classes=2), lr=2e-3)
+    model = models.create("unet", **SMALL, num_classes=2)
+    state = training.create_state(model, torch.optim.Adam(model.parameters(), lr=2e-3))
+    update = training.Update(process, ema=0.9, grad_clip=1.0)
     x_0, noise = normal(8, 3, 8, 8).float() * 0.1, normal(8, 3, 8, 8, seed=1).float()
     t, labels = torch.arange(8) * 12, torch.arange(8) % 2
-    losses = [
-        training.train_step(state, process, x_0, noise, t, labels, ema=0.9, grad_clip=1.0)["loss"] for _ in range(20)
-    ]
+    examples = training.Examples(x_0, noise, t, labels)
+    losses = [update.with_draws(state, examples)[1]["loss"] for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]
 
 

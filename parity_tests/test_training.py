@@ -18,6 +18,7 @@ from ddpm_jax.training.update import ema_decay
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import schedules as twin_schedules
 from ddpm_torch_ref import training as twin_training
+from ddpm_torch_ref.training.update import ema_decay as twin_ema_decay
 
 UPDATES = 20
 NEVER, ALWAYS = 1e6, 0.5  # limits on the gradients' norm that no gradient here reaches, and that all of them exceed
@@ -37,11 +38,11 @@ RUNS = {
 }
 
 
-def twin_rate(config, step):
+def twin_rate(config):
     decay_steps = None if config.lr_decay == "constant" else config.total_steps
     epoch_steps = config.epoch_steps if config.lr_decay == "cosine_by_epoch" else 1
     options = {"end": config.lr_end, "epoch_steps": epoch_steps}
-    return twin_training.learning_rate(step, config.lr, config.warmup_steps, decay_steps, **options)
+    return twin_training.learning_rate(config.lr, config.warmup_steps, decay_steps, **options)
 
 
 def by_name(model, tree, source):
@@ -60,8 +61,10 @@ def test_twenty_updates(pair, dtype, run):
     process = processes.GaussianDiffusion(schedules.cosine(1000), prediction, loss)
     twin_process = twin_processes.GaussianDiffusion(twin_schedules.cosine(1000), prediction, loss)
     state = create_state(model, make_optimizer(config))
-    twin_state = twin_training.TrainState.create(twin, config.lr)
+    twin_optimizer = twin_training.make_optimizer(twin.parameters(), twin_rate(config))
+    twin_state = twin_training.create_state(twin, twin_optimizer)
     update = compiled(Update(process, make_optimizer(config), config.ema_decay).with_draws)
+    twin_update = twin_training.Update(twin_process, config.ema_decay, grad_clip=config.grad_clip)
 
     rng = np.random.default_rng(0)
     norms = []
@@ -70,17 +73,8 @@ def test_twenty_updates(pair, dtype, run):
         (t, tt), (labels, tlabels) = indices(rng.integers(0, 1000, 4)), indices(rng.integers(0, 3, 4))
         x, z = jnp.asarray(x_0), jnp.asarray(noise)
         state, metrics = update(state, Examples(x, z, t, labels))
-        twin_metrics = twin_training.train_step(
-            twin_state,
-            twin_process,
-            to_nchw(x_0),
-            to_nchw(noise),
-            tt,
-            tlabels,
-            ema=config.ema_decay,
-            grad_clip=config.grad_clip,
-            lr=twin_rate(config, k),
-        )
+        twin_examples = twin_training.Examples(to_nchw(x_0), to_nchw(noise), tt, tlabels)
+        _, twin_metrics = twin_update.with_draws(twin_state, twin_examples)
         for name in ("loss", "grad_norm"):
             assert_close("training", metrics[name], np.asarray(twin_metrics[name], dtype), f"{run}: {name} {k}")
         norms.append(twin_metrics["grad_norm"])
@@ -112,7 +106,7 @@ def test_learning_rate(data):
     config = TrainConfig(steps=total, lr=3e-4, warmup_steps=warmup, lr_decay=decay, **options)
     rate = learning_rate(config)
     ours = np.array([float(rate(jnp.asarray(step, jnp.int32))) for step in range(0, total + 3, 1 + total // 20)])
-    reference = np.array([twin_rate(config, step) for step in range(0, total + 3, 1 + total // 20)])
+    reference = np.array([twin_rate(config)(step) for step in range(0, total + 3, 1 + total // 20)])
     assert_close("schedule", ours, reference, f"learning rate, {decay}")
 
 
@@ -123,17 +117,15 @@ def test_an_optimiser_for_every_epoch(pair):
     process = processes.GaussianDiffusion(schedules.linear(1000))
     twin_process = twin_processes.GaussianDiffusion(twin_schedules.linear(1000))
     state = create_state(model, make_optimizer(config))
-    twin_state = twin_training.TrainState.create(twin, config.lr)
+    twin_optimizer = twin_training.make_optimizer(twin.parameters(), twin_rate(config), epoch_steps=3)
+    twin_state = twin_training.create_state(twin, twin_optimizer)
     update = compiled(Update(process, make_optimizer(config), config.ema_decay).with_draws)
+    twin_update = twin_training.Update(twin_process, config.ema_decay)
     for k in range(8):
         x_0, noise = normal("float64", 5, 2, seed=2 * k), normal("float64", 5, 2, seed=2 * k + 1)
         t, tt = indices(np.arange(5) * 200)
         state, _ = update(state, Examples(jnp.asarray(x_0), jnp.asarray(noise), t))
-        if k % 3 == 0:
-            twin_training.forget(twin_state.optimizer)
-        twin_training.train_step(
-            twin_state, twin_process, *map(torch.from_numpy, (x_0, noise)), tt, ema=config.ema_decay
-        )
+        twin_update.with_draws(twin_state, twin_training.Examples(*map(torch.from_numpy, (x_0, noise)), tt))
     for name, (ours, reference) in by_name(model, state.params, dict(twin.named_parameters())).items():
         assert_close("training", ours, reference, f"an optimiser for every epoch: {name}")
 
@@ -142,5 +134,5 @@ def test_decay_of_the_average():
     counts = np.unique(np.geomspace(1, 1e6, 40).astype(int)) - 1
     for decay in (0.0, 0.5, 0.995, 0.9999):
         ours = [float(ema_decay(jnp.asarray(step, jnp.int32), decay)) for step in counts]
-        reference = [twin_training.ema_decay(int(step), decay) for step in counts]
+        reference = [twin_ema_decay(int(step), decay) for step in counts]
         assert_close("schedule", ours, reference, "decay of the average")

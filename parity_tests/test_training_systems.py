@@ -53,8 +53,8 @@ def test_twenty_updates(name, dtype):
     twin_schedule = getattr(twin_schedules, config.schedule)(config.num_steps)
     twin_process = twin_processes.GaussianDiffusion(twin_schedule, loss=config.loss)
     state = create_state(model, make_optimizer(CONFIG))
-    twin_state = twin_training.TrainState.create(twin, CONFIG.lr)
-    step = update_of(process)
+    twin_state = twin_training.create_state(twin, torch.optim.Adam(twin.parameters(), lr=CONFIG.lr))
+    step, twin_update = update_of(process), twin_training.Update(twin_process, CONFIG.ema_decay)
 
     # at 16, the inmost BatchNorm of some would see one pixel of each image
     rng, batch, size = np.random.default_rng(0), 4 if name in SLOW else 8, OPTIONS[name].get("image_size", 32)
@@ -68,7 +68,7 @@ def test_twenty_updates(name, dtype):
         )
         state, metrics = step(state, Examples(jnp.asarray(x_0), jnp.asarray(noise), t, labels))
         tensors = map(torch.from_numpy if name == "mlp" else to_nchw, (x_0, noise))
-        found = twin_training.train_step(twin_state, twin_process, *tensors, tt, tlabels, ema=CONFIG.ema_decay)
+        _, found = twin_update.with_draws(twin_state, twin_training.Examples(*tensors, tt, tlabels))
         assert_close("training", metrics["loss"], np.asarray(found["loss"], dtype), f"{name}: loss {k}")
 
     moments = {key: twin_state.optimizer.state[p]["exp_avg_sq"].sqrt().max() for key, p in twin.named_parameters()}

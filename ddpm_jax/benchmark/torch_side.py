@@ -119,25 +119,18 @@ class TorchSide:
     def _train(self) -> Call:
         torch, work = self.torch, self.work
         training, config = self.twins.training, work.config.train
-        state = training.TrainState.create(self.model, config.lr)
+        state = training.create_state(self.model, torch.optim.Adam(self.model.parameters(), lr=config.lr))
         state.model = self._fast(state.model)
+        options = {"ema": config.ema_decay, "grad_clip": config.grad_clip, "bounded": False}
+        step = training.make_step(self.process, **options)
+        generator = torch.Generator(self.device).manual_seed(work.seed)
         turn: Iterator[dict[str, Any]] = itertools.cycle(self._batches())
 
         def run() -> None:
             for _ in range(work.steps_per_call):
                 batch = {name: tensor.to(self.device) for name, tensor in next(turn).items()}
-                x_0 = batch["x_0"]
                 with self.autocast():
-                    training.train_step(
-                        state,
-                        self.process,
-                        x_0,
-                        torch.randn_like(x_0),
-                        self._times(len(x_0)),
-                        batch.get("label"),
-                        ema=config.ema_decay,
-                        grad_clip=config.grad_clip,
-                    )
+                    step(state, batch, generator)
             self._wait()
 
         return Call(run, work.batch_size * work.steps_per_call, lambda: Facts(memory=self._memory(run)))
@@ -228,19 +221,4 @@ def _walk(twins: Any, process: Any, predict: Any, config: SampleConfig) -> Calla
         grid = sampler.grid(process, config.steps, config.spacing)
     except ValueError as error:
         raise UserError(f"the PyTorch twin does not sample so: {error}") from error
-    return lambda x_T: twins.samplers.walk(denoise, sampler, x_T, _Noises(x_T, len(grid)), grid)
-
-
-class _Noises:
-    """Noise that is drawn when a step asks for it."""
-
-    def __init__(self, like: Any, num: int):
-        self.like, self.num = like, num
-
-    def __len__(self) -> int:
-        return self.num
-
-    def __getitem__(self, index: int) -> Any:
-        import torch
-
-        return torch.randn_like(self.like)
+    return lambda x_T: twins.samplers.walk(denoise, sampler, x_T, lambda _: x_T.new_empty(x_T.shape).normal_(), grid)

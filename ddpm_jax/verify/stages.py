@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -235,7 +234,9 @@ class Verification:
 
         twins = self.twins.training
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype))
-        twin_state = twins.TrainState.create(twin, lr=TRAINING.lr)
+        rate = twins.learning_rate(TRAINING.lr, TRAINING.warmup_steps)
+        twin_state = twins.create_state(twin, twins.make_optimizer(twin.parameters(), rate))
+        twin_update = twins.Update(self.twin_process, TRAINING.ema_decay, grad_clip=TRAINING.grad_clip)
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
         for index in range(3):
             noise = (1 + index) * self.noise  # other gradients each time: Adam does not see a scale that they share
@@ -244,17 +245,8 @@ class Verification:
             if index == 0:
                 yield from self._gradients(model, found.losses.mean(), found.params)
             state, _ = apply(state, examples, found)
-            twins.train_step(
-                twin_state,
-                self.twin_process,
-                self._tensor(self.x_0),
-                self._tensor(noise),
-                self.torch.as_tensor(self.t),
-                twin_labels,
-                ema=TRAINING.ema_decay,
-                grad_clip=TRAINING.grad_clip,
-                lr=twins.learning_rate(index, TRAINING.lr, TRAINING.warmup_steps),
-            )
+            drawn = self._tensor(self.x_0), self._tensor(noise), self.torch.as_tensor(self.t), twin_labels
+            twin_update.with_draws(twin_state, twins.Examples(*drawn))
         for stage, tree, theirs in (
             ("optimiser", state.params, twin_state.model),
             ("average", state.ema_params, twin_state.ema_model),
@@ -327,12 +319,12 @@ class Verification:
         frames = compile_for(WALK, walk, variables, x_T)(variables, x_T)
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, self.dtype)).eval()
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
-        believed = self.twins.denoisers.of(self.twin_process, lambda x_t, t: twin(x_t, t, twin_labels))
+        believed = self.twins.denoisers.of(self.twin_process, twin, labels=twin_labels)
         if self.sampling.clip is not None:
             believed = self.twins.denoisers.clipped(believed, self.sampling.clip)
-        rows = list(itertools.pairwise(twin_times.tolist()))
-        their_noises = [self._tensor(noise) for noise in noises]
-        _, states = self.twins.samplers.walk(believed, twin_sampler, self._tensor(self.noise), their_noises, rows)
+        twins, their_drawn = self.twins.samplers, [self._tensor(noise) for noise in noises].__getitem__
+        x_T = self._tensor(self.noise)
+        states = twins.walk(believed, twin_sampler, x_T, their_drawn, twins.rows(twin_times), len(twin_times)).frames
         for index, (ours, theirs) in enumerate(zip(np.asarray(frames), states, strict=True)):
             yield row(
                 "trajectory", f"after {index} steps", ours, theirs, stage="trajectory", images=True, **self._where()

@@ -80,6 +80,7 @@ class ConvNeXtUNet(nn.Module):
         check_counts(channels=channels, num_classes=num_classes, num_steps=num_steps, expansion=expansion)
         _check_size(image_size, self.strides)
         emb_dim = 4 * image_size
+        self.num_classes = num_classes
 
         def block(width_in: int, width_out: int) -> ConvNeXtBlock:
             return ConvNeXtBlock(

@@ -11,15 +11,15 @@ class MLP(nn.Module):
     """(x, t/(T-1) - 1/2) through four linear maps, with ReLU between them.
 
     Args:
+        data_dim: coordinates of a point.
         dim: hidden width.
         num_steps: T, at least 2.
-        data_dim: coordinates of a point.
 
     Raises:
         ValueError: an option out of range.
     """
 
-    def __init__(self, *, dim: int = 256, num_steps: int = 1000, data_dim: int = 2):
+    def __init__(self, *, data_dim: int = 2, dim: int = 256, num_steps: int = 1000):
         super().__init__()
         check_counts(dim=dim, data_dim=data_dim)
         if num_steps < 2:

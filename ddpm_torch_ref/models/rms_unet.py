@@ -167,6 +167,7 @@ class RMSUNet(nn.Module):
         first = dim if init_dim is None else init_dim
         widths = [first, *(dim * mult for mult in dim_mults)]
 
+        self.self_conditioning = self_conditioning
         self.conv_in = nn.Conv2d(channels * (1 + self_conditioning), first, 7, padding=3)
         self.time_mlp = TimeMLP(dim, partial(F.gelu, approximate="none"))
         self.down = nn.ModuleList()

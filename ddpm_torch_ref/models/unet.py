@@ -83,6 +83,7 @@ class ForeignUNet(nn.Module):
     Args:
         image_size: height and width of the image, in pixels; divisible by 2^(levels - 1).
         channels: of the image.
+        num_classes: number of labels; None: unconditional.
         dim: base width, even.
         dim_mults: width of each level as a multiple of dim, the highest resolution first.
         num_blocks: residual blocks a level going down; one more going up.
@@ -90,7 +91,6 @@ class ForeignUNet(nn.Module):
         num_heads: attention heads.
         head_dim: width of a head; when given, heads = width // head_dim.
         dropout: probability within residual blocks, in [0, 1).
-        num_classes: number of labels; None: unconditional.
         norm_groups: groups of every GroupNorm.
         time_conditioning: "add", or "scale_shift" of the second norm.
         resample: "conv" (Ho et al.), "residual" blocks that resample (ADM), or "fixed": 2x2 means and nearest pixels
@@ -125,6 +125,7 @@ class ForeignUNet(nn.Module):
         *,
         image_size: int = 32,
         channels: int = 3,
+        num_classes: int | None = None,
         dim: int = 128,
         dim_mults: Sequence[int] = (1, 2, 2, 2),
         num_blocks: int = 2,
@@ -132,7 +133,6 @@ class ForeignUNet(nn.Module):
         num_heads: int = 1,
         head_dim: int | None = None,
         dropout: float = 0.0,
-        num_classes: int | None = None,
         norm_groups: int = 32,
         time_conditioning: str = "add",
         resample: str = "conv",
@@ -224,6 +224,7 @@ class ForeignUNet(nn.Module):
         self.image_size = image_size
         self.channels = channels
         self.num_classes = num_classes
+        self.self_conditioning = self_conditioning
         self.time_scale = time_scale
         self.center_input = center_input
         self.time_mlp = time_mlp()
@@ -334,6 +335,7 @@ class UNet(ForeignUNet):
         *,
         image_size: int = 32,
         channels: int = 3,
+        num_classes: int | None = None,
         dim: int = 128,
         dim_mults: Sequence[int] = (1, 2, 2, 2),
         num_blocks: int = 2,
@@ -341,7 +343,6 @@ class UNet(ForeignUNet):
         num_heads: int = 1,
         head_dim: int | None = None,
         dropout: float = 0.0,
-        num_classes: int | None = None,
         norm_groups: int = 32,
         time_conditioning: str = "add",
         resample: str = "conv",

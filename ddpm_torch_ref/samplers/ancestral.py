@@ -9,7 +9,8 @@ from torch import Tensor
 from ddpm_torch_ref.checks import check_choice
 from ddpm_torch_ref.denoisers import Denoiser
 from ddpm_torch_ref.processes import Estimate, GaussianDiffusion, Level, Process
-from ddpm_torch_ref.samplers.sampler import Row, Sampler, Stepped, fresh, levels
+from ddpm_torch_ref.samplers.base import Sampler, Stepped, levels
+from ddpm_torch_ref.samplers.grids import Row
 
 VARIANCES = ("beta", "posterior", "learned")
 """Variances of the reverse step."""
@@ -68,18 +69,14 @@ class Ancestral(Sampler):
     def __post_init__(self) -> None:
         check_choice("variance", self.variance, VARIANCES)
 
-    def grid(self, process: Process, num_steps: int | None = None, spacing: str | None = None) -> list[Row]:
-        """As every sampler's.
-
-        Raises:
-            ValueError: a variance that is not learned; and as `Sampler.grid`.
-        """
+    def misfit(self, process: Process) -> str:
+        """A learned variance has to be learned."""
         if self.variance == "learned" and not (isinstance(process, GaussianDiffusion) and process.learned_variance):
-            raise ValueError("variance must be beta or posterior on a process without learned_variance; got 'learned'.")
-        return super().grid(process, num_steps, spacing)
+            return "variance must be beta or posterior on a process without learned_variance; got 'learned'."
+        return ""
 
     def step(self, denoise: Denoiser, x_t: Tensor, times: Row, noise: Tensor, memory: Any) -> Stepped:
         """`ancestral_step`."""
         t, s = levels(denoise.process, times)
         hat = denoise(x_t, times[0])
-        return Stepped(ancestral_step(x_t, hat, t, s, fresh(denoise.process, times[1], noise), self.variance), hat)
+        return Stepped(ancestral_step(x_t, hat, t, s, noise, self.variance), hat)

@@ -8,21 +8,22 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_torch_ref.denoisers import Denoiser
-from ddpm_torch_ref.processes import Level
-from ddpm_torch_ref.samplers.sampler import Row, Sampler, Stepped, fresh, levels
+from ddpm_torch_ref.processes import Estimate, Level
+from ddpm_torch_ref.samplers.base import Sampler, Stepped, levels
+from ddpm_torch_ref.samplers.grids import Row
 
 Past = Sequence[tuple[Tensor, float]]
 """Earlier estimates of x_0 and the lambda of each, the latest first."""
 
 
-def dpmpp_2m_step(x_t: Tensor, m0: Tensor, t: Level, s: Level, past: Past) -> Tensor:
+def dpmpp_2m_step(x_t: Tensor, hat: Estimate, t: Level, s: Level, past: Past) -> Tensor:
     """x_t -> x_s by DPM-Solver++(2M): x_0 hat is carried along the line through its last two values.
 
     The first step and one to sigma = 0 are of first order, which is DDIM.
 
     Args:
         x_t: (B, C, H, W) images at t.
-        m0: the estimate of x_0 there.
+        hat: the estimate there.
         t: the level that is left.
         s: the level that is gone to.
         past: the estimate before.
@@ -30,15 +31,15 @@ def dpmpp_2m_step(x_t: Tensor, m0: Tensor, t: Level, s: Level, past: Past) -> Te
     Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", algorithm 2.
     """
     h = log_ratio(s) - log_ratio(t)
-    return s.sigma / t.sigma * x_t - s.alpha * expm1(-h) * extrapolated(m0, t, s, past)
+    return s.sigma / t.sigma * x_t - s.alpha * expm1(-h) * extrapolated(hat.x_0, t, s, past)
 
 
-def dpmpp_2m_sde_step(x_t: Tensor, m0: Tensor, t: Level, s: Level, noise: Tensor, past: Past) -> Tensor:
+def dpmpp_2m_sde_step(x_t: Tensor, hat: Estimate, t: Level, s: Level, noise: Tensor, past: Past) -> Tensor:
     """x_t -> x_s by SDE-DPM-Solver++(2M): the reverse stochastic equation, with x_0 hat extrapolated as in `dpmpp_2m_step`.
 
     Args:
         x_t: (B, C, H, W) images at t.
-        m0: the estimate of x_0 there.
+        hat: the estimate there.
         t: the level that is left.
         s: the level that is gone to.
         noise: (B, C, H, W) standard normal.
@@ -47,11 +48,11 @@ def dpmpp_2m_sde_step(x_t: Tensor, m0: Tensor, t: Level, s: Level, noise: Tensor
     Lu et al. 2022, "DPM-Solver++", the section on solvers of the diffusion SDE.
     """
     h = log_ratio(s) - log_ratio(t)
-    D = extrapolated(m0, t, s, past)
+    D = extrapolated(hat.x_0, t, s, past)
     return s.sigma / t.sigma * exp(-h) * x_t - s.alpha * expm1(-2 * h) * D + s.sigma * sqrt(-expm1(-2 * h)) * noise
 
 
-def dpmpp_3m_step(x_t: Tensor, m0: Tensor, t: Level, s: Level, past: Past) -> Tensor:
+def dpmpp_3m_step(x_t: Tensor, hat: Estimate, t: Level, s: Level, past: Past) -> Tensor:
     """x_t -> x_s by DPM-Solver++(3M): x_0 hat is carried along by its last three values.
 
     The first step is of first order, the second that of `dpmpp_2m_step`, and one to sigma = 0 of first order. D2 is h^2 times the
@@ -60,7 +61,7 @@ def dpmpp_3m_step(x_t: Tensor, m0: Tensor, t: Level, s: Level, past: Past) -> Te
 
     Args:
         x_t: (B, C, H, W) images at t.
-        m0: the estimate of x_0 there.
+        hat: the estimate there.
         t: the level that is left.
         s: the level that is gone to.
         past: the two estimates before.
@@ -68,8 +69,8 @@ def dpmpp_3m_step(x_t: Tensor, m0: Tensor, t: Level, s: Level, past: Past) -> Te
     Lu et al. 2022, "DPM-Solver++", section 4: the multistep update of order 3.
     """
     if len(past) < 2 or s.sigma == 0:
-        return dpmpp_2m_step(x_t, m0, t, s, past)
-    (m1, lambda_1), (m2, lambda_2) = past[:2]
+        return dpmpp_2m_step(x_t, hat, t, s, past)
+    m0, ((m1, lambda_1), (m2, lambda_2)) = hat.x_0, past[:2]
     lambda_t = log_ratio(t)
     h = log_ratio(s) - lambda_t
     phi1 = expm1(-h)
@@ -128,9 +129,9 @@ class DPMSolver(Sampler):
         t, s = levels(denoise.process, times)
         hat = denoise(x_t, times[0])
         if self.sde:
-            x_s = dpmpp_2m_sde_step(x_t, hat.x_0, t, s, fresh(denoise.process, times[1], noise), memory)
+            x_s = dpmpp_2m_sde_step(x_t, hat, t, s, noise, memory)
         elif self.order == 3:
-            x_s = dpmpp_3m_step(x_t, hat.x_0, t, s, memory)
+            x_s = dpmpp_3m_step(x_t, hat, t, s, memory)
         else:
-            x_s = dpmpp_2m_step(x_t, hat.x_0, t, s, memory)
+            x_s = dpmpp_2m_step(x_t, hat, t, s, memory)
         return Stepped(x_s, hat, ((hat.x_0, log_ratio(t)), *memory)[: self.order - 1])

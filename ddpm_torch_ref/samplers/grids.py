@@ -1,13 +1,18 @@
 """Grids of times: where a sampler asks the network, from the noisiest time down to the clean end."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import inf
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_torch_ref.processes import FlowMatching, GaussianDiffusion, Process
+from ddpm_torch_ref.processes import GaussianDiffusion, LinearPath, Process
 from ddpm_torch_ref.schedules import Schedule
+
+Row = tuple[float, ...]
+"""The times of one step: (t, s), from t to s < t."""
 
 
 def even(process: Process, num_steps: int | None = None) -> NDArray[np.generic]:
@@ -25,7 +30,7 @@ def leading(process: Process, num_steps: int | None = None) -> NDArray[np.generi
     Raises:
         ValueError: num_steps out of range, or a process without timesteps.
     """
-    schedule, num_steps = _schedule(process, "leading"), process.steps(num_steps)
+    schedule, num_steps = chain(process, "leading"), process.sampling_steps(num_steps)
     taken = schedule.timesteps[:: schedule.num_steps // num_steps][:num_steps]
     return np.append(taken[::-1], schedule.first - 1)
 
@@ -38,7 +43,7 @@ def linspace(process: Process, num_steps: int | None = None) -> NDArray[np.gener
     Raises:
         ValueError: num_steps out of range, or a process without timesteps.
     """
-    schedule, num_steps = _schedule(process, "linspace"), process.steps(num_steps)
+    schedule, num_steps = chain(process, "linspace"), process.sampling_steps(num_steps)
     indices = np.linspace(0, schedule.num_steps - 1, num_steps).round().astype(np.int64)
     return np.append(schedule.timesteps[indices][::-1], schedule.first - 1)
 
@@ -51,7 +56,7 @@ def trailing(process: Process, num_steps: int | None = None) -> NDArray[np.gener
     Raises:
         ValueError: num_steps out of range, or a process without timesteps.
     """
-    schedule, num_steps = _schedule(process, "trailing"), process.steps(num_steps)
+    schedule, num_steps = chain(process, "trailing"), process.sampling_steps(num_steps)
     counts = np.arange(schedule.num_steps, 0, -schedule.num_steps / num_steps)[:num_steps]
     return np.append(schedule.timesteps[counts.round().astype(np.int64) - 1], schedule.first - 1)
 
@@ -67,11 +72,11 @@ def quadratic(process: Process, num_steps: int | None = None) -> NDArray[np.gene
 
     Song et al. 2021, "Denoising Diffusion Implicit Models", appendix D.2.
     """
-    num_steps = process.steps(num_steps)
+    num_steps = process.sampling_steps(num_steps)
     fractions = np.arange(num_steps, 0, -1) / num_steps
-    if isinstance(process, FlowMatching):
+    if isinstance(process, LinearPath):
         return np.append(fractions**2, 0.0)
-    schedule = process.schedule
+    schedule = chain(process, "quadratic")
     return _descending(schedule, np.round(schedule.first + (schedule.num_steps - 1) * fractions**2).astype(np.int64))
 
 
@@ -91,7 +96,7 @@ def karras(process: Process, num_steps: int | None = None, rho: float = 7.0) -> 
 
     Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", eq. 5.
     """
-    schedule, num_steps = _schedule(process, "karras"), process.steps(num_steps)
+    schedule, num_steps = chain(process, "karras"), process.sampling_steps(num_steps)
     if not rho > 0:
         raise ValueError(f"rho must be above 0; got {rho}.")
     log_taus = -_log_ratios(schedule)
@@ -110,23 +115,9 @@ def log_snr(process: Process, num_steps: int | None = None) -> NDArray[np.generi
 
     Lu et al. 2022, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", section 3.3.
     """
-    schedule, num_steps = _schedule(process, "log_snr"), process.steps(num_steps)
+    schedule, num_steps = chain(process, "log_snr"), process.sampling_steps(num_steps)
     lambdas = _log_ratios(schedule)
     return _nearest(schedule, lambdas, np.linspace(lambdas[-1], lambdas[0], num_steps))
-
-
-def strided(process: Process, num_steps: int | None = None) -> NDArray[np.generic]:
-    """(num_steps + 1,) times of system 1: num_steps descending ones, T // num_steps apart, down to the first valid t.
-
-    Then the original's index -1 wraps to the end of its list first, first + k, first + 2k, … (all below first + T): the grid
-    ends with that late time, to which `strided_step` does not move.
-
-    Raises:
-        ValueError: num_steps out of range, or a process without timesteps.
-    """
-    schedule, num_steps = _schedule(process, "strided"), process.steps(num_steps)
-    tau = schedule.timesteps[:: schedule.num_steps // num_steps]
-    return np.append(tau[:num_steps][::-1], tau[-1])
 
 
 GRIDS: dict[str, Callable[..., NDArray[np.generic]]] = {
@@ -137,12 +128,48 @@ GRIDS: dict[str, Callable[..., NDArray[np.generic]]] = {
     "quadratic": quadratic,
     "karras": karras,
     "log_snr": log_snr,
-    "strided": strided,
 }
 """Every grid by name."""
 
 
-def _schedule(process: Process, spacing: str) -> Schedule:
+def times(process: Process, num_steps: int | None = None, spacing: Any = "even") -> NDArray[np.generic]:
+    """(num_steps + 1,) descending times, the clean end last.
+
+    Args:
+        process: whose times.
+        num_steps: None: the whole chain.
+        spacing: one of GRIDS, or the times themselves.
+
+    Raises:
+        ValueError: num_steps out of range, an unknown spacing, or times that the process does not have.
+    """
+    if isinstance(spacing, str):
+        if spacing not in GRIDS:
+            raise ValueError(f"spacing must be one of {', '.join(GRIDS)}, or times; got {spacing!r}.")
+        return GRIDS[spacing](process, num_steps)
+    if num_steps is not None:
+        raise ValueError(f"num_steps must be None where spacing is the times themselves; got {num_steps}.")
+    grid, (noisiest, clean) = np.asarray(spacing), process.times(1)
+    if grid.ndim != 1 or len(grid) < 2 or (np.diff(grid) >= 0).any():
+        raise ValueError(f"times must be at least two and strictly descending; got {spacing}.")
+    if grid[0] > noisiest or grid[-1] < clean:
+        raise ValueError(f"times must lie in {clean}..{noisiest}; got {spacing}.")
+    if isinstance(process, GaussianDiffusion) and grid.dtype.kind != "i":
+        raise ValueError(f"times must be whole numbers on a chain; got {grid.dtype}.")
+    return grid
+
+
+def rows(times: NDArray[np.generic]) -> list[Row]:
+    """The rows (t, s) from each time to the next."""
+    return list(pairwise(times.tolist()))
+
+
+def chain(process: Process, spacing: str) -> Schedule:
+    """The schedule of a process that has one.
+
+    Raises:
+        ValueError: it has none.
+    """
     if not isinstance(process, GaussianDiffusion):
         raise ValueError(
             f"spacing must be even or quadratic on a straight path, which has no timesteps; got {spacing}."

@@ -1,5 +1,6 @@
 """Methods that look at the network twice in a step: Heun's, and the midpoint rule."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, log, sqrt
 from typing import Any, ClassVar
@@ -7,23 +8,66 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ddpm_torch_ref.denoisers import Denoiser
-from ddpm_torch_ref.processes import FlowMatching, GaussianDiffusion, Process
-from ddpm_torch_ref.samplers.euler import check_signal, euler_step, straight_euler_step, tau
-from ddpm_torch_ref.samplers.sampler import Row, Sampler, Stepped, levels
+from ddpm_torch_ref.processes import Estimate, GaussianDiffusion, Level, LinearPath, Process
+from ddpm_torch_ref.samplers.base import Sampler, Stepped, levels
+from ddpm_torch_ref.samplers.ddim import euler_step, straight_euler_step, tau
+from ddpm_torch_ref.samplers.grids import Row
+
+Slope = tuple[float, float, Tensor]
+"""(scale, time, slope): x = scale y, dy/dtime = slope."""
+
+
+def karras(hat: Estimate, level: Level) -> Slope:
+    """y = x/alpha over tau, with the slope eps (Karras et al. 2022, table 1, of the variance-preserving chain)."""
+    return level.alpha, tau(level), hat.eps
+
+
+def linear(hat: Estimate, level: Level) -> Slope:
+    """A straight path over its own time, with its velocity."""
+    return 1.0, level.sigma, hat.eps - hat.x_0
+
+
+def heun_step(
+    x_t: Tensor,
+    hat_t: Estimate,
+    hat_s: Estimate,
+    t: Level,
+    s: Level,
+    straight: Callable[[Estimate, Level], Slope] = karras,
+) -> Tensor:
+    """x_t -> x_s with the mean of the slopes at both ends.
+
+    Args:
+        x_t: (B, C, H, W) images at t.
+        hat_t: the estimate there.
+        hat_s: the estimate where Euler's step leads.
+        t: the level that is left.
+        s: the level that is gone to.
+        straight: in which coordinates the way is nearly straight: `karras`, or `linear`.
+
+    Karras et al. 2022, algorithm 1.
+    """
+    scale_t, time_t, slope_t = straight(hat_t, t)
+    scale_s, time_s, slope_s = straight(hat_s, s)
+    return scale_s * (x_t / scale_t + (time_s - time_t) * (slope_t + slope_s) / 2)
+
+
+def midpoint_step(x_t: Tensor, hat: Estimate, t: Level, s: Level) -> Tensor:
+    """x_t -> x_s along a straight path with the velocity that was found in the middle."""
+    return straight_euler_step(x_t, hat, t, s)
 
 
 @dataclass(frozen=True)
 class Heun(Sampler):
     """Heun's method: the mean of the slopes at both ends of a step; the step to the clean end is Euler's.
 
-    With churn, each step first goes back up to tau hat = tau (1 + gamma) by fresh noise, gamma = min(churn/n, sqrt(2) - 1) where
-    churn_min <= tau <= churn_max. The network being trained on a chain, tau hat is rounded, in log tau, to that of a valid time no
-    earlier than t: churn that is smaller than half a step of the chain does nothing. The rows of its grid are (t, t hat, s).
+    With churn, each step but the last goes back up from s to tau hat = tau (1 + gamma) by fresh noise, gamma = min(churn/n,
+    sqrt(2) - 1), from where the next one starts. The network being trained on a chain, tau hat is rounded, in log tau, to that of
+    a valid time no earlier than s: churn that is smaller than half a step of the chain does nothing. The rows of its grid are
+    then (t, s, s hat); its states are those before the noise.
 
     Args:
         churn: at least 0; on a straight path 0.
-        churn_min: in units of tau.
-        churn_max: in units of tau.
         churn_noise: standard deviation of the noise, 1 or a little more.
 
     Raises:
@@ -33,8 +77,6 @@ class Heun(Sampler):
     """
 
     churn: float = 0.0
-    churn_min: float = 0.0
-    churn_max: float = inf
     churn_noise: float = 1.0
 
     spacing: ClassVar[str] = "karras"
@@ -44,56 +86,42 @@ class Heun(Sampler):
         if not 0 <= self.churn < inf:
             raise ValueError(f"churn must be at least 0, and finite; got {self.churn}.")
 
-    def grid(self, process: Process, num_steps: int | None = None, spacing: str | None = None) -> list[Row]:
-        """Rows (t, s), or with churn (t, t hat, s).
+    def misfit(self, process: Process) -> str:
+        """Tau has to be finite, and churn needs timesteps."""
+        if isinstance(process, LinearPath) and self.churn > 0:
+            return f"churn must be 0 on a straight path, where tau may be infinite; got {self.churn}."
+        if isinstance(process, GaussianDiffusion) and process.schedule.alphas_cumprod[-1] == 0:
+            return "process must have alpha above 0 at its last time for Heun, which walks in sigma/alpha; got 0."
+        return ""
 
-        Raises:
-            ValueError: churn on a straight path; on a chain, alpha is 0 at the first time; and as `Sampler.grid`.
-        """
-        return self.churned(process, super().grid(process, num_steps, spacing))
-
-    def churned(self, process: Process, rows: list[Row]) -> list[Row]:
-        """Rows (t, s) with the time to go back up to in their middle, where there is churn.
-
-        Raises:
-            ValueError: churn on a straight path; on a chain, alpha is 0 at the first time.
-        """
-        if isinstance(process, FlowMatching):
-            if self.churn > 0:
-                raise ValueError(f"churn must be 0 on a straight path, where tau may be infinite; got {self.churn}.")
+    def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> list[Row]:
+        """Rows (t, s), or with churn (t, s, s hat)."""
+        rows = super().grid(process, num_steps, spacing)
+        if not isinstance(process, GaussianDiffusion) or self.churn == 0:
             return rows
-        check_signal(process, rows[0][0])
-        if self.churn == 0:
-            return rows
-        gamma = min(self.churn / len(rows), sqrt(2) - 1)
-        raised: list[Row] = []
-        for t, s in rows:
-            tau_t = tau(process.level(t))
-            inside = self.churn_min <= tau_t <= self.churn_max
-            raised.append((t, _nearest_later(process, t, tau_t * (1 + gamma)) if inside else t, s))
-        return raised
+        gain = 1 + min(self.churn / len(rows), sqrt(2) - 1)
+        start, churned = rows[0][0], []
+        for _, s in rows[:-1]:
+            up = _nearest_later(process, s, gain * tau(process.level(s)))
+            churned.append((start, s, up))
+            start = up
+        clean = rows[-1][1]
+        return [*churned, (start, clean, clean)]
 
     def step(self, denoise: Denoiser, x_t: Tensor, times: Row, noise: Tensor, memory: Any) -> Stepped:
-        """Up by noise, to s by Euler's method, and again with the mean of both slopes."""
+        """To s by Euler's method, again with the mean of both slopes, and back up by noise."""
         process = denoise.process
-        t_hat, s = times[-2:]
-        here, there = levels(process, (t_hat, s))
-        if t_hat > times[0]:
-            start = process.level(times[0])
-            raised = self.churn_noise * sqrt(tau(here) ** 2 - tau(start) ** 2) * noise
-            x_t = here.alpha * (x_t / start.alpha + raised)
-
-        straight = isinstance(process, FlowMatching)
-        hat = denoise(x_t, t_hat)
-        x_s = (straight_euler_step if straight else euler_step)(x_t, hat, here, there)
-        if s == process.clean_end:
+        t, s, *up = levels(process, times)
+        straight = isinstance(process, LinearPath)
+        hat = denoise(x_t, times[0])
+        x_s = (straight_euler_step if straight else euler_step)(x_t, hat, t, s)
+        if times[1] != process.times(1)[-1]:  # no network knows the clean end: the step there is Euler's
+            hat_t, hat = hat, denoise.given(hat.x_0)(x_s, times[1])
+            x_s = heun_step(x_t, hat_t, hat, t, s, linear if straight else karras)
+        if not up:
             return Stepped(x_s, hat)
-        hat_s = denoise.given(hat.x_0)(x_s, s)
-        if straight:
-            velocity = (hat.eps - hat.x_0 + hat_s.eps - hat_s.x_0) / 2
-            return Stepped(x_t + (s - t_hat) * velocity, hat_s)
-        y = x_t / here.alpha + (tau(there) - tau(here)) * (hat.eps + hat_s.eps) / 2
-        return Stepped(there.alpha * y, hat_s)
+        added = self.churn_noise * sqrt(tau(up[0]) ** 2 - tau(s) ** 2) * noise
+        return Stepped(up[0].alpha * (x_s / s.alpha + added), hat, shown=x_s)
 
 
 @dataclass(frozen=True)
@@ -103,25 +131,19 @@ class Midpoint(Sampler):
     Runge 1895; of second order.
     """
 
-    def grid(self, process: Process, num_steps: int | None = None, spacing: str | None = None) -> list[Row]:
-        """As every sampler's.
-
-        Raises:
-            ValueError: a process that has no time between two of its times; and as `Sampler.grid`.
-        """
-        if not isinstance(process, FlowMatching):
-            raise ValueError(
-                f"process must be FlowMatching or AlphaBlending, whose times are real; got {type(process).__name__}."
-            )
-        return super().grid(process, num_steps, spacing)
+    def misfit(self, process: Process) -> str:
+        """It needs a time between two of a grid."""
+        if isinstance(process, LinearPath):
+            return ""
+        return f"process must be FlowMatching or AlphaBlending, whose times are real; got {type(process).__name__}."
 
     def step(self, denoise: Denoiser, x_t: Tensor, times: Row, noise: Tensor, memory: Any) -> Stepped:
         """Half-way by Euler's method, and the whole way with the velocity found there."""
         t, s = times
+        here, middle, there = levels(denoise.process, (t, (t + s) / 2, s))
         hat = denoise(x_t, t)
-        x_middle = x_t + (s - t) / 2 * (hat.eps - hat.x_0)
-        hat = denoise.given(hat.x_0)(x_middle, (t + s) / 2)
-        return Stepped(x_t + (s - t) * (hat.eps - hat.x_0), hat)
+        hat = denoise.given(hat.x_0)(straight_euler_step(x_t, hat, here, middle), (t + s) / 2)
+        return Stepped(midpoint_step(x_t, hat, here, there), hat)
 
 
 def _nearest_later(process: GaussianDiffusion, t: float, tau_hat: float) -> int:

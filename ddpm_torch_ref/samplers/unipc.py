@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ddpm_torch_ref.denoisers import Denoiser
 from ddpm_torch_ref.processes import Level
+from ddpm_torch_ref.samplers.base import Sampler, Stepped, levels
 from ddpm_torch_ref.samplers.dpm_solver import log_ratio
-from ddpm_torch_ref.samplers.sampler import Row, Sampler, Stepped, levels
+from ddpm_torch_ref.samplers.grids import Row
 
 
 class Departure(NamedTuple):
