@@ -91,15 +91,15 @@ class EditArgs:
     images: tuple[Path, ...] = ()
     """Image files; num images of the run's data unless given."""
     mask: str = "middle"
-    """Of inpaint: left, right, top, bottom, middle, or an image that is white where to draw."""
+    """For inpaint: left, right, top, bottom, middle, or an image that is white where to draw."""
     labels: tuple[str, ...] = ()
     """Classes to draw, in turn, by name, or by position from 0 where no class's name is a number; the images' own unless given."""
     strength: float = 0.5
-    """Of vary: how far an image is noised, in (0, 1]."""
+    """For vary: how far an image is noised, in (0, 1]."""
     resample: int = 10
-    """Of inpaint: how often each stretch of the walk is taken (RePaint)."""
+    """For inpaint: how often each stretch of the walk is taken (RePaint)."""
     jump: int = 10
-    """Of inpaint: steps in a stretch."""
+    """For inpaint: steps in a stretch."""
     seed: int = 0
     """Start of the random draws."""
     out: Path | None = None
@@ -132,7 +132,7 @@ class ConvertArgs:
     weights: Literal["ema", "params", "state"] = "ema"
     """The averaged parameters, or those being trained; or, of a run, everything that training needs."""
     to: Literal["diffusers"] | None = None
-    """Of a run of a unet: write a pipeline's folder that the library diffusers loads."""
+    """For a run of a unet: write a pipeline's folder that the library diffusers loads."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,9 @@ class ImportArgs:
     weights: Literal["ema", "params"] | None = None
     """The averaged parameters, or those being trained, where there are both; ema unless given."""
     variant: str | None = None
-    """Of the weights in a folder of diffusers, as fp16; those without one, or the only ones, unless given."""
+    """Which of the weights in a folder of diffusers, as fp16; those without one, or the only ones, unless given."""
     revision: str | None = None
-    """Of a repository of the Hub: branch, tag or commit; main unless given."""
+    """For a repository of the Hub: branch, tag or commit; main unless given."""
     data: str = ""
     """What the network was trained on, as --data.source: evaluate compares samples with it, finetune trains on it."""
     image_size: int | None = None
@@ -235,14 +235,14 @@ class BenchmarkArgs:
     sample_steps: int | None = None
     """Denoising steps; the author's unless given."""
     seconds: float = 10.0
-    """Of timed calls for each piece of work, in about."""
+    """How long calls are timed for each piece of work, in about."""
     out: Path = Path("benchmark")
     """Where benchmark.json and benchmark.png go."""
 
 
 @dataclass(frozen=True)
 class RunFolderArgs:
-    """Of a command that trains: what is read before the rest, whose defaults depend on it."""
+    """What a command that trains reads before the rest, whose defaults depend on it."""
 
     out: Path | None = None
     resume: bool = False

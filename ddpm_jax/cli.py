@@ -238,7 +238,7 @@ def _config_written(out: Path) -> int | None:
 
 
 def _newest_step(out: Path) -> int | None:
-    """Of the checkpoints in a run folder."""
+    """The newest step of the checkpoints in a run folder."""
     names = os.listdir(out / "checkpoints") if (out / "checkpoints").is_dir() else []
     return max((int(name) for name in names if name.isdecimal()), default=None)
 

@@ -44,7 +44,7 @@ class ParallelConfig:
     devices: int | None = None
     """How many devices; None: all there are."""
     min_shard: int = MIN_SHARD
-    """Of fsdp: tensors of fewer numbers are whole on every device."""
+    """With fsdp, tensors of fewer numbers are whole on every device."""
     coordinator: str | None = None
     """HOST:PORT at which process 0 awaits the others; $JAX_COORDINATOR_ADDRESS, or as Slurm or Open MPI says, unless given."""
     processes: int | None = None

@@ -33,7 +33,7 @@ class Layout:
     mode: Literal["data", "fsdp", "pmap"] = "data"
     """data: whole state on every device; fsdp: shares of it; pmap: like data, by a program for one device."""
     min_shard: int = MIN_SHARD
-    """Of fsdp: tensors of fewer numbers are whole on every device."""
+    """With fsdp, tensors of fewer numbers are whole on every device."""
 
     def __repr__(self) -> str:
         return display.line(self, "one device" if self.mesh is None else f"{self.size} devices, {self.mode}")

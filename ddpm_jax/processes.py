@@ -56,7 +56,7 @@ class Estimate(NamedTuple):
     eps: Float[Array, "b *shape"]
     """The noise, N(0, 1) where the belief is right."""
     variance_logit: Float[Array, "b *shape"] | None = None
-    """Of a network that learns the variance: where it lies between its bounds, -1 the lower and 1 the upper."""
+    """For a network that learns the variance: where it lies between its bounds, -1 the lower and 1 the upper."""
 
     def __repr__(self) -> str:
         return display.of_fields(self)

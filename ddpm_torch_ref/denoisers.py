@@ -261,7 +261,7 @@ class ClassifierGuided(Wrapper):
     log_prob: LogProb
     """The classifier."""
     scale: float = 1.0
-    """Of its gradient."""
+    """Scale of its gradient."""
 
     def __repr__(self) -> str:
         return f"classifier_guided({self.inner}, {self.scale:g})"
@@ -333,7 +333,7 @@ class Thresholded(Wrapper):
     """See `thresholded`."""
 
     quantile: float = 0.995
-    """Of each example's |x_0|."""
+    """Quantile of each example's |x_0|."""
     bound: float = 1.0
     """The largest |x_0| in the end."""
 

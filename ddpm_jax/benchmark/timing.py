@@ -76,12 +76,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Of the later calls."""
+        """Median of the later calls."""
         return statistics.median(self.later)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Of the later calls, the fast one first."""
+        """Quartiles of the later calls, the fast one first."""
         low, high = np.quantile(self.later, [0.25, 0.75])
         return float(low), float(high)
 

@@ -36,7 +36,7 @@ class Workload:
     """One network and all that decides on what it costs."""
 
     name: str
-    """Of the network or the preset."""
+    """What the network or the preset is called."""
     config: Preset
     """Process, training and sampling; its batch size is that of forward passes and updates."""
     precision: Precision = "float32"
@@ -55,7 +55,7 @@ class Workload:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one example, channels last."""
+        """The shape of one example, channels last."""
         return self.config.model.shape
 
     @property

@@ -59,7 +59,7 @@ SUPPORTED = (
 )
 _FIXED = {"trained_betas": None, "thresholding": False, "steps_offset": 0, "set_alpha_to_one": True}
 _IGNORED = ("dynamic_thresholding_ratio", "sample_max_value", "tensor_format")
-"""Of thresholding alone, and of a version that could compute in NumPy."""
+"""What concerns thresholding alone, or a version that could compute in NumPy."""
 
 
 def from_scheduler(config: Mapping[str, Any], model: models.UNetConfig) -> tuple[ProcessConfig, SampleConfig]:

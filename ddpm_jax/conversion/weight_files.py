@@ -32,7 +32,7 @@ class WeightFiles:
     shards: tuple[Path, ...]
     """Files that the index names; none: the path holds all."""
     where: Mapping[str, str]
-    """Of shards: name of a tensor -> name of its file."""
+    """Where there are shards: name of a tensor -> name of its file."""
     which: Which | None
     """What the variants say: averaged, or those being trained; None: nothing."""
 

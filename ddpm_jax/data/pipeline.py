@@ -150,7 +150,7 @@ def _as_batch(points: np.ndarray) -> dict[str, Any]:
 
 
 def _rows_of(dataset: Any, batch_size: int, rows: np.ndarray) -> Any:
-    """Of every batch_size elements of a dataset those numbered `rows`; the others are never read."""
+    """From every batch_size elements of a dataset, those numbered `rows`; the others are never read."""
     import grain
 
     class Rows(grain.MapDataset):

@@ -13,7 +13,7 @@ class Scaling:
     """x_0 = (data - mean) / std, and data = x_0 * std + mean."""
 
     mean: float
-    """Of the data, in its own units."""
+    """Mean of the data, in its own units."""
     std: float
     """Units of the data in one unit of x_0, positive."""
 

@@ -34,7 +34,7 @@ class Gathered:
 
     sums: Sums
     kept: np.ndarray
-    """Of the first images, float32 (at most KEPT, F)."""
+    """Those of the first images, float32 (at most KEPT, F)."""
 
 
 def gather(features: Features, batches: Iterable[np.ndarray], *, keep: int = KEPT) -> Gathered:

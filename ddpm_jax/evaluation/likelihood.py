@@ -84,7 +84,7 @@ class Likelihood:
     facts: dict[str, Any]
     bits_per_dim: float
     standard_error: float
-    """Of that mean, over images."""
+    """Standard error of that mean, over images."""
     prior: float
     terms: tuple[float, ...]
     """By timestep, ascending; the first one is the decoder's."""

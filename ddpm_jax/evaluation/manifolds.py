@@ -14,9 +14,9 @@ class PrecisionRecall(NamedTuple):
     """Shares in 0..1."""
 
     precision: float
-    """Of the samples that lie on the real manifold: fidelity."""
+    """Share of the samples that lie on the real manifold: fidelity."""
     recall: float
-    """Of the real ones that lie on the samples' manifold: variety."""
+    """Share of the real ones that lie on the samples' manifold: variety."""
 
 
 def precision_recall(samples: np.ndarray, real: np.ndarray, *, neighbours: int = 3) -> PrecisionRecall:

@@ -31,9 +31,9 @@ class Metric:
     """One figure of the samples, beside the same figure of real data that takes the samples' place."""
 
     name: str
-    """Of the figure: fid, class_agreement, ..."""
+    """What it is called: fid, class_agreement, ..."""
     samples: float
-    """Of the samples."""
+    """What was found of the samples."""
     real: float | None = None
     """None: the data is too small for it."""
 

@@ -32,7 +32,7 @@ class ModelConfig:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one example that the network takes: (H, W, C) of an image."""
+        """The shape of one example that the network takes: (H, W, C) of an image."""
         options: Any = self
         return (options.image_size, options.image_size, options.channels)
 

@@ -24,7 +24,7 @@ _uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-b
 
 
 def _inits(init: nnx.Initializer | None, fan_in: int) -> dict[str, Any]:
-    """Of a kernel and its bias: the bias is zero where the kernel's is given, else both are PyTorch's."""
+    """How a kernel and its bias begin: the bias is zero where the kernel's is given, else both are PyTorch's."""
     if init is not None:
         return {"kernel_init": init}
     bound = 1 / math.sqrt(fan_in)

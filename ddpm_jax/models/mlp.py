@@ -35,7 +35,7 @@ class MLPConfig(ModelConfig, network="mlp"):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one point: (data_dim,)."""
+        """The shape of one point: (data_dim,)."""
         return (self.data_dim,)
 
     def module(self, rngs: nnx.Rngs) -> "MLP":

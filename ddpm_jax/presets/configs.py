@@ -23,7 +23,7 @@ class DataConfig:
     scale: Literal["signed", "unit"] = "signed"
     """Pixels to [-1, 1] or to [0, 1]; points are always standardised. Sampling undoes it."""
     stream: bool = False
-    """Of points: draw new ones for every batch instead of going through a fixed set."""
+    """For points: draw new ones for every batch instead of going through a fixed set."""
     labels: bool = True
     """Tell the network the class of each image, where the data has classes."""
     flip: bool = False
@@ -214,9 +214,9 @@ class SampleConfig:
     spacing: Literal["even", "leading", "linspace", "trailing", "quadratic", "karras", "log_snr"] | None = None
     """Where a diffusion's steps lie; None: where the sampler's authors put them."""
     churn: float = 0.0
-    """Of heun: noise added anew over the whole walk (S_churn of Karras et al.)."""
+    """For heun: noise added anew over the whole walk (S_churn of Karras et al.)."""
     tolerance: float = 1e-4
-    """Of adaptive: error allowed in a step of the ODE solver, which chooses their number."""
+    """For adaptive: error allowed in a step of the ODE solver, which chooses their number."""
     clip: float | None = 1.0
     """Bound on the predicted clean image while sampling; None: no bound."""
     threshold: float | None = None
@@ -232,7 +232,7 @@ class SampleConfig:
     guidance_rescale: float = 0.0
     """Share of a guided output brought back to its unguided deviation, in [0, 1]."""
     stretch: bool = False
-    """Of images: draw each from black to white, its least value to its greatest, for a network that does not see brightness."""
+    """For images: draw each from black to white, its least value to its greatest, for a network that does not see brightness."""
     num: int = 36
     """How many samples."""
 

@@ -54,7 +54,7 @@ class Run:
     scaling: data.Scaling
     """Between its data and what the network sees."""
     origin: dict[str, Any] | None = None
-    """Of a fine-tuned run: the run it started from, that run's step, and which of its weights; of an imported one: its source,
+    """Where a fine-tuned run started: that run, its step, and which of its weights; of an imported one: its source,
     which weights (None: nothing there says), revision, licence, and the SHA-256 of every file."""
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one example: (H, W, C) of an image, (2,) of a point."""
+        """The shape of one example: (H, W, C) of an image, (2,) of a point."""
         return self.config.model.shape
 
     @property

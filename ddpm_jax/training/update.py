@@ -38,7 +38,7 @@ class Chance(NamedTuple):
     """What is drawn once for a whole step."""
 
     key: Any = None
-    """Of dropout's masks; None where there is no dropout."""
+    """What dropout's masks are drawn from; None where there is no dropout."""
     guess: Any = None
     """For a self-conditioned network, a boolean scalar: whether it is shown its own estimate of x_0, found without one and without
     gradient (Chen et al. 2023, section 3.2), or zeros."""

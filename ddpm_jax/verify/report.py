@@ -76,7 +76,7 @@ class Report:
         return next((row for row in self.rows if not row.ok), None)
 
     def worst(self) -> dict[str, Row]:
-        """Of every stage, in order, the row that comes closest to its tolerance or breaks it furthest."""
+        """For every stage, in order, the row that comes closest to its tolerance or breaks it furthest."""
         found: dict[str, Row] = {}
         for row in self.rows:
             if (

@@ -39,7 +39,7 @@ WALK = 8
 DRAWS = 24
 """How often inputs are drawn, at most, for a network with ReLUs."""
 TRAINING = TrainConfig(lr=5e-4, warmup_steps=2, grad_clip=0.1, ema_decay=0.2)
-"""Of three steps: the rate warms up from 0 in the first two, the average's decay (2/11, then 0.2) in the second."""
+"""How three steps are made: the rate warms up from 0 in the first two, the average's decay (2/11, then 0.2) in the second."""
 STAGES = (
     "schedule",
     "noising",

@@ -38,7 +38,7 @@ RENAMED = [
     (r"\.memory$", ".mem_kv"),
     (r"\.qkv\.", ".to_qkv."),
 ]
-"""Of a name of the twin: what is called otherwise there, in this order: attention's proj first, as convolutions become one."""
+"""Parts of the twin's names that are called otherwise there, in this order: attention's proj first, as convolutions become one."""
 
 OTHERS = {
     r"to_time_emb\.": "a KarrasUnet",

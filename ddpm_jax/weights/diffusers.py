@@ -79,7 +79,7 @@ RENAMED = [
     (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(\.attentions\.\d+)\.proj\.", r"\1.to_out.0."),
 ]
-"""Of a name of the twin: what is called otherwise there."""
+"""Parts of the twin's names that are called otherwise there."""
 
 FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """What attention's layers were called before version 0.15: what they are called now."""

@@ -22,7 +22,7 @@ class Source(NamedTuple):
     leading: tuple[int, ...] = ()
     """Axes of length 1 that it has there at the beginning."""
     heads: int = 0
-    """Of queries, keys and values in one: their rows come head by head there, for this many heads; 0: one after the other."""
+    """Where queries, keys and values are one, their rows come head by head there, for this many heads; 0: one after the other."""
 
 
 class Row(NamedTuple):

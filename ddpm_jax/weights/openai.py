@@ -17,7 +17,7 @@ from ddpm_jax.weights import foreign
 from ddpm_jax.weights.foreign import Source
 
 GROUPS = 32
-"""Of every GroupNorm there."""
+"""Groups of every GroupNorm there."""
 
 RENAMED = [
     (r"^conv_in\.", "input_blocks.0.0."),
@@ -38,7 +38,7 @@ RENAMED = [
     (r"\.shortcut\.", ".skip_connection."),
     (r"\.proj\.", ".proj_out."),
 ]
-"""Of a name of the twin: what is called otherwise there; the places in its levels are numbered by `_place`."""
+"""Parts of the twin's names that are called otherwise there; the places in its levels are numbered by `_place`."""
 
 PLACE = re.compile(r"^(down|up)\.(\d+)\.(blocks|attentions|downsample|upsample)(?:\.(\d+))?")
 """A part of a level."""

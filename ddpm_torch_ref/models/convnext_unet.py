@@ -61,11 +61,11 @@ class ConvNeXtUNet(nn.Module):
     """
 
     widths: Sequence[int] = (16, 32, 64, 128)
-    """Of the stages going down, the last of them the middle."""
+    """Widths of the stages going down, the last of them the middle."""
     strides: Sequence[int] = (2, 2, 3)
-    """Of the convolutions between them."""
+    """Strides of the convolutions between them."""
     width_last: int = 8
-    """Of the last stage."""
+    """Width of the last stage."""
 
     def __init__(
         self,
