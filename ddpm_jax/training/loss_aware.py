@@ -27,7 +27,7 @@ def empty(num_steps: int, length: int = LENGTH) -> LossHistory:
 
 
 def probabilities(history: LossHistory, uniform_share: float = UNIFORM_SHARE) -> Float[Array, "T"]:
-    """How likely each timestep is drawn: in proportion to the root mean square of its losses; uniformly until all have a full history."""
+    """How likely each timestep is drawn: as the root mean square of its losses; uniformly until all have a full history."""
     num_steps, length = history.losses.shape
     size = jnp.sqrt((history.losses**2).mean(axis=1))
     aware = (1 - uniform_share) * size / jnp.maximum(size.sum(), jnp.finfo(size.dtype).tiny) + uniform_share / num_steps
