@@ -1,5 +1,6 @@
 """The command `ddpm`: its flags are made from the configs, and jax is imported only once there is work to do."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -46,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     if why_not := cache.keep_programs():
         warnings.warn(why_not, stacklevel=2)
     try:
-        return _dispatch(arguments)
-    except HelpShown:
-        return 0
+        status = _dispatch(arguments)
+        sys.stdout.flush()  # here, where it may fail
+        return status
     except UserError as error:
         print(f"ddpm: {error}", file=sys.stderr)
         return leave(2)
@@ -84,6 +85,12 @@ def _dispatch(arguments: list[str]) -> int:
             f"the command must be one of {', '.join(COMMANDS)}; got {name!r}.{meant(name, COMMANDS)} See ddpm --help."
         )
     command, subject, _ = COMMANDS[name]
+    with contextlib.suppress(HelpShown):
+        return _called(name, command, subject, rest)
+    return 0
+
+
+def _called(name: str, command: Callable[[str | None, list[str]], int], subject: str, rest: list[str]) -> int:
     if rest and not rest[0].startswith("-"):
         return command(rest[0], rest[1:])
     if rest and rest[0] in HELP:

@@ -12,7 +12,7 @@ def test_one_line_each():
         "Schedule(zero_terminal_snr(cosine), t 0 to 8,"
     )
     assert repr(chain) == "GaussianDiffusion(linear, T=1000, eps, mse)"
-    network = denoisers.of(chain, torch.nn.Linear(2, 2), torch.arange(3), null_label=9)
+    network = denoisers.of(chain, torch.nn.Linear(2, 2), labels=torch.arange(3), null_label=9)
     told = "network(Linear, GaussianDiffusion(linear, T=1000, eps, mse), 3 labels)"
     assert repr(denoisers.clipped(denoisers.guided(network, 2.0), 1)) == f"clipped(guided({told}, 2), 1)"
     assert repr(denoisers.thresholded(network, 0.995)) == f"thresholded({told}, 0.995, 1)"
