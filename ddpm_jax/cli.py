@@ -103,12 +103,12 @@ def _called(name: str, command: Callable[[str | None, list[str]], int], subject:
 def _train(name: str | None, rest: list[str]) -> int:
     if name is None:
         print(f"Presets: {', '.join(RECIPES)}. Their options, with the defaults of {next(iter(RECIPES))}:\n")
-    _places(f"ddpm train {name or 'PRESET'}", rest)
+    asked = _places(f"ddpm train {name or 'PRESET'}", rest)
     chosen = preset(name or next(iter(RECIPES)))
     about = f"{TrainArgs.__doc__}"
     if name:
         about += f"\n\n{name}: {RECIPES[name].about} {RECIPES[name].expect}"
-    args = _training_args(TrainArgs, chosen, f"ddpm train {name or 'PRESET'}", rest, about)
+    args = _training_args(Command(TrainArgs, f"ddpm train {name or 'PRESET'}"), chosen, asked, rest, about)
     _check_data(args.config.data.source)
     join(args.parallel)
 
@@ -123,12 +123,13 @@ def _train(name: str | None, rest: list[str]) -> int:
 def _finetune(name: str | None, rest: list[str]) -> int:
     about = f"{FinetuneArgs.__doc__}"
     if name is None:
-        _training_args(FinetuneArgs, preset(next(iter(RECIPES))), "ddpm finetune RUN", rest, about)
+        command = Command(FinetuneArgs, "ddpm finetune RUN")
+        _training_args(command, preset(next(iter(RECIPES))), RunFolderArgs(), rest, about)
     folder = Path(str(name))
     read_tree(folder)
-    _places(f"ddpm finetune {name}", rest)
+    asked = _places(f"ddpm finetune {name}", rest)
     chosen = _for_the_data_as_it_is(read_run(folder).config)
-    args = _training_args(FinetuneArgs, chosen, f"ddpm finetune {name}", rest, about)
+    args = _training_args(Command(FinetuneArgs, f"ddpm finetune {name}"), chosen, asked, rest, about)
     _check_data(args.config.data.source)
     join(args.parallel)
 
@@ -145,17 +146,17 @@ def _finetune(name: str | None, rest: list[str]) -> int:
     )
 
 
-def _training_args(kind: type[Any], chosen: Preset, prog: str, rest: list[str], about: str) -> Any:
+def _training_args(command: Command, chosen: Preset, asked: RunFolderArgs, rest: list[str], about: str) -> Any:
     """The arguments of a command that trains: its defaults are those of the run that it is asked to resume, or else `chosen`."""
-    command = Command(kind, prog, {"config": chosen}, BASICS[kind])
+    command = dataclasses.replace(command, defaults={"config": chosen}, basics=BASICS[command.kind])
     command.show_help(rest, about)
-    asked = _places(prog, rest)
     if asked.resume and asked.out is not None:
         config = read_run(asked.out).config
         theirs, ours = config.model.network, chosen.model.network
         if theirs != ours:
             raise UserError(
-                f"{asked.out} is a run of the network {theirs}, and {prog} is of {ours}; go on with what it was started with."
+                f"{asked.out} is a run of the network {theirs}, and {command.prog} is of {ours}; "
+                "go on with what it was started with."
             )
         chosen = _for_the_data_as_it_is(config)
     # steps and epochs replace each other: the one that is given makes room for itself
