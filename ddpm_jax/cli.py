@@ -281,7 +281,7 @@ def _sample(name: str | None, rest: list[str]) -> int:
     labels = run.labels(args.config.num, args.labels)
     options = {"seed": args.seed, "batch_size": args.batch_size, "layout": layout_of(args.parallel)}
     drawing = samples.Drawing(run, args.config, **options)
-    heading = f"{run.folder.name}, step {drawing.step}, {args.config.sampler}"
+    heading = f"{run.folder.name}, step {drawing.step}, {args.config.sampler.name}"
     drawn, paths = samples.draw_and_save(
         out,
         drawing,
@@ -296,7 +296,7 @@ def _sample(name: str | None, rest: list[str]) -> int:
     if drawn.later_call_s is not None:
         speed += f"; each later call {drawn.later_call_s:.1f} s"
     which = {"ema": ", averaged weights", "params": ", weights not averaged"}.get(run.weights_at(drawing.step), "")
-    print(f"{args.config.num} samples by {args.config.sampler} in {steps} steps{which}: {speed}")
+    print(f"{args.config.num} samples by {args.config.sampler.name} in {steps} steps{which}: {speed}")
     for path in paths:
         print(f"  {path}")
     return 0

@@ -18,7 +18,7 @@ from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable, together, write_atomically
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Run
-from ddpm_jax.training.objective import check, sampler_of
+from ddpm_jax.training.objective import check
 from ddpm_jax.training.samples import believed
 
 KINDS = ("inpaint", "vary", "interpolate")
@@ -74,7 +74,7 @@ def edit(
         grey = run.scaling.apply(np.full_like(run.to_data(x_0), 127))
         rows, titles = [x_0, np.where(editing.fitting_mask(hidden, x_0.shape), grey, x_0)], ["before", "shown", "after"]
     elif kind == "vary":
-        options = {"num_steps": config.steps, "sampler": sampler_of(config), "spacing": config.spacing}
+        options = {"num_steps": config.steps, "sampler": config.sampler, "spacing": config.spacing}
         with progress.bar(len(x_0), "varying, to be compiled first", unit="image"):
             edited = editing.vary(denoise, seed, x_0, strength=strength, **options)
     else:

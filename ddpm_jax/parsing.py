@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from ddpm_jax.errors import UserError, meant
+from ddpm_jax.named import Named, names_of
 
 HELP = ("-h", "--help", "--help-all")
 """Flags that ask for help; the last for all of it."""
@@ -70,22 +71,28 @@ class Command:
             return
         short = bool(self.basics) and "--help-all" not in asked
         with contextlib.suppress(SystemExit):
-            self._tyro(args=["--help"], description=about or inspect.cleandoc(self.kind.__doc__ or ""), short=short)
+            text = about or inspect.cleandoc(self.kind.__doc__ or "")
+            self._tyro(["--help"], given=_hyphenated(rest), description=text, short=short)
         if short:
             print(f"\nThese are the most used options; {self.prog} --help-all shows every one.")
         raise HelpShown
 
-    def _tyro(self, *, short: bool = False, **options: Any) -> Any:
+    def _tyro(self, args: Sequence[str], *, given: Sequence[str] = (), short: bool = False, **options: Any) -> Any:
+        """args: what is parsed. given: what else says which members of families are chosen."""
         registry = ConstructorRegistry()
         paths: dict[Any, str] = {self.kind: ""}  # to the fields of each dataclass; tyro asks for the outer ones first
         within: list[StructTypeInfo] = []
 
-        def shown(owner: type, field: StructFieldSpec) -> StructFieldSpec:
-            """A field with its default here, and how help shows it."""
+        def own_rules(info: StructTypeInfo) -> StructConstructorSpec:
+            within.append(info)
+            spec = ConstructorRegistry.get_struct_spec(info)
+            within.pop()
+            assert isinstance(spec, StructConstructorSpec)
+            return spec
+
+        def shown(field: StructFieldSpec, path: str) -> StructFieldSpec:
+            """A field as help shows it."""
             default, hint = field.default, cast(Any, field.type)
-            if owner is self.kind:
-                default = self.defaults.get(field.name, default)
-            path = paths.get(owner, "") + field.name
             part = type(default) if dataclasses.is_dataclass(default) else hint
             if dataclasses.is_dataclass(part):
                 paths[part] = f"{path}."
@@ -95,23 +102,90 @@ class Command:
                 hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]  # the text says what happens then
             return dataclasses.replace(field, type=hint, default=default)
 
+        def choice(of: Named, path: str, helptext: Any) -> StructFieldSpec:
+            """The flag that chooses a member of a family."""
+            members = cast(Any, Literal[tuple(of.members)])
+            return shown(StructFieldSpec(of.family, members, of.name, helptext), path + of.family)
+
+        def chosen(of: Named, path: str) -> Named:
+            """The member that the command line names, with its own defaults; or as it is."""
+            line, prefix = [*given, *args], _flag(path)
+            name = _value(line, prefix + of.family)
+            found = of if name in (None, of.name) or name not in of.members else of.members[name]()
+            for option in {name for member in of.members.values() for name in names_of(member)} - {*names_of(found)}:
+                if any(part.partition("=")[0] == _flag(path + option) for part in line):
+                    having = [name for name, member in of.members.items() if option in names_of(member)]
+                    raise UserError(
+                        f"{_flag(path + option)} belongs to {prefix}{of.family} {' and '.join(having)}; got {found.name}."
+                    )
+            return found
+
+        def expanded(info: StructTypeInfo, path: str) -> StructConstructorSpec:
+            """By tyro's own rules, but that the options of a Named field stand beside the flag that chooses it."""
+            spec, known = own_rules(info), {field.name: field for field in dataclasses.fields(info.type)}
+            fields, beside = list[StructFieldSpec](), dict[str, tuple[StructConstructorSpec, str]]()
+            for field in spec.fields:
+                marks = known[field.name].metadata
+                default = self.defaults.get(field.name, field.default) if info.type is self.kind else field.default
+                if marks.get("beside") and isinstance(default, Named):
+                    member = chosen(default, path)
+                    theirs = expanded(dataclasses.replace(info, type=type(member), default=member), path)
+                    beside[field.name] = theirs, default.family
+                    fields += [choice(member, path, field.helptext), *theirs.fields]
+                elif isinstance(default, Named):
+                    member = chosen(default, f"{path}{field.name}.")
+                    fields.append(
+                        shown(dataclasses.replace(field, type=type(member), default=member), path + field.name)
+                    )
+                elif not marks.get("derived"):
+                    fields.append(shown(dataclasses.replace(field, default=default), path + field.name))
+
+            def instantiate(**values: Any) -> Any:
+                for name, (theirs, family) in beside.items():
+                    values.pop(family)
+                    values[name] = theirs.instantiate(**{part.name: values.pop(part.name) for part in theirs.fields})
+                return spec.instantiate(**values)
+
+            return StructConstructorSpec(instantiate, tuple(fields))
+
         @registry.struct_rule
         def fields_of(info: StructTypeInfo) -> StructConstructorSpec | None:
             if within or not dataclasses.is_dataclass(info.type):
                 return None
-            within.append(info)
-            spec = ConstructorRegistry.get_struct_spec(info)  # by the rules of tyro's own
-            within.pop()
-            assert isinstance(spec, StructConstructorSpec)
-            return dataclasses.replace(spec, fields=tuple(shown(info.type, field) for field in spec.fields))
+            path = paths.get(info.type, "")
+            spec = expanded(info, path)
+            if not isinstance(info.default, Named):
+                return spec
+            flag = choice(info.default, path, inspect.cleandoc(info.type.__doc__ or "").partition("\n")[0])
+
+            def instantiate(**values: Any) -> Any:
+                del values[flag.name]
+                return spec.instantiate(**values)
+
+            return StructConstructorSpec(instantiate, (flag, *spec.fields))
 
         config = (tyro.conf.AvoidSubcommands,)  # of a network: the options of the one that is there
-        return tyro.cli(self.kind, prog=self.prog, registry=registry, config=config, **options)
+        return tyro.cli(self.kind, prog=self.prog, registry=registry, config=config, args=list(args), **options)
 
 
 def _hyphenated(rest: Sequence[str]) -> list[str]:
     """A line with flags as they are written in help; tyro reads --a_b as well, but does not look for what is meant by it."""
     return [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), part) for part in rest]
+
+
+def _flag(path: str) -> str:
+    """How a field is called on the command line."""
+    return "--" + path.removeprefix("config.").replace("_", "-")
+
+
+def _value(args: Sequence[str], flag: str) -> str | None:
+    """What a line gives to a flag, the last time that it does; None: nothing."""
+    for index in reversed(range(len(args))):
+        if args[index] == flag and index + 1 < len(args):
+            return args[index + 1]
+        if args[index].startswith(f"{flag}="):
+            return args[index].partition("=")[2]
+    return None
 
 
 def _called(prog: str, parse: Callable[..., Any], **options: Any) -> Any:

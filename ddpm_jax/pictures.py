@@ -7,9 +7,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, figures, noise, schedules
+from ddpm_jax import data, figures, noise
 from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable
+from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import samples as drawing
 from ddpm_jax.training.metrics import read_metrics
 from ddpm_jax.training.objective import check
@@ -115,13 +116,10 @@ class Pictures:
 
     def schedule(self) -> Path:
         """The noise schedule by t, on a logarithmic axis."""
-        config = self.run.config.process
-        if config.kind != "diffusion":
-            raise UserError(f"the picture schedule is of a diffusion, and {self.run.folder} is of kind {config.kind}.")
-        betas = {"beta_start": config.beta_start, "beta_end": config.beta_end}
-        table = schedules.create(config.schedule, config.num_steps, **betas)
-        if config.zero_terminal_snr:
-            table = schedules.zero_terminal_snr(table)
+        process = self.run.process
+        if not isinstance(process, GaussianDiffusion):
+            raise UserError(f"the picture schedule is of a diffusion, and {self.run.folder} is of kind {process.name}.")
+        table = process.schedule
         times = table.timesteps
         curves = {
             "beta": table.betas[times],
@@ -129,7 +127,7 @@ class Pictures:
             "alphas_cumprod": table.alphas_cumprod[times],
             "sigma of the reverse step": np.sqrt(table.betas[times]),
         }
-        heading = f"{config.schedule}, {config.num_steps} steps"
+        heading = f"{table.title}, {table.num_steps} steps"
         return figures.save_curves(self.folder / "schedule.png", times, curves, heading=heading, xlabel="t")
 
     def loss(self) -> Path:
@@ -191,7 +189,7 @@ def plot(
 def fitting(run: Run) -> list[str]:
     """The kinds that a run has what it takes for: one made of a file of weights has neither data nor losses."""
     unfit = set() if run.holds_images else set(OF_IMAGES)
-    if run.config.process.kind != "diffusion":
+    if not isinstance(run.process, GaussianDiffusion):
         unfit.add("schedule")
     if not run.config.data.source:
         unfit |= {"beside", "noising"}

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax import bound, display
 from ddpm_jax.checks import number, whole
 from ddpm_jax.errors import UserError, meant
-from ddpm_jax.schedules import Schedule, Table
+from ddpm_jax.named import BESIDE, DERIVED, Named
+from ddpm_jax.schedules import Linear, Schedule, Table
 
 Prediction = Literal["eps", "x0", "v"]
 """What the network of a diffusion outputs."""
@@ -63,8 +64,11 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Process(abc.ABC):
-    """A path from data to noise, x_t = alpha_t x_0 + sigma_t eps, and what a network learns of it."""
+class Process(Named, abc.ABC, family="kind"):
+    """A path from data to noise, x_t = alpha_t x_0 + sigma_t eps, and what a network learns of it.
+
+    A subclass with a name, `class FlowMatching(LinearPath, name="flow")`, is a frozen dataclass whose fields are its options.
+    """
 
     @abc.abstractmethod
     def level(self, t: Num[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
@@ -134,7 +138,7 @@ class Process(abc.ABC):
 
 
 @dataclass(frozen=True)
-class GaussianDiffusion(Process):
+class GaussianDiffusion(Process, name="diffusion"):
     """Data mixed with Gaussian noise along a discrete schedule (Ho et al. 2020); its times are integers.
 
     prediction: what the network is trained to output: the noise `eps`, the data `x0`, or the velocity `v` = alpha eps - sigma x_0
@@ -145,7 +149,7 @@ class GaussianDiffusion(Process):
     output (Choi et al. 2022, eq. 8); `snr`, `truncated_snr` = max(SNR, 1) (Salimans & Ho 2022) and `min_snr` = min(SNR,
     min_snr_gamma) (Hang et al. 2023) are weights of the error of x_0, which is that of eps / SNR, and that of v / (SNR + 1).
     learned_variance: the network's output has twice the channels; the second half places the variance of the reverse step between
-    its bounds (improved DDPM, eq. 15).
+    its bounds (improved DDPM, eq. 15); None: as the loss says, which is `hybrid` for one that is learned.
     time_draw: times to train at are independent and uniform, or evenly spread with one common offset (Kingma et al. 2021, app.
     I.1).
 
@@ -153,17 +157,28 @@ class GaussianDiffusion(Process):
         UserError: an unknown word, numbers out of range, or options that exclude each other.
     """
 
-    schedule: Schedule
+    schedule: Schedule = field(default=Linear(), metadata=BESIDE)
+    """Noise schedule."""
     prediction: Prediction = "eps"
+    """What the network outputs: the noise, the clean image, or the velocity between them."""
     loss: DiffusionLoss = "mse"
+    """Error of that output; vlb: the variational bound; hybrid: mse and the bound, where model.learn_variance is set."""
     weighting: Weighting = "none"
+    """Weight of the error by the signal-to-noise ratio."""
     p2_gamma: float = 1.0
+    """Exponent of weighting p2, (p2_k + SNR)^-p2_gamma."""
     p2_k: float = 1.0
+    """See p2_gamma."""
     min_snr_gamma: float = 5.0
-    learned_variance: bool = False
+    """Bound of weighting min_snr, min(SNR, min_snr_gamma)."""
+    learned_variance: bool | None = field(default=None, metadata=DERIVED)
+    """Whether the network says the variance too; in a run model.learn_variance decides."""
     time_draw: TimeDraw = "uniform"
+    """How timesteps to train at are drawn: each alone, or evenly spread with one common offset."""
 
     def __post_init__(self) -> None:
+        if self.learned_variance is None:
+            object.__setattr__(self, "learned_variance", self.loss == "hybrid")
         if not isinstance(self.schedule, Schedule):
             raise UserError(
                 f"schedule must be a Schedule, as schedules.linear(1000) makes one; got {display.short(self.schedule)}."
@@ -180,7 +195,7 @@ class GaussianDiffusion(Process):
             if not number(name, getattr(self, name)) > 0:
                 raise UserError(f"{name} must be positive; got {getattr(self, name)}.")
         if self.loss == "hybrid" and not self.learned_variance:
-            raise UserError("loss = hybrid trains a learned variance: it needs learned_variance = True.")
+            raise UserError("loss = hybrid trains a learned variance: it needs model.learn_variance = True.")
         if self.learned_variance and self.loss not in ("vlb", "hybrid"):
             raise UserError(f"a learned variance is trained by loss = hybrid or vlb alone; got {self.loss}.")
         if self.loss == "vlb" and self.weighting != "none":
@@ -199,10 +214,10 @@ class GaussianDiffusion(Process):
 
     def __repr__(self) -> str:
         schedule, prediction = self.schedule, self.prediction
-        changed = display.changed(self, "schedule", "prediction")
-        return display.line(
-            self, schedule.name or "schedule of its own", f"T={schedule.num_steps}", prediction, **changed
+        changed = display.changed(
+            self, "schedule", "prediction", *([] if self.learned_variance else ["learned_variance"])
         )
+        return display.line(self, schedule.title, f"T={schedule.num_steps}", prediction, **changed)
 
     def level(self, t: Int[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """The levels of the times t, cast once.
@@ -386,8 +401,11 @@ class LinearPath(Process):
     """
 
     num_steps: int = 1000
+    """The network is told t (num_steps - 1); also the steps of a sampler that is given no number."""
     loss: Loss = "mse"
+    """Error of the network's output."""
     time_draw: FlowTimeDraw = "uniform"
+    """How times to train at are drawn: each alone, evenly spread with one common offset, or more often in the middle."""
 
     def __post_init__(self) -> None:
         _check_words(loss=(self.loss, Loss), time_draw=(self.time_draw, FlowTimeDraw))
@@ -443,7 +461,7 @@ class LinearPath(Process):
 
 
 @dataclass(frozen=True, repr=False)
-class FlowMatching(LinearPath):
+class FlowMatching(LinearPath, name="flow"):
     """The network learns the velocity dx/dt = eps - x_0 of the straight path (Lipman et al. 2023; Liu et al. 2023)."""
 
     def target(
@@ -461,7 +479,7 @@ class FlowMatching(LinearPath):
 
 
 @dataclass(frozen=True, repr=False)
-class AlphaBlending(FlowMatching):
+class AlphaBlending(FlowMatching, name="blending"):
     """Iterative alpha-(de)blending: flow matching the other way round (Heitz et al. 2023).
 
     The network learns x_0 - eps, and is told the share 1 - t of the data.

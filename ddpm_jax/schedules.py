@@ -1,7 +1,7 @@
-"""Noise schedules: float64 tables on the host, one immutable `Schedule`."""
+"""Noise schedules: float64 tables on the host, one immutable `Schedule`; those with a name are their own configs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import abc
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from ddpm_jax import display
 from ddpm_jax.checks import number, whole
-from ddpm_jax.errors import UserError, meant
+from ddpm_jax.errors import UserError
+from ddpm_jax.named import DERIVED, Named
 
 Table = np.ndarray
 """A float64 array indexed by the timestep t."""
@@ -73,8 +74,8 @@ class Schedule:
     def __repr__(self) -> str:
         first, last = self.timesteps[[0, -1]]
         return display.line(
-            self,
-            self.name or "of its own",
+            "Schedule",
+            self.title,
             f"t={first}..{last}",
             f"betas {self.betas[first]:.4g}..{self.betas[last]:.4g}",
             f"A_T={self.alphas_cumprod[last]:.3g}",
@@ -86,8 +87,13 @@ class Schedule:
         curves = {"alphas_cumprod": self.alphas_cumprod[self.timesteps]}
         return display.paragraph(repr(self)) + display.picture(
             figures.curves_png(self.timesteps, curves, xlabel="t"),
-            f"alphas_cumprod by t of {self.name or 'the schedule'}",
+            f"alphas_cumprod by t of {self.title}",
         )
+
+    @property
+    def title(self) -> str:
+        """What it is called where it is shown."""
+        return self.name or "of its own"
 
     @property
     def num_steps(self) -> int:
@@ -171,90 +177,123 @@ def _ratio(above: Table | float, below: Table, at_zero: float) -> Table:
     return np.divide(above, below, out=np.full_like(below, at_zero), where=below != 0)
 
 
-def from_betas(betas: Table) -> Schedule:
-    """The schedule over t = 0..T-1 with the given betas, shape (T,), each in (0, 1]."""
-    return _from_betas(betas, "from_betas")
+@dataclass(frozen=True, eq=False, repr=False)
+class NamedSchedule(Named, Schedule, family="schedule"):
+    """A schedule that is made of options, which the command line has as flags and a run's config keeps.
+
+    A subclass defines `curve`: `class Linear(NamedSchedule, name="linear")`, decorated as this class is.
+
+    Raises:
+        UserError: num_steps below 1; an option out of range; or as `Schedule`.
+    """
+
+    betas: Table = field(init=False, metadata=DERIVED)
+    alphas_cumprod: Table = field(init=False, metadata=DERIVED)
+    first: int = field(init=False, default=0, metadata=DERIVED)
+    name: str = field(init=False, default="", metadata=DERIVED)  # type: ignore[misc]
+    num_steps: int = 1000
+    """T, the number of timesteps; a flow scales its times by it for the network."""
+    zero_terminal_snr: bool = field(default=False, kw_only=True)
+    """Rescale the schedule so that x_T holds no data at all; needs prediction v or x0."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", whole("num_steps", self.num_steps))
+        if self.num_steps < 1:
+            raise UserError(f"num_steps must be at least 1; got {self.num_steps}.")
+        betas, alphas_cumprod = self.curve()
+        if self.zero_terminal_snr:
+            betas, alphas_cumprod = _without_signal_at_the_end(betas, alphas_cumprod, self.first)
+        object.__setattr__(self, "betas", betas)
+        object.__setattr__(self, "alphas_cumprod", alphas_cumprod)
+        super().__post_init__()
+
+    @abc.abstractmethod
+    def curve(self) -> tuple[Table, Table]:
+        """The tables of betas and of A, for num_steps timesteps.
+
+        Raises:
+            UserError: an option out of range.
+        """
+
+    @property
+    def title(self) -> str:
+        """What it is called where it is shown."""
+        return f"zero_terminal_snr({self.name})" if self.zero_terminal_snr else self.name
 
 
-def _from_betas(betas: Any, name: str) -> Schedule:
-    betas = _row("betas", betas)
-    return Schedule(betas, _kept(betas), name=name)
-
-
-def _kept(betas: Table) -> Table:
-    """The products of 1 - beta; 0 from a beta on that lies above 1, which `Schedule` refuses."""
-    return np.cumprod(np.clip(1.0 - betas, 0.0, 1.0))
-
-
-def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+@dataclass(frozen=True, eq=False, repr=False)
+class Linear(NamedSchedule, name="linear"):
     """betas evenly spaced over [beta_start, beta_end], t = 0..T-1 (Ho et al. 2020, section 4).
 
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].
     """
-    _check_ends(beta_start, beta_end)
-    return _from_betas(np.linspace(beta_start, beta_end, _checked(num_steps)), "linear")
+
+    beta_start: float = 1e-4
+    """First beta."""
+    beta_end: float = 0.02
+    """Last beta."""
+
+    def curve(self) -> tuple[Table, Table]:
+        """Its tables."""
+        _check_ends(self.beta_start, self.beta_end)
+        return _of(np.linspace(self.beta_start, self.beta_end, self.num_steps))
 
 
-def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """betas evenly spaced with both ends included, t = 1..T: T + 1 entries, and A_0 = 1 - beta_start rather than 1.
-
-    The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were trained so.
-
-    Raises:
-        UserError: num_steps below 1, or a beta outside (0, 1].
-    """
-    _check_ends(beta_start, beta_end)
-    betas = np.linspace(beta_start, beta_end, _checked(num_steps) + 1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a beta of 1, and of one that `Schedule` refuses
-        return Schedule(betas, np.exp(np.cumsum(np.log1p(-betas))), first=1, name="linear_inclusive")
-
-
-def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
+@dataclass(frozen=True, eq=False, repr=False)
+class Cosine(NamedSchedule, name="cosine"):
     """A_t along cos^2, each beta clipped at max_beta, t = 0..T-1 (Nichol & Dhariwal 2021, eq. 17).
 
     Raises:
         UserError: num_steps below 1, s not positive, or max_beta outside (0, 1].
     """
-    curve = _squared_cosine(num_steps, s)
-    return _from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], _share("max_beta", max_beta)), "cosine")
+
+    s: float = 0.008
+    """Offset that keeps the first betas from being too small."""
+    max_beta: float = 0.999
+    """Largest beta."""
+
+    def curve(self) -> tuple[Table, Table]:
+        """Its tables."""
+        curve = _squared_cosine(self.num_steps, self.s)
+        return _of(np.minimum(1.0 - curve[1:] / curve[:-1], _share("max_beta", self.max_beta)))
 
 
-def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
-    """A_t along cos^2 with no beta clipped, t = 1..T: T + 1 entries, A_0 = 1 and A_T = 0 to rounding (system 1).
-
-    Raises:
-        UserError: num_steps below 1, or s not positive.
-    """
-    curve = _squared_cosine(num_steps, s)
-    alphas_cumprod = curve / curve[0]
-    return Schedule(1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), alphas_cumprod, 1, "cosine_unclipped")
-
-
-def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+@dataclass(frozen=True, eq=False, repr=False)
+class Quadratic(Linear, name="quadratic"):
     """betas whose square roots are evenly spaced, t = 0..T-1.
 
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].
     """
-    _check_ends(beta_start, beta_end)
-    if beta_start <= 0:
-        raise UserError(f"beta_start and beta_end must lie in (0, 1]; got {beta_start:g} and {beta_end:g}.")
-    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _checked(num_steps)) ** 2, "quadratic")
+
+    def curve(self) -> tuple[Table, Table]:
+        """Its tables."""
+        _check_ends(self.beta_start, self.beta_end)
+        if self.beta_start <= 0:
+            raise UserError(
+                f"beta_start and beta_end must lie in (0, 1]; got {self.beta_start:g} and {self.beta_end:g}."
+            )
+        return _of(np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps) ** 2)
 
 
-def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sigmoid(Linear, name="sigmoid"):
     """betas along the logistic curve over [-6, 6], scaled into [beta_start, beta_end], t = 0..T-1.
 
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].
     """
-    _check_ends(beta_start, beta_end)
-    logistic = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, _checked(num_steps))))
-    return _from_betas(logistic * (beta_end - beta_start) + beta_start, "sigmoid")
+
+    def curve(self) -> tuple[Table, Table]:
+        """Its tables."""
+        _check_ends(self.beta_start, self.beta_end)
+        logistic = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, self.num_steps)))
+        return _of(logistic * (self.beta_end - self.beta_start) + self.beta_start)
 
 
-def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
+@dataclass(frozen=True, eq=False, repr=False)
+class SigmoidCumprod(NamedSchedule, name="sigmoid_cumprod"):
     """A_t along the logistic curve from start to end, from 1 to 0, each beta clipped at max_beta, t = 0..T-1.
 
     That of Jabri et al. 2023 with a temperature of 1, the default of denoising-diffusion-pytorch; `sigmoid` is another.
@@ -262,12 +301,82 @@ def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_b
     Raises:
         UserError: num_steps below 1, start not below end, or max_beta outside (0, 1].
     """
-    if not number("start", start) < number("end", end):
-        raise UserError(f"start must lie below end; got {start:g} and {end:g}.")
-    time = np.arange(_checked(num_steps) + 1) / num_steps
-    logistic = 1.0 / (1.0 + np.exp(-(start + (end - start) * time)))
-    curve = logistic[-1] - logistic
-    return _from_betas(np.minimum(1.0 - curve[1:] / curve[:-1], _share("max_beta", max_beta)), "sigmoid_cumprod")
+
+    start: float = -3.0
+    """Where on the logistic curve it begins."""
+    end: float = 3.0
+    """Where on the logistic curve it ends."""
+    max_beta: float = 0.999
+    """Largest beta."""
+
+    def curve(self) -> tuple[Table, Table]:
+        """Its tables."""
+        if not number("start", self.start) < number("end", self.end):
+            raise UserError(f"start must lie below end; got {self.start:g} and {self.end:g}.")
+        time = np.arange(self.num_steps + 1) / self.num_steps
+        logistic = 1.0 / (1.0 + np.exp(-(self.start + (self.end - self.start) * time)))
+        curve = logistic[-1] - logistic
+        return _of(np.minimum(1.0 - curve[1:] / curve[:-1], _share("max_beta", self.max_beta)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearInclusive(Linear, name="linear_inclusive"):
+    """betas evenly spaced with both ends included, t = 1..T: T + 1 entries, and A_0 = 1 - beta_start rather than 1.
+
+    The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were trained so.
+
+    Raises:
+        UserError: num_steps below 1, or a beta outside (0, 1].
+    """
+
+    first: int = field(init=False, default=1, metadata=DERIVED)
+
+    def curve(self) -> tuple[Table, Table]:
+        """Its tables."""
+        _check_ends(self.beta_start, self.beta_end)
+        betas = np.linspace(self.beta_start, self.beta_end, self.num_steps + 1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a beta of 1, and of one that `Schedule` refuses
+            return betas, np.exp(np.cumsum(np.log1p(-betas)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CosineUnclipped(NamedSchedule, name="cosine_unclipped"):
+    """A_t along cos^2 with no beta clipped, t = 1..T: T + 1 entries, A_0 = 1 and A_T = 0 to rounding (system 1).
+
+    Raises:
+        UserError: num_steps below 1, or s not positive.
+    """
+
+    s: float = 0.008
+    """Offset that keeps the first betas from being too small."""
+    first: int = field(init=False, default=1, metadata=DERIVED)
+
+    def curve(self) -> tuple[Table, Table]:
+        """Its tables."""
+        curve = _squared_cosine(self.num_steps, self.s)
+        alphas_cumprod = curve / curve[0]
+        return 1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), alphas_cumprod
+
+
+linear, cosine, quadratic, sigmoid = Linear, Cosine, Quadratic, Sigmoid
+sigmoid_cumprod, linear_inclusive, cosine_unclipped = SigmoidCumprod, LinearInclusive, CosineUnclipped
+
+SCHEDULES = NamedSchedule.members
+"""Every schedule by name."""
+
+
+def create(name: str, num_steps: int, **options: Any) -> Schedule:
+    """The named schedule over T = num_steps timesteps: `create("linear", 1000, beta_end=0.01)`.
+
+    Raises:
+        UserError: the name or an option is unknown (lists what exists), or a value is out of range.
+    """
+    return NamedSchedule.made(name, {"num_steps": num_steps, **options})
+
+
+def from_betas(betas: Table) -> Schedule:
+    """The schedule over t = 0..T-1 with the given betas, shape (T,), each in (0, 1]."""
+    return Schedule(*_of(_row("betas", betas)), name="from_betas")
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
@@ -282,29 +391,34 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         raise UserError(
             f"schedule must be a Schedule, as schedules.linear(1000) makes one; got {display.short(schedule)}."
         )
-    if schedule.num_steps < 2:
-        raise UserError(f"a zero terminal SNR needs at least 2 timesteps; got num_steps = {schedule.num_steps}.")
-    first, root = schedule.first, schedule.sqrt_alphas_cumprod
+    if isinstance(schedule, NamedSchedule):
+        return replace(schedule, zero_terminal_snr=True)
+    tables = _without_signal_at_the_end(schedule.betas, schedule.alphas_cumprod, schedule.first)
+    return Schedule(*tables, schedule.first, f"zero_terminal_snr({schedule.name})")
+
+
+def _without_signal_at_the_end(betas: Table, alphas_cumprod: Table, first: int) -> tuple[Table, Table]:
+    if len(betas) - first < 2:
+        raise UserError(f"a zero terminal SNR needs at least 2 timesteps; got num_steps = {len(betas) - first}.")
+    root = np.sqrt(alphas_cumprod)
     kept = root[first]
-    alphas_cumprod = ((root - root[-1]) * kept / (kept - root[-1])) ** 2
-    alphas_cumprod[:first] = schedule.alphas_cumprod[:first]
-    betas = 1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
-    betas[:first] = schedule.betas[:first]
-    return Schedule(betas, alphas_cumprod, first, f"zero_terminal_snr({schedule.name})")
+    rescaled = ((root - root[-1]) * kept / (kept - root[-1])) ** 2
+    rescaled[:first] = alphas_cumprod[:first]
+    steeper = 1.0 - rescaled / np.append(1.0, rescaled[:-1])
+    steeper[:first] = betas[:first]
+    return steeper, rescaled
+
+
+def _of(betas: Table) -> tuple[Table, Table]:
+    """betas with the products of 1 - beta; 0 from a beta on that lies above 1, which `Schedule` refuses."""
+    return betas, np.cumprod(np.clip(1.0 - betas, 0.0, 1.0))
 
 
 def _squared_cosine(num_steps: int, s: float) -> Table:
     if not number("s", s) > 0:
         raise UserError(f"s must be positive; got {s:g}.")
-    time = np.arange(_checked(num_steps) + 1) / num_steps
+    time = np.arange(num_steps + 1) / num_steps
     return np.cos((time + s) / (1.0 + s) * np.pi / 2) ** 2
-
-
-def _checked(num_steps: int) -> int:
-    found = whole("num_steps", num_steps)
-    if found < 1:
-        raise UserError(f"num_steps must be at least 1; got {num_steps}.")
-    return found
 
 
 def _check_ends(beta_start: float, beta_end: float) -> None:
@@ -327,34 +441,3 @@ def _row(name: str, values: Any) -> Table:
     if found.ndim != 1:
         raise UserError(f"{name} must be one number for each timestep, of shape (T,); got the shape {found.shape}.")
     return found
-
-
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "linear": linear,
-    "cosine": cosine,
-    "quadratic": quadratic,
-    "sigmoid": sigmoid,
-    "sigmoid_cumprod": sigmoid_cumprod,
-    "linear_inclusive": linear_inclusive,
-    "cosine_unclipped": cosine_unclipped,
-}
-"""Every schedule by name."""
-
-WITHOUT_BETAS = ("cosine", "cosine_unclipped", "sigmoid_cumprod")
-"""Schedules that take no beta_start and beta_end."""
-
-
-def create(name: str, num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """The named schedule over T = num_steps timesteps, its other options at their defaults.
-
-    Raises:
-        UserError: the name is unknown (lists the names), num_steps is below 1, a beta lies outside (0, 1], or betas are given for
-            a schedule that has its own.
-    """
-    if not isinstance(name, str) or name not in SCHEDULES:
-        raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}.{meant(name, SCHEDULES)}")
-    if name in WITHOUT_BETAS:
-        if (beta_start, beta_end) != (1e-4, 0.02):
-            raise UserError(f"schedule {name} has no beta_start and beta_end; got {beta_start:g} and {beta_end:g}.")
-        return SCHEDULES[name](num_steps)
-    return SCHEDULES[name](num_steps, beta_start, beta_end)

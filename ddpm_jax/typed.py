@@ -1,36 +1,65 @@
 """Frozen dataclasses from JSON that anybody may have written: each value of its declared type, or refused by name."""
 
 import dataclasses
+import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from ddpm_jax.errors import UserError, meant
+from ddpm_jax.named import Named, default_of, options_of
 
 T = TypeVar("T")
 
 
 def build(kind: type[T], tree: Any, name: str) -> T:
-    """The dataclass `kind` from a JSON object; fields that are not there take their defaults.
+    """The dataclass `kind` from a JSON object, as `named.tree_of` makes one; fields that are not there take their defaults.
 
     name: of the object, in messages: a field is called "name.field".
 
     Raises:
         UserError: it is no object, a field is unknown or missing, a value has another type, or the dataclass refuses it.
     """
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
-    hints = typing.get_type_hints(kind)
-    options = value_of(dict[str, Any], tree, name)
+    options = dict(value_of(dict[str, Any], tree, name))
+    if issubclass(kind, Named) and options.pop(kind.family, kind.name) != kind.name:
+        raise UserError(f"{name}.{kind.family} must be {kind.name}; got {tree[kind.family]!r}.")
+    made, known = _built(kind, options, name)
     for option in options:
-        if option not in fields:
-            raise UserError(f"{name} has no option {option!r}; it has {', '.join(fields)}.{meant(option, fields)}")
-    for field in fields.values():
-        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if field.name not in options and not optional:
+        if option not in known:
+            raise UserError(f"{name} has no option {option!r}; it has {', '.join(known)}.{meant(option, known)}")
+    return made()
+
+
+def _built(kind: Any, options: Mapping[str, Any], name: str) -> tuple[Callable[[], Any], list[str]]:
+    """What makes the dataclass of those options that are its own; and their names."""
+    hints, given, known = typing.get_type_hints(kind), dict[str, Callable[[], Any]](), list[str]()
+    for field in options_of(kind):
+        default = default_of(field)
+        if field.metadata.get("beside"):
+            chosen = value_of(str, options.get(default.family, default.name), f"{name}.{default.family}")
+            given[field.name], theirs = _built(_member(default, chosen, name), options, name)
+            known += [default.family, *theirs]
+            continue
+        known.append(field.name)
+        if field.name in options:
+            value = value_of(hints[field.name], options[field.name], f"{name}.{field.name}")
+            given[field.name] = functools.partial(_same, value)
+        elif default is dataclasses.MISSING:
             raise UserError(f"{name} needs {field.name!r}, which is missing.")
-    return kind(**{key: value_of(hints[key], value, f"{name}.{key}") for key, value in options.items()})
+    return lambda: kind(**{key: make() for key, make in given.items()}), known
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _member(family: Named, chosen: str, name: str) -> type[Named]:
+    try:
+        return family.member(chosen)
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from error
 
 
 def value_of(hint: Any, value: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpm_torch_ref import bound
 from ddpm_torch_ref.checks import check_choice, check_clean_end
-from ddpm_torch_ref.schedules import Schedule, Table
+from ddpm_torch_ref.schedules import Schedule, Table, linear
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> what the network was trained to output."""
@@ -144,7 +144,8 @@ class GaussianDiffusion(Process):
         p2_k: above 0.
         min_snr_gamma: above 0.
         learned_variance: the network's output has twice x_t's channels (axis 1), the second half being v: the reverse step's
-            log variance is f log beta + (1 - f) log beta~, f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15).
+            log variance is f log beta + (1 - f) log beta~, f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15). None: whether the loss is
+            "hybrid", which trains it.
         time_draw: of the times to train at: "uniform", each by itself, or "low_discrepancy", evenly spread with one offset for all.
 
     Raises:
@@ -153,17 +154,19 @@ class GaussianDiffusion(Process):
             whose clean end has A below 1; loss "vlb" with a weighting, as the bound has its own.
     """
 
-    schedule: Schedule
+    schedule: Schedule = linear()
     prediction: str = "eps"
     loss: str = "mse"
     weighting: str = "none"
     p2_gamma: float = 1.0
     p2_k: float = 1.0
     min_snr_gamma: float = 5.0
-    learned_variance: bool = False
+    learned_variance: bool | None = None
     time_draw: str = "uniform"
 
     def __post_init__(self) -> None:
+        if self.learned_variance is None:
+            object.__setattr__(self, "learned_variance", self.loss == "hybrid")
         check_choice("prediction", self.prediction, PREDICTIONS)
         check_choice("time_draw", self.time_draw, TIME_DRAWS)
         check_choice("loss", self.loss, (*LOSSES, *BOUND_LOSSES))

@@ -163,7 +163,7 @@ def _from_betas(betas: Table, name: str) -> Schedule:
     return Schedule(betas, np.cumprod(1 - betas, dtype=np.float64), name=name)
 
 
-def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """b_t evenly spaced from beta_start to beta_end, t = 0..T-1.
 
     Raises:
@@ -175,7 +175,7 @@ def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> 
     return _from_betas(np.linspace(beta_start, beta_end, num_steps), "linear")
 
 
-def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+def linear_inclusive(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """b_t = beta_start + (beta_end - beta_start) t/T, t = 1..T, and A_t a product that begins with a_0 (system 5).
 
     So the clean end of the chain, A_0 = 1 - beta_start, is not quite clean.
@@ -188,7 +188,7 @@ def linear_inclusive(num_steps: int, beta_start: float = 1e-4, beta_end: float =
     return Schedule(betas, np.exp(np.cumsum(np.log(1 - betas))), first=1, name="linear_inclusive")
 
 
-def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
+def cosine(num_steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
     """b_t = min(1 - f((t+1)/T) / f(t/T), max_beta), f(u) = cos^2((u + s)/(1 + s) pi/2), t = 0..T-1.
 
     Raises:
@@ -201,7 +201,7 @@ def cosine(num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Schedul
     return _from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), "cosine")
 
 
-def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
+def cosine_unclipped(num_steps: int = 1000, s: float = 0.008) -> Schedule:
     """A_t = f(t/T) / f(0), f(u) = cos^2((u + s)/(1 + s) pi/2), t = 1..T; A_0 = 1 (system 1).
 
     Raises:
@@ -216,7 +216,7 @@ def cosine_unclipped(num_steps: int, s: float = 0.008) -> Schedule:
     return Schedule(betas, products, first=1, name="cosine_unclipped")
 
 
-def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+def quadratic(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """sqrt(b_t) evenly spaced between the roots of beta_start and beta_end, t = 0..T-1.
 
     Raises:
@@ -226,7 +226,7 @@ def quadratic(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) 
     return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2, "quadratic")
 
 
-def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+def sigmoid(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """b_t = beta_start + (beta_end - beta_start) / (1 + exp(-u)), u evenly spaced over [-6, 6], t = 0..T-1.
 
     Raises:
@@ -237,7 +237,7 @@ def sigmoid(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
     return _from_betas(logistic * (beta_end - beta_start) + beta_start, "sigmoid")
 
 
-def sigmoid_cumprod(num_steps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
+def sigmoid_cumprod(num_steps: int = 1000, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999) -> Schedule:
     """b_t = min(1 - f((t+1)/T) / f(t/T), max_beta), f(u) = s(end) - s(start + (end - start) u), s logistic, t = 0..T-1.
 
     Raises:

@@ -20,7 +20,7 @@ from ddpm_jax.models import attention, layers, normalization, tiny_unet
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
-from ddpm_jax.samplers import ddim, strided
+from ddpm_jax.samplers import Sampler, ddim, strided
 from ddpm_jax.training import update as training_update
 from ddpm_jax.verify.stages import Verification
 from ddpm_jax.weights import bridge
@@ -85,7 +85,9 @@ def setting(owner: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch],
 
 def sampling(sampler: str, **options: Any) -> Callable[[Verification], None]:
     """Not a fault: have the network sampled in another way."""
-    return lambda verification: setattr(verification, "sampling", SampleConfig(sampler, clip=None, **options))
+    return lambda verification: setattr(
+        verification, "sampling", SampleConfig(Sampler.made(sampler, options), clip=None)
+    )
 
 
 # Broken modules and functions ------------------------------------------------------------------------------------

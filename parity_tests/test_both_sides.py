@@ -33,6 +33,14 @@ WORDS = {"key": "generator"}
 REASONS = {
     "the command line chooses by name, and the twin has none": (
         "schedules.create",
+        "schedules.NamedSchedule",
+        "schedules.*.zero_terminal_snr",
+        "schedules.Schedule.title",
+        "*.family",
+        "*.made",
+        "*.member",
+        "*.members",
+        "processes.*.name",
         "samplers.as_sampler",
         "samplers.SAMPLERS",
         "samplers.*.name",
@@ -46,6 +54,15 @@ REASONS = {
         "models.kind_of",
         "models.simplest",
         "models.unet_of",
+    ),
+    "a named schedule is a class, by whose field the command line asks for the rescaling; `linear` and `Linear` are the same": (
+        "schedules.Cosine",
+        "schedules.CosineUnclipped",
+        "schedules.Linear",
+        "schedules.LinearInclusive",
+        "schedules.Quadratic",
+        "schedules.Sigmoid",
+        "schedules.SigmoidCumprod",
     ),
     "checks of a caller's arguments; the twin's are in its checks.py": (
         "processes.as_times",
@@ -158,6 +175,8 @@ def parameters(function):
             isinstance(default, tuple) and hasattr(default, "_fields")
         ):  # ours and theirs of one name
             default = getattr(default, "__name__", type(default).__name__)
+        if hasattr(default, "betas"):
+            default = default.name, default.num_steps
         found[WORDS.get(name, name)] = (parameter.kind.description, default)
     found.pop("self", None)
     return found
@@ -194,7 +213,7 @@ def compare(path, ours, theirs):
         if not inspect.isabstract(ours):
             yield from compare_calls(path, ours, theirs)
         yield from compare_names(path, members(ours), members(theirs))
-    elif inspect.isfunction(ours) and inspect.isfunction(theirs):
+    elif (inspect.isfunction(ours) or inspect.isclass(ours)) and inspect.isfunction(theirs):
         yield from compare_calls(path, ours, theirs)
     elif isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() != theirs.keys():
         yield path, f"{[*ours]}\nand {[*theirs]}"

@@ -26,7 +26,7 @@ from ddpm_jax import weights as bridge
 from ddpm_jax.data import toy
 from ddpm_jax.models.layers import timestep_embedding
 from ddpm_jax.models.timesteps import convnext_table, timestep_table
-from ddpm_jax.presets import SYSTEMS, TrainConfig
+from ddpm_jax.presets import TrainConfig, system_of
 from ddpm_jax.training import Examples, Update, create_state, learning_rate, make_optimizer
 from ddpm_jax.weights.originals import from_original
 
@@ -187,8 +187,7 @@ RECORDED = {
 
 def schedule_of(name):
     """The schedule that the package gives a network of its author's."""
-    process, _ = SYSTEMS[name]
-    return schedules.create(process.schedule, process.num_steps)
+    return system_of(models.configure(name, {}))[0].schedule
 
 
 @PRECISIONS
@@ -256,7 +255,7 @@ def test_annotated_sampler():
     schedule = schedule_of("annotated_unet")
     num_frames = schedule.num_steps + 1
     noises = draws(rec, "traj", num_frames, rec["final"].shape, "f32")
-    sampler = samplers.Ancestral(SYSTEMS["annotated_unet"][1].variance)
+    sampler = system_of(models.configure("annotated_unet", {}))[1].sampler
     x_0, states = walk(schedule, stand_in, noises, sampler, num_frames=num_frames)
     # Their list of frames leaves the starting noise out.
     assert_agrees("call", channels_first(states[1]), rec["first"], "first")

@@ -11,7 +11,6 @@ from ddpm_jax import models, processes, samplers, schedules
 from ddpm_jax.conversion.scheduler import from_scheduler, to_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import Preset, SampleConfig
-from ddpm_jax.training.objective import process_of, sampler_of
 
 T = 1000
 SCHEDULERS = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}
@@ -56,12 +55,11 @@ def test_an_imported_scheduler_walks_the_same_times(kind, options):
         return
     process, sample = from_scheduler(config, models.UNetConfig())
     assert sample.spacing == spacing
-    ours = Preset(process=process, sample=sample)
-    sampler, of = sampler_of(sample), process_of(ours)
+    of = Preset(process=process, sample=sample).process
     theirs = SCHEDULERS[kind].from_config(config)
     one_too_many = 0
     for n in range(1, T + 1):
-        found, wanted = sampler.grid(of, n, sample.spacing), rows_of(theirs, n)
+        found, wanted = sample.sampler.grid(of, n, sample.spacing), rows_of(theirs, n)
         if spacing == "trailing" and len(wanted) == n + 1:
             # their float arithmetic gives the time -1 too, where there is no network to ask
             assert wanted[-1, 0] == -1
@@ -86,7 +84,7 @@ def test_an_exported_scheduler_walks_the_same_times(sampler, spacing):
     told = (sampler, spacing) == ("ddim", "linspace")
     assert written["timestep_spacing"] == ("trailing" if told or spacing in (None, "even") else spacing)
     for n in range(1, T + 1):
-        found = sampler_of(sample).grid(chain(), n, spacing)[:, 0]
+        found = sample.sampler.grid(chain(), n, spacing)[:, 0]
         wanted = rows_of(theirs, n)[:n, 0]
         if spacing in (None, "even") and n // gcd(n, T) % 2 == 0:
             assert np.abs(found - wanted).max() <= 1
@@ -97,7 +95,7 @@ def test_an_exported_scheduler_walks_the_same_times(sampler, spacing):
 @pytest.mark.parametrize(
     ("sample", "told"),
     [
-        (SampleConfig("dpmpp_2m"), "DDPMScheduler .*trailing.*no counterpart of sample.sampler = dpmpp_2m"),
+        (SampleConfig("dpmpp"), "DDPMScheduler .*trailing.*no counterpart of sample.sampler = dpmpp"),
         (SampleConfig("ddim", spacing="quadratic"), "DDIMScheduler .*trailing.*of sample.spacing = quadratic"),
         (SampleConfig("ddim", spacing="linspace"), "DDIMScheduler .*trailing.*of sample.spacing = linspace"),
     ],

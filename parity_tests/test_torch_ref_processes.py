@@ -111,7 +111,7 @@ def test_what_a_gaussian_diffusion_refuses():
         (linear, {"p2_gamma": -1}, "p2_gamma must be at least 0; got -1"),
         (linear, {"p2_k": 0}, "p2_k must be above 0; got 0"),
         (linear, {"min_snr_gamma": 0}, "min_snr_gamma must be above 0; got 0"),
-        (linear, {"loss": "hybrid"}, "without learned_variance"),
+        (linear, {"loss": "hybrid", "learned_variance": False}, "without learned_variance"),
         (linear, {"loss": "vlb", "weighting": "snr"}, "weighting must be none"),
         (linear, {"loss": "l2"}, "loss must be one of mse, l1, huber, hybrid, vlb; got 'l2'"),
         (unclean, {"loss": "vlb"}, r"alphas_cumprod\[0\] must be 1"),

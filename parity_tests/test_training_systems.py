@@ -7,9 +7,9 @@ import torch
 from tolerances import assert_close
 from twins import indices, make_pair, normal, to_nchw
 
-from ddpm_jax import processes, schedules, weights
+from ddpm_jax import models, processes, schedules, weights
 from ddpm_jax.compilation import jit
-from ddpm_jax.presets import SYSTEMS, TrainConfig
+from ddpm_jax.presets import TrainConfig, system_of
 from ddpm_jax.training import Examples, Update, create_state, make_optimizer
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import schedules as twin_schedules
@@ -48,10 +48,11 @@ def test_twenty_updates(name, dtype):
     such a parameter may go anywhere within the twenty steps, and no further.
     """
     model, twin = make_pair(name, dtype, **OPTIONS[name])
-    config = SYSTEMS[name][0]
-    process = processes.GaussianDiffusion(schedules.create(config.schedule, config.num_steps), loss=config.loss)
-    twin_schedule = getattr(twin_schedules, config.schedule)(config.num_steps)
-    twin_process = twin_processes.GaussianDiffusion(twin_schedule, loss=config.loss)
+    process = system_of(models.configure(name, {}))[0]
+    twin_schedule = getattr(twin_schedules, process.schedule.name)(process.schedule.num_steps)
+    twin_process = twin_processes.GaussianDiffusion(
+        twin_schedule, process.prediction, process.loss, weighting=process.weighting
+    )
     state = create_state(model, make_optimizer(CONFIG))
     twin_state = twin_training.create_state(twin, torch.optim.Adam(twin.parameters(), lr=CONFIG.lr))
     step, twin_update = update_of(process), twin_training.Update(twin_process, CONFIG.ema_decay)

@@ -22,7 +22,6 @@ from twins import compiled, forward_and_back, indices, normal, randomise, to_nch
 from ddpm_jax import models, samplers, schedules, weights
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.scheduler import DEFAULTS as SCHEDULER_DEFAULTS
-from ddpm_jax.training.objective import sampler_of
 from ddpm_jax.training.run import open_run
 from ddpm_jax.training.samples import believed
 from ddpm_jax.weights.diffusers import DEFAULTS, to_options
@@ -283,7 +282,7 @@ def run_in_double(folder, x_T, noises=None):
     """The states of a run folder's walk, as its config samples, in double precision."""
     run = open_run(folder)
     variables = jax.tree.map(lambda a: a.astype("float64"), run.load_variables()[0])
-    config, sampler = run.config.sample, sampler_of(run.config.sample)
+    config, sampler = run.config.sample, run.config.sample.sampler
     grid = sampler.grid(run.process, config.steps, config.spacing)
 
     @compiled

@@ -17,23 +17,22 @@ import numpy as np
 from ddpm_jax import denoisers, figures, processes, samplers, schedules
 from ddpm_jax.evaluation import evaluate_run, sliced_wasserstein
 from ddpm_jax.files import write_atomically
-from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Drawing, open_run
-from ddpm_jax.training.objective import sampler_of
 
 EVALUATIONS = (6, 10, 15, 25, 50, 100, 250)
 """Evaluations of the network; methods of two a step take half as many steps."""
-SAMPLERS: dict[str, dict[str, Any]] = {
-    "ancestral": {},
-    "ddim": {"spacing": "log_snr"},
-    "euler_ancestral": {},
-    "euler": {},
-    "heun": {},
-    "dpmpp_2m": {"spacing": "log_snr"},
-    "dpmpp_2m_sde": {"spacing": "log_snr"},
-    "dpmpp_3m": {"spacing": "log_snr"},
-    "unipc": {"spacing": "log_snr"},
+SAMPLERS: dict[str, tuple[samplers.Sampler, Any]] = {
+    "ancestral": (samplers.Ancestral(), None),
+    "ddim": (samplers.DDIM(), "log_snr"),
+    "euler --eta 1": (samplers.Euler(eta=1.0), None),
+    "euler": (samplers.Euler(), None),
+    "heun": (samplers.Heun(), None),
+    "dpmpp": (samplers.DPMSolver(), "log_snr"),
+    "dpmpp --sde": (samplers.DPMSolver(sde=True), "log_snr"),
+    "dpmpp --order 3": (samplers.DPMSolver(order=3), "log_snr"),
+    "unipc": (samplers.UniPC(), "log_snr"),
 }
+"""What is typed after --sampler -> the sampler, and its spacing."""
 CENTRES, WIDTH = np.array([[-1.0, -0.6], [1.0, -0.6], [0.0, 1.1]]), 0.15
 POINTS, DRAWS = 10_000, 4
 """Points in a draw of the clusters; figures are means of so many draws."""
@@ -66,16 +65,16 @@ def draw_clusters(seed: int) -> np.ndarray:
 
 def on_clusters(names: list[str], counts: list[int]) -> dict[str, Any]:
     """Sliced Wasserstein distance to held-out points, of each sampler by evaluations; beside that of other real points."""
-    process = processes.GaussianDiffusion(schedules.linear(1000))
+    process = processes.GaussianDiffusion(schedules.Linear(1000))
     denoise, real = exact(process), draw_clusters(1)
     found: dict[str, list[float]] = {}
     for name in names:
         found[name] = []
         for evaluations in counts:
-            changes: dict[str, Any] = {"sampler": name}
-            sampler = sampler_of(dataclasses.replace(SampleConfig(), **changes))
-            steps, spacing = steps_of(name, evaluations), SAMPLERS[name]
-            drawn = [samplers.sample(denoise, sampler, seed, (POINTS, 2), steps, **spacing) for seed in range(DRAWS)]
+            (sampler, spacing), steps = SAMPLERS[name], steps_of(name, evaluations)
+            drawn = [
+                samplers.sample(denoise, sampler, seed, (POINTS, 2), steps, spacing=spacing) for seed in range(DRAWS)
+            ]
             distances = [sliced_wasserstein(np.asarray(points), real) for points in drawn]
             found[name].append(float(np.mean(distances)))
         print(f"{name:<18}" + "".join(f"{value:>9.4f}" for value in found[name]), flush=True)
@@ -93,14 +92,10 @@ def on_run(folder: Path, num: int, names: list[str], counts: list[int]) -> dict[
         for name in names:
             rows: dict[str, list[float]] = {key: [] for key in found if key != "real"}
             for evaluations in counts:
-                changes = {
-                    "sampler": name,
-                    "steps": steps_of(name, evaluations),
-                    "num": num,
-                    "spacing": None,
-                    **SAMPLERS[name],
-                }
-                config = dataclasses.replace(run.config.sample, **changes)
+                sampler, spacing = SAMPLERS[name]
+                config = dataclasses.replace(
+                    run.config.sample, sampler=sampler, steps=steps_of(name, evaluations), num=num, spacing=spacing
+                )
                 evaluation, _ = evaluate_run(Drawing(run, config, batch_size=num))
                 metrics = {metric.name: metric for metric in evaluation.metrics}
                 for key in rows:

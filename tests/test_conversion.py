@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from run_checks import state_in
 
-from ddpm_jax import models, samplers
+from ddpm_jax import models, samplers, schedules
 from ddpm_jax.cli import main
 from ddpm_jax.conversion import convert
 from ddpm_jax.errors import UserError
@@ -118,8 +118,8 @@ def test_an_originals_checkpoint(tmp_path, suffix):
     convert(source, tmp_path / "from_theirs", config)
     run = open_run(tmp_path / "from_theirs")
     assert run.config.model == config
-    assert (run.config.process.schedule, run.config.process.num_steps) == ("linear", 1000)
-    assert run.config.sample.sampler == "ancestral" and run.config.sample.clip is None
+    assert run.config.process.schedule == schedules.linear(1000)
+    assert run.config.sample.sampler == samplers.Ancestral() and run.config.sample.clip is None
     one, other = state_in(tmp_path / "from_ours"), state_in(tmp_path / "from_theirs")
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
     kernel = np.asarray(one.ema_params["conv_out"]["kernel"])

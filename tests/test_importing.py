@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import models, weights
+from ddpm_jax import models, schedules, weights
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.scheduler import from_scheduler, to_scheduler
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import DataConfig, Preset, ProcessConfig, SampleConfig
-from ddpm_jax.training.objective import check, process_of, sampler_of
+from ddpm_jax.presets import DataConfig, Preset, SampleConfig
+from ddpm_jax.processes import FlowMatching, GaussianDiffusion
+from ddpm_jax.samplers import Ancestral
+from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import open_run
 from ddpm_jax.weights.diffusers import to_config, to_options
 
@@ -112,10 +114,10 @@ def test_folders(pipeline, tensors, tmp_path, layout):
         "sha256": {name: sha256(folder / name) for name in files},
     }
     if layout == "alone":
-        assert run.config.process == ProcessConfig("linear", 1000)
+        assert run.config.process == GaussianDiffusion(schedules.linear(1000))
         assert run.config.sample == SampleConfig("ancestral", spacing="leading")
     else:
-        assert run.config.process == ProcessConfig("linear", 100, beta_end=0.1)
+        assert run.config.process == GaussianDiffusion(schedules.linear(100, beta_end=0.1))
         assert run.config.sample == SampleConfig("ddim", 50, spacing="leading", clip=None)
     assert run.config.data.source == "digits"
 
@@ -272,9 +274,10 @@ def test_a_checkpoint_of_openai(tmp_path, monkeypatch, capsys):
     assert run.config.model == models.unet_of(**vars(model) | {"time_scale": 0.25})
     same(run, tensors)
     process = run.config.process
-    assert (process.schedule, process.num_steps, process.loss) == ("linear", 4000, "hybrid")
-    assert (process.beta_start, process.beta_end) == pytest.approx((2.5e-5, 0.005))
-    assert run.config.sample == SampleConfig("ancestral", variance="learned")
+    schedule = process.schedule
+    assert (schedule.name, schedule.num_steps, process.loss) == ("linear", 4000, "hybrid")
+    assert (schedule.beta_start, schedule.beta_end) == pytest.approx((2.5e-5, 0.005))
+    assert run.config.sample == SampleConfig(Ancestral("learned"))
     assert run.class_names == ("0", "1", "2")
     assert run.origin["library"] == "openai" and run.origin["sha256"] == {path.name: sha256(path)}
     error = refused(["import", str(path), "--out", str(tmp_path / "other")], capsys)
@@ -458,8 +461,8 @@ def test_what_is_imported_can_be_sampled():
             continue
         made = Preset(model=model, process=process, sample=sample)
         check(made)
-        of = process_of(made)
-        grids = [sampler_of(sample).grid(of, steps, sample.spacing) for steps in range(1, 41)]
+        of = made.process
+        grids = [sample.sampler.grid(of, steps, sample.spacing) for steps in range(1, 41)]
         times = jnp.asarray(np.unique(np.concatenate(grids)[:, 0]))
         outputs = jnp.ones((len(times), 2 if model.learn_variance else 1))
         hat = of.estimate(outputs[:, :1], outputs, times)
@@ -498,13 +501,13 @@ def test_a_scheduler_that_could_not_be_walked_makes_no_run(pipeline, tmp_path, c
 
 def test_a_scheduler_can_be_left_out(pipeline, tmp_path):
     run = imported(pipeline(scheduler={"_class_name": "PNDMScheduler"}), tmp_path, "--no-scheduler")
-    assert run.config.process == ProcessConfig("linear", 1000)
+    assert run.config.process == GaussianDiffusion(schedules.linear(1000))
 
 
 def test_old_schedulers():
     config = {"_class_name": "DDPMScheduler", "predict_epsilon": False, "tensor_format": "pt", "timestep_values": None}
     process, sample = from_scheduler(config, MODEL)
-    assert process.prediction == "x0" and sample.variance == "posterior" and sample.steps is None
+    assert process.prediction == "x0" and sample.sampler == Ancestral("posterior") and sample.steps is None
 
 
 @pytest.mark.parametrize(
@@ -529,19 +532,22 @@ def test_networks_that_cannot_be_written(options, named):
 
 
 @pytest.mark.parametrize(
-    ("part", "options", "named"),
+    ("part", "value", "named"),
     [
-        ("process", {"kind": "flow"}, "process.kind = flow"),
-        ("process", {"schedule": "linear_inclusive"}, "process.schedule = linear_inclusive of a DDPMScheduler"),
-        ("data", {"scale": "unit"}, "data.scale = unit"),
-        ("sample", {"threshold": 0.9}, "sample.threshold = 0.9"),
+        ("process", FlowMatching(), "process.kind = flow"),
+        (
+            "process",
+            GaussianDiffusion(schedules.linear_inclusive(1000)),
+            "process.schedule = linear_inclusive of a DDPMScheduler",
+        ),
+        ("data", DataConfig(scale="unit"), "data.scale = unit"),
+        ("sample", SampleConfig(threshold=0.9), "sample.threshold = 0.9"),
     ],
 )
-def test_processes_that_cannot_be_written(part, options, named):
-    kinds = {"process": ProcessConfig, "data": DataConfig, "sample": SampleConfig}
+def test_processes_that_cannot_be_written(part, value, named):
     parts = {"sample": SampleConfig(clip=None)} if part == "data" else {}
     with pytest.raises(UserError) as error:
-        to_scheduler(Preset(model=MODEL, **parts | {part: kinds[part](**options)}))
+        to_scheduler(Preset(model=MODEL, **parts | {part: value}))
     assert named in str(error.value)
 
 
@@ -560,7 +566,7 @@ def test_a_pipelines_own_number_of_steps(num_steps, steps):
 )
 def test_schedulers_round_trip(learned, prediction, sample):
     model = models.unet_of(**vars(MODEL) | {"learn_variance": learned})
-    process = ProcessConfig("quadratic", 100, beta_end=0.1, prediction=prediction, loss="hybrid" if learned else "mse")
+    process = GaussianDiffusion(schedules.quadratic(100, beta_end=0.1), prediction, "hybrid" if learned else "mse")
     config = to_scheduler(Preset(model=model, process=process, sample=sample))
     again, sample_again = from_scheduler(config, model)
     assert again == process

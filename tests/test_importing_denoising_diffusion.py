@@ -8,7 +8,9 @@ from ddpm_jax import models, schedules, weights
 from ddpm_jax.cli import main
 from ddpm_jax.conversion.denoising_diffusion import from_file
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import ProcessConfig, SampleConfig
+from ddpm_jax.presets import SampleConfig
+from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.samplers import Ancestral
 from ddpm_jax.training.run import open_run
 
 torch = pytest.importorskip("torch")
@@ -65,8 +67,8 @@ def test_the_file_of_a_trainer_becomes_a_run(trainer, tmp_path, capsys):
     assert main(["import", str(trainer), "--out", str(folder), "--image-size", "8", "--data", "digits"]) == 0
     run = open_run(folder)
     assert run.config.model == MODEL
-    assert run.config.process == ProcessConfig("sigmoid_cumprod", 50, prediction="v", weighting="snr")
-    assert run.config.sample == SampleConfig("ancestral", variance="posterior")
+    assert run.config.process == GaussianDiffusion(schedules.sigmoid_cumprod(50), "v", weighting="snr")
+    assert run.config.sample == SampleConfig(Ancestral("posterior"))
     assert run.origin["library"] == "denoising-diffusion-pytorch"
     assert run.origin["sha256"] == {"model-10.pt": sha256(trainer)}
     same(run, 2)
@@ -101,11 +103,11 @@ def test_what_the_shapes_say(model, tmp_path):
     expected = random_tensors(model)
     assert tensors.keys() == expected.keys() and all((tensors[key] == expected[key]).all() for key in expected)
     if model.learn_variance:
-        assert process == ProcessConfig("sigmoid_cumprod", 1000, loss="hybrid")
-        assert sample.variance == "learned"
+        assert process == GaussianDiffusion(schedules.sigmoid_cumprod(1000), loss="hybrid")
+        assert sample.sampler.variance == "learned"
     else:
-        assert process == ProcessConfig("sigmoid_cumprod", 1000, prediction="v", weighting="snr")
-        assert sample.variance == "posterior"
+        assert process == GaussianDiffusion(schedules.sigmoid_cumprod(1000), "v", weighting="snr")
+        assert sample.sampler.variance == "posterior"
 
 
 @pytest.mark.parametrize("objective", PREDICTIONS)
@@ -124,7 +126,7 @@ def test_schedules(schedule, tmp_path):
     ends = {"beta_start": 0.1 / 40, "beta_end": 20 / 40} if schedule == "linear" else {}
     state = diffusion(unet(), schedule, 40, "pred_noise", **ends)
     process = from_file(tmp_path / "a.pt", state, image_size=8)[2]
-    assert process == ProcessConfig(schedule, 40, **ends)
+    assert process == GaussianDiffusion(schedules.create(schedule, 40, **ends))
 
 
 def test_refusals(tmp_path):

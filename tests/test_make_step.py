@@ -1,5 +1,6 @@
 """ddpm_jax.training.make_step as the scripts of other people call it: any optimiser, any network, any batches."""
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from run_checks import assert_same_bits, state_in
 
-from ddpm_jax import presets, processes, schedules, training
+from ddpm_jax import data, presets, processes, schedules, training
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import create_state, forgetful, make_step
 
@@ -356,16 +358,74 @@ class Stripes:
         return {"image": image, "label": np.int32(label)}
 
 
-def test_a_run_of_data_of_ones_own(tmp_path, tiny):
-    """A path as a string, a source as an object; resumed with the same object, refused where there is none."""
+def few_steps(steps=2):
+    """The digits preset, small and short."""
     config = presets.preset("digits")
     small = replace(config.model, dim=8, dim_mults=(1,), norm_groups=4, attention_resolutions=())
-    few = replace(config.train, steps=2, batch_size=4, warmup_steps=0, lr_decay="constant", checkpoint_every=1)
-    config = replace(config, model=small, train=few, sample=replace(config.sample, num=2, steps=2))
+    few = replace(config.train, steps=steps, batch_size=4, warmup_steps=0, lr_decay="constant", checkpoint_every=1)
+    return replace(config, model=small, train=few, sample=replace(config.sample, num=2, steps=2))
+
+
+def loader(start_step):
+    """Batches of one's own that begin anywhere, as bytes with labels."""
+    for step in itertools.count(start_step):
+        rng = np.random.default_rng(step)
+        yield rng.integers(0, 256, (4, 8, 8, 1), np.uint8), rng.integers(0, 2, 4)
+
+
+def test_a_run_of_batches_of_ones_own(tmp_path):
+    """A run that is resumed goes on with the batch of its step: it ends where the uninterrupted one does."""
+    source = data.Batches(loader, ("off", "on"))
+    whole = training.train(few_steps(3), tmp_path / "whole", source=source)
+    assert (
+        whole.step == 3 and whole.run.class_names == ("off", "on") and whole.run.config.data.source == "python:batches"
+    )
+    training.train(few_steps(2), tmp_path / "parts", source=source)
+    training.train(few_steps(3), tmp_path / "parts", source=source, resume=True)
+    assert_same_bits(state_in(tmp_path / "parts"), state_in(tmp_path / "whole"))
+    plain = ({"x_0": x_0 / np.float32(127.5) - 1} for x_0, _ in loader(0))
+    assert training.train(few_steps(1), tmp_path / "plain", source=plain).run.class_names == ()
+
+
+@pytest.mark.parametrize(
+    ("batches", "says"),
+    [
+        (lambda start: iter([]), r"'batches' ended before the batch of step 0"),
+        (
+            lambda start: iter([np.zeros((4, 9, 9, 1), np.float32)]),
+            r"shape \(4, 8, 8, 1\); got \(4, 9, 9, 1\) at step 0",
+        ),
+        (lambda start: iter([np.full((4, 8, 8, 1), 3.0)]), r"floats in \[-1, 1\]"),
+        (lambda start: iter([{"picture": 3}]), r"a batch must be"),
+    ],
+)
+def test_batches_that_do_not_fit(batches, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        training.train(few_steps(), tmp_path / "run", source=batches)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "says"),
+    [
+        ("data", {"flip": True}, r"data\.flip is for a source; 'batches' are batches"),
+        ("train", {"steps": None, "epochs": 1}, r"train\.epoch_steps is needed"),
+    ],
+)
+def test_options_that_batches_cannot_follow(part, changes, says, tmp_path):
+    config = few_steps()
+    with pytest.raises(UserError, match=says):
+        training.train(
+            replace(config, **{part: replace(getattr(config, part), **changes)}), tmp_path / "run", source=loader
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_data_of_ones_own(tmp_path, tiny):
+    """A path as a string, a source as an object; resumed with the same object, refused where there is none."""
+    config = few_steps()
     outcome = training.train(config, str(tmp_path / "run"), source=Stripes())
     assert outcome.step == 2 and outcome.run.class_names == ("flat", "upright")
-    longer = replace(config, train=replace(few, steps=3))
-    assert training.train(longer, str(tmp_path / "run"), source=Stripes(), resume=True).step == 3
+    assert training.train(few_steps(3), str(tmp_path / "run"), source=Stripes(), resume=True).step == 3
     with pytest.raises(UserError, match=r"'stripes' was given to training\.train as an object in Python"):
         training.open_run(tmp_path / "run").open_source()
     with pytest.raises(UserError, match=r"source must have a length, .*; a list has no name, class_names"):

@@ -119,7 +119,7 @@ def test_tiny_unet_does_not_see_brightness():
     expected = answer(model, x_t)
     np.testing.assert_allclose(answer(model, x_t + 5), expected, atol=1e-4 * float(jnp.abs(expected).max()))
     assert float(jnp.abs(answer(model, x_t * jnp.linspace(1, 5, 8)[:, None]) - expected).max()) > 0.01
-    assert presets.SYSTEMS["tiny_unet"][1].stretch
+    assert presets.system_of(models.configure("tiny_unet", {}))[1].stretch
 
 
 def test_labels_are_heard():

@@ -8,15 +8,13 @@ import pytest
 from PIL import Image
 from run_checks import assert_same_bits, refusal, state_in
 
-from ddpm_jax import cli, presets
+from ddpm_jax import cli
 from ddpm_jax.data import open_source
 from ddpm_jax.editing import fitting_mask, repaint_times
 from ddpm_jax.errors import UserError
 from ddpm_jax.pictures import fitting, plot
-from ddpm_jax.presets import ProcessConfig
 from ddpm_jax.training import open_run, train
 from ddpm_jax.training.metrics import read_metrics
-from ddpm_jax.training.objective import process_of
 
 
 def ddpm(*arguments):
@@ -37,8 +35,7 @@ def rich_run(tiny, tmp_path_factory):
         "--model.self-conditioning",
         "--process.loss",
         "hybrid",
-        "--process.times",
-        "loss_aware",
+        "--train.loss-aware-times",
         "--process.num-steps",
         "6",
         "--train.label-dropout",
@@ -92,7 +89,7 @@ def test_bits_per_dimension(rich_run, capsys):
 def test_flows(tiny, tmp_path):
     """A run by flow matching draws, plots and evaluates as another; its samples come from the velocity."""
     folder = tmp_path / "flow"
-    assert ddpm("train", "digits-flow", *tiny, "--process.times", "logit_normal", "--out", folder) == 0
+    assert ddpm("train", "digits-flow", *tiny, "--process.time-draw", "logit_normal", "--out", folder) == 0
     run = open_run(folder)
     assert type(run.process).__name__ == "FlowMatching" and run.process.num_steps == 20
     assert ddpm("sample", folder, "--sampler", "adaptive", "--tolerance", 0.1, "--num", 10) == 0
@@ -183,16 +180,22 @@ def test_masks():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--process.loss hybrid", "learned_variance"),
+        ("--process.loss hybrid", "learn_variance"),
         ("--model.learn-variance", "hybrid or vlb"),
         ("--process.prediction eps --process.zero-terminal-snr", "zero terminal SNR"),
         ("--process.loss vlb --process.weighting snr", "weights of its own"),
-        ("--process.kind flow", "process.schedule belongs to"),
-        ("--process.times logit_normal", "belongs to process.kind = flow"),
+        (
+            "--process.kind flow --process.prediction v",
+            "--process.prediction belongs to --process.kind diffusion; got flow",
+        ),
+        (
+            "--process.schedule cosine --process.beta-end 0.01",
+            "--process.beta-end belongs to --process.schedule linear and",
+        ),
         ("--train.label-dropout 1.0", "train.label_dropout must lie in [0, 1)"),
         ("--train.label-dropout 0.1 --data.no-labels", "needs a network and data with classes"),
         ("--sample.threshold 2", "sample.threshold must lie in (0, 1]"),
-        ("--sample.churn 1", "belongs to heun"),
+        ("--sample.churn 1", "belongs to --sample.sampler heun"),
         ("--sample.guidance-from 0.9 --sample.guidance-to 0.1", "two numbers of [0, 1] in order"),
     ],
 )
@@ -207,8 +210,8 @@ def test_options_that_exclude_each_other(options, says, tiny, tmp_path, capsys):
         ("sample RUN --guidance 2", "trained with some labels hidden: train.label_dropout must be above 0"),
         ("sample RUN --sampler midpoint", "flow matching alone"),
         ("sample RUN --variance learned --sampler ancestral", "model.learn_variance"),
-        ("sample RUN --sampler ddim --steps 21", "at most process.num_steps (20)"),
-        ("sample RUN --eta 2", "sample.eta must lie in [0, 1]"),
+        ("sample RUN --sampler ddim --steps 21", "steps must lie in 1..20"),
+        ("sample RUN --eta 2", "eta must lie in [0, 1]"),
         ("edit RUN paint", "inpaint"),
         ("edit RUN vary --strength 0", "strength must lie in (0, 1]"),
         (
@@ -224,8 +227,8 @@ def test_mistakes_with_a_run(arguments, says, finished_run, capsys):
     assert says in refusal(capsys, *(str(finished_run) if part == "RUN" else part for part in arguments.split()))
 
 
-def test_every_kind_of_process_is_made():
-    base = presets.preset("digits")
-    for kind in ("flow", "blending"):
-        made = process_of(presets.Preset(base.data, base.model, ProcessConfig(kind=kind), base.train, base.sample))
-        assert made.times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+@pytest.mark.parametrize("kind", ["flow", "blending"])
+def test_every_kind_of_process_is_chosen(kind, tiny, tmp_path):
+    options = ["--process.kind", kind, "--sample.sampler", "euler", "--sample.steps", 2]
+    assert ddpm("train", "digits", *tiny, *options, "--out", tmp_path / "run") == 0
+    assert open_run(tmp_path / "run").process.times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +11,7 @@ import tyro
 
 from ddpm_jax.arguments import Flat, RunFolderArgs, TrainArgs
 from ddpm_jax.errors import UserError
+from ddpm_jax.named import Named, options_of
 from ddpm_jax.parsing import Command, HelpShown
 from ddpm_jax.presets import preset
 
@@ -100,10 +101,12 @@ def test_every_flag_of_a_preset_takes_its_own_default(name):
 
 
 def flags(config, prefix):
-    for part in fields(config):
+    if isinstance(config, Named):
+        yield from (f"{prefix}{config.family}", config.name)
+    for part in options_of(config):
         value, flag = getattr(config, part.name), prefix + part.name.replace("_", "-")
         if is_dataclass(value):
-            yield from flags(value, f"{flag}.")
+            yield from flags(value, prefix if part.metadata.get("beside") else f"{flag}.")
         elif isinstance(value, bool) and "None" not in str(part.type):
             yield flag if value else f"{prefix}no-{flag.removeprefix(prefix)}"
         else:

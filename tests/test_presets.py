@@ -9,7 +9,6 @@ import pytest
 from ddpm_jax import models, presets
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import RECIPES, Preset, SampleConfig, TrainConfig
-from ddpm_jax.training.objective import process_of, sampler_of
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -42,9 +41,8 @@ def test_every_preset_builds(name):
     labels = t if getattr(model, "num_classes", None) else None
     output, _ = jax.eval_shape(lambda *args: models.apply(graphdef, *args), variables, x_t, t, labels)
     assert output.shape == x_t.shape
-    process = process_of(config)
-    steps = config.sample.steps or config.process.num_steps
-    assert len(sampler_of(config.sample).grid(process, config.sample.steps)) == steps
+    steps = config.process.sampling_steps(config.sample.steps)
+    assert len(config.sample.sampler.grid(config.process, config.sample.steps)) == steps
 
 
 def test_unknown_preset_lists_the_names():
@@ -75,7 +73,17 @@ def edited(change):
             r"train\.steps must be a whole number or null; got 'many'",
         ),
         (edited(lambda tree: tree["train"].update(steps=0)), r"train\.steps"),
-        (edited(lambda tree: tree["sample"].update(steps=1001)), r"sample\.steps"),
+        (
+            edited(lambda tree: tree["sample"].update(sampler="ddin")),
+            r"sample\.sampler must be one of .*'ddin'.*'ddim'",
+        ),
+        (edited(lambda tree: tree["sample"].update(sampler=3)), r"sample\.sampler must be text; got 3"),
+        (
+            edited(lambda tree: tree["sample"].update(churn=1.0)),
+            r"sample has no option 'churn'; it has sampler, eta, steps",
+        ),
+        (edited(lambda tree: tree["process"].update(kind="flows")), r"kind must be one of .*'flows'"),
+        (edited(lambda tree: tree["process"].update(schedule=None)), r"process\.schedule must be text; got None"),
     ],
 )
 def test_from_json_refuses(text, names):
@@ -102,7 +110,6 @@ def test_from_json_refuses(text, names):
         (TrainConfig, {"lr_decay": "cosine", "warmup_steps": 10, "steps": 10}, r"warmup_steps must be below"),
         (SampleConfig, {"num": 0}, r"sample\.num"),
         (SampleConfig, {"steps": 0}, r"sample\.steps"),
-        (SampleConfig, {"eta": 1.5}, r"sample\.eta must lie in \[0, 1\]; got 1\.5"),
         (SampleConfig, {"clip": 0.0}, r"sample\.clip"),
         (SampleConfig, {"clip": float("nan")}, r"sample\.clip"),
     ],

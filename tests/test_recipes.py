@@ -283,7 +283,8 @@ def test_the_presets_are_the_authors():
     for name, numbers in wanted.items():
         config = presets.preset(name)
         process, train = config.process, config.train
-        found = (process.schedule, process.num_steps, config.sample.sampler, train.batch_size, train.lr)
+        schedule = process.schedule
+        found = (schedule.name, schedule.num_steps, config.sample.sampler.name, train.batch_size, train.lr)
         assert found == numbers, name
     ddpm = presets.preset("cifar10-ddpm")
     assert (ddpm.model.dropout, ddpm.train.ema_decay, ddpm.train.warmup_steps, ddpm.data.flip) == (

@@ -16,7 +16,7 @@ from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import What, Workload
 from ddpm_jax.compilation import jit
 from ddpm_jax.training import create_state
-from ddpm_jax.training.objective import process_of, sampler_of, step_of
+from ddpm_jax.training.objective import step_of
 
 MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 """What jax.default_matmul_precision is called: on a GPU its own default rounds float32 to TF32."""
@@ -33,7 +33,7 @@ class JaxSide:
 
     def __init__(self, work: Workload):
         self.work = work
-        self.process = process_of(work.config)
+        self.process = work.config.process
         self.dtype = jnp.bfloat16 if work.precision == "bfloat16" else None
         self.model = models.build(work.config.model, rngs=nnx.Rngs(work.seed))
         self.key = jax.random.key(work.seed)
@@ -86,7 +86,7 @@ class JaxSide:
         labels = None if not work.num_classes else jnp.arange(work.sample_size) % work.num_classes
         denoise = denoisers.of_network(self.model, self.process, labels=labels, dtype=self.dtype)
         denoise = denoise if config.clip is None else denoisers.clipped(denoise, config.clip)
-        sampler, shape = sampler_of(config), (work.sample_size, *work.shape)
+        sampler, shape = config.sampler, (work.sample_size, *work.shape)
         args = denoise, sampler, self.key, shape, config.steps
         num_steps = len(sampler.grid(self.process, config.steps, config.spacing))
 

@@ -14,8 +14,8 @@ from ddpm_jax import models
 from ddpm_jax.benchmark.timing import Call, Facts
 from ddpm_jax.benchmark.workload import Precision, What, Workload
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import ProcessConfig, SampleConfig
-from ddpm_jax.training.objective import sampler_of
+from ddpm_jax.presets import SampleConfig
+from ddpm_jax.processes import Process
 from ddpm_jax.weights.diffusers import to_config
 
 
@@ -43,7 +43,7 @@ class TorchSide:
 
         self.torch, self.twins = torch, ddpm_torch_ref
         self.name, self.work, self.device = name, work, device
-        self.process: Any = _process(ddpm_torch_ref, work.config.process, work.config.model)
+        self.process: Any = _process(ddpm_torch_ref, work.config.process)
         torch.manual_seed(work.seed)
         self.model = (self._diffusers() if name == "diffusers" else self._twin()).to(device)
         self.autocast = functools.partial(
@@ -191,16 +191,14 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _process(twins: Any, config: ProcessConfig, model: Any) -> Any:
-    if config.kind != "diffusion":
-        kind = twins.processes.FlowMatching if config.kind == "flow" else twins.processes.AlphaBlending
-        return kind(num_steps=config.num_steps, loss=config.loss)
-    schedule = getattr(twins.schedules, config.schedule)(config.num_steps)
-    names = ("prediction", "loss", "weighting", "p2_gamma", "p2_k", "min_snr_gamma")
-    options = {name: getattr(config, name) for name in names}
-    return twins.processes.GaussianDiffusion(
-        schedule, **options, learned_variance=getattr(model, "learn_variance", False)
-    )
+def _process(twins: Any, process: Process) -> Any:
+    """The twin's form of a process."""
+    kind = getattr(twins.processes, type(process).__name__)
+    options = {field.name: getattr(process, field.name) for field in dataclasses.fields(kind)}
+    if "schedule" in options:
+        ours = options["schedule"]
+        options["schedule"] = twins.schedules.Schedule(ours.betas, ours.alphas_cumprod, ours.first)
+    return kind(**options)
 
 
 def _walk(twins: Any, process: Any, predict: Any, config: SampleConfig) -> Callable[[Any], Any]:
@@ -209,10 +207,10 @@ def _walk(twins: Any, process: Any, predict: Any, config: SampleConfig) -> Calla
     Raises:
         UserError: the comparison has no such sampler.
     """
-    ours = sampler_of(config)
+    ours = config.sampler
     kind = getattr(twins.samplers, type(ours).__name__, None)
     if kind is None:
-        raise UserError(f"the PyTorch twin has no sampler {config.sampler}, which diffrax walks: choose another.")
+        raise UserError(f"the PyTorch twin has no sampler {ours.name}, which diffrax walks: choose another.")
     sampler = kind(**vars(ours))
     denoise = twins.denoisers.of(process, predict)
     if config.clip is not None:

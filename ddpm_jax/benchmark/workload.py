@@ -96,10 +96,8 @@ def workload(
     if name in RECIPES:
         config = RECIPES[name].config
     elif name in models.NETWORKS:
-        process, sample = system_of(name)
         model = models.configure(name, options or {})
-        if hasattr(model, "num_steps"):
-            process = dataclasses.replace(process, num_steps=model.num_steps)
+        process, sample = system_of(model)
         trained = next((r.config.train for r in RECIPES.values() if type(r.config.model) is type(model)), TrainConfig())
         size = trained.batch_size if len(model.shape) == 1 else BATCH
         config = Preset(DataConfig(), model, process, dataclasses.replace(trained, batch_size=size), sample)

@@ -10,7 +10,9 @@ import numpy as np
 from ddpm_jax import schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import RMSUNetConfig
-from ddpm_jax.presets import ProcessConfig, SampleConfig
+from ddpm_jax.presets import SampleConfig
+from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.samplers import Ancestral
 from ddpm_jax.weights import Which, from_denoising_diffusion
 
 OBJECTIVES: dict[str, Literal["eps", "x0", "v"]] = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}
@@ -49,7 +51,7 @@ def from_file(
     image_size: int | None = None,
     dropout: float | None = None,
     objective: str | None = None,
-) -> tuple[RMSUNetConfig, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
+) -> tuple[RMSUNetConfig, dict[str, np.ndarray], GaussianDiffusion, SampleConfig]:
     """A network, the twin's state dict, and how it was trained and is sampled, of what `chosen` gave.
 
     image_size: in pixels, never in a file. dropout: the one it was trained with; 0 unless given. objective: one of OBJECTIVES,
@@ -66,10 +68,10 @@ def from_file(
         process = _process(path, tensors, objective)
     else:  # a Unet that was saved alone: everything as it is there unless told otherwise
         usual = "pred_noise" if model.learn_variance else "pred_v"  # LearnedGaussianDiffusion knows no pred_v
-        process = _told(ProcessConfig("sigmoid_cumprod", 1000), objective or usual)
+        process = _told(GaussianDiffusion(schedules.SigmoidCumprod(1000)), objective or usual)
     if model.learn_variance:
-        process = replace(process, loss="hybrid", weighting="none")
-    return model, ours, process, SampleConfig("ancestral", variance="learned" if model.learn_variance else "posterior")
+        process = replace(process, loss="hybrid", learned_variance=True, weighting="none")
+    return model, ours, process, SampleConfig(Ancestral("learned" if model.learn_variance else "posterior"))
 
 
 def spread_betas(num_steps: int) -> dict[str, float]:
@@ -77,13 +79,13 @@ def spread_betas(num_steps: int) -> dict[str, float]:
     return {"beta_start": 0.1 / num_steps, "beta_end": 20 / num_steps}
 
 
-def _told(process: ProcessConfig, objective: str) -> ProcessConfig:
+def _told(process: GaussianDiffusion, objective: str) -> GaussianDiffusion:
     # their weights: those of x_0's error by SNR, except for the noise's, which are 1
     options: dict[str, Any] = {"weighting": "none" if objective == "pred_noise" else "snr"}
     return replace(process, prediction=OBJECTIVES[objective], **options)
 
 
-def _process(path: Path, tables: Mapping[str, np.ndarray], objective: str | None) -> ProcessConfig:
+def _process(path: Path, tables: Mapping[str, np.ndarray], objective: str | None) -> GaussianDiffusion:
     betas = tables["betas"].astype(np.float64)
     num_steps = len(betas)
     ends = spread_betas(num_steps)
@@ -99,7 +101,7 @@ def _process(path: Path, tables: Mapping[str, np.ndarray], objective: str | None
             f"{path.name}: its {num_steps} betas, from {betas[0]:.4g} to {betas[-1]:.4g}, are none of the schedules "
             f"{', '.join(SCHEDULES)} with their default options, and others have no counterpart here."
         )
-    process = ProcessConfig(name, num_steps, **options)  # type: ignore[arg-type]
+    process = GaussianDiffusion(schedule)
     told = "loss_weight" in tables
     if not told and objective is None:
         raise UserError(
@@ -113,7 +115,9 @@ def _process(path: Path, tables: Mapping[str, np.ndarray], objective: str | None
     return process
 
 
-def _weighted(path: Path, weights: np.ndarray, snr: np.ndarray, process: ProcessConfig) -> tuple[str, ProcessConfig]:
+def _weighted(
+    path: Path, weights: np.ndarray, snr: np.ndarray, process: GaussianDiffusion
+) -> tuple[str, GaussianDiffusion]:
     """The objective, and the process with it, by the weights of the loss at each t.
 
     Those of the error of x_0 are min(SNR, gamma), or the SNR; those of another output follow from them.

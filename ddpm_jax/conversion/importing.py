@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import models, schedules
+from ddpm_jax import models
 from ddpm_jax.conversion import denoising_diffusion, hub, openai
 from ddpm_jax.conversion.folders import SCHEDULER, is_diffusers_folder, read_folder
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import RMSUNetConfig, UNetConfig
-from ddpm_jax.presets import ProcessConfig, SampleConfig
+from ddpm_jax.presets import SampleConfig
+from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.samplers import Ancestral
+from ddpm_jax.schedules import Linear
 from ddpm_jax.training.run import Run
 from ddpm_jax.weights import Which, from_diffusers, read_weights
 from ddpm_jax.weights.denoising_diffusion import is_denoising_diffusion
@@ -30,7 +33,7 @@ class Imported(NamedTuple):
     """The twin's state dict."""
     weights: Which | None
     """Whether they are averaged or those being trained; None: the files do not say."""
-    process: ProcessConfig
+    process: GaussianDiffusion
     sampling: SampleConfig
     files: tuple[Path, ...]
     """All that was read."""
@@ -113,17 +116,18 @@ def recognised(run: Run) -> list[str]:
     size = "x".join(map(str, run.shape))
     classes = f", {len(run.class_names)} classes" if run.class_names else ""
     process, sample = config.process, config.sample
-    noise = f"{process.schedule}, {process.num_steps:,} steps"
-    if process.schedule not in schedules.WITHOUT_BETAS:
-        noise += f", betas from {process.beta_start:g} to {process.beta_end:g}"
-    if process.zero_terminal_snr:
+    schedule = process.schedule
+    noise = f"{schedule.name}, {schedule.num_steps:,} steps"
+    if isinstance(schedule, Linear):
+        noise += f", betas from {schedule.beta_start:g} to {schedule.beta_end:g}"
+    if schedule.zero_terminal_snr:
         noise += ", zero terminal SNR"
     if origin.get("library") == "diffusers" and not any(SCHEDULER in name for name in origin["sha256"]):
         noise += f" (no {SCHEDULER} there: as in Ho et al. 2020)"
     learned = ", and the variance" if getattr(config.model, "learn_variance", False) else ""
-    steps = f"{sample.steps or process.num_steps:,} steps"
+    steps = f"{sample.steps or schedule.num_steps:,} steps"
     spacing = f", spacing {sample.spacing}" if sample.spacing else ""
-    variance = f", variance {sample.variance}" if sample.sampler == "ancestral" else ""
+    variance = f", variance {sample.sampler.variance}" if isinstance(sample.sampler, Ancestral) else ""
     clip = "nothing clipped" if sample.clip is None else f"x_0 clipped at {sample.clip:g}"
     told = {"ema": "averaged", "params": "those being trained, not averaged", None: "the files do not say which"}
     files = ", ".join(name for name in origin["sha256"] if not name.endswith("config.json"))
@@ -132,7 +136,7 @@ def recognised(run: Run) -> list[str]:
         f"weights: {told[origin['weights']]} ({files})",
         f"noise: {noise}",
         f"prediction: {process.prediction}{learned}",
-        f"sampler: {sample.sampler}, {steps}{spacing}{variance}, {clip}",
+        f"sampler: {sample.sampler.name}, {steps}{spacing}{variance}, {clip}",
     ]
 
 

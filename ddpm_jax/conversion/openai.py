@@ -11,10 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ddpm_jax import schedules
 from ddpm_jax.conversion.denoising_diffusion import spread_betas
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNetConfig
-from ddpm_jax.presets import ProcessConfig, SampleConfig
+from ddpm_jax.presets import SampleConfig
+from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.samplers import Ancestral
 from ddpm_jax.weights import Which, from_openai
 
 
@@ -71,7 +74,7 @@ def which_of(path: Path) -> Which | None:
 
 def from_file(
     path: Path, tensors: Mapping[str, np.ndarray], *, image_size: int | None = None, **told: Any
-) -> tuple[UNetConfig, dict[str, np.ndarray], ProcessConfig, SampleConfig]:
+) -> tuple[UNetConfig, dict[str, np.ndarray], GaussianDiffusion, SampleConfig]:
     """A network, the twin's state dict, and how it was trained and is sampled, of what `read_tensors` found.
 
     image_size, told: fields of `Published`, None for those that are left out; of a file of `FILES` they replace what is known.
@@ -100,5 +103,6 @@ def from_file(
         dropout=made.dropout,
     )
     betas: dict[str, Any] = spread_betas(made.num_steps) if made.schedule == "linear" else {}
-    process = ProcessConfig(made.schedule, made.num_steps, **betas, loss="hybrid" if model.learn_variance else "mse")
-    return model, ours, process, SampleConfig("ancestral", variance="learned" if model.learn_variance else "beta")
+    schedule = schedules.create(made.schedule, made.num_steps, **betas)
+    process = GaussianDiffusion(schedule, loss="hybrid" if model.learn_variance else "mse")
+    return model, ours, process, SampleConfig(Ancestral("learned" if model.learn_variance else "beta"))

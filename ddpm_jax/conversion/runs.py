@@ -11,7 +11,8 @@ import numpy as np
 from ddpm_jax import models
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.files import new_folder
-from ddpm_jax.presets import RECIPES, DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig, system_of
+from ddpm_jax.presets import RECIPES, DataConfig, Preset, SampleConfig, TrainConfig, system_of
+from ddpm_jax.processes import Process
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run, create_folder
@@ -43,7 +44,7 @@ def to_run(
     model: Any,
     arrays: Mapping[str, np.ndarray],
     *,
-    process: ProcessConfig | None = None,
+    process: Process | None = None,
     sampling: SampleConfig | None = None,
     data: str = "",
     origin: dict[str, Any] | None = None,
@@ -57,11 +58,7 @@ def to_run(
         UserError: process and sampling do not fit each other, or the network.
     """
     if process is None or sampling is None:
-        process, sampling = system_of(model.network)
-        if hasattr(model, "num_steps"):
-            process = dataclasses.replace(process, num_steps=model.num_steps)
-        if getattr(model, "learn_variance", False):
-            process = dataclasses.replace(process, loss="hybrid")
+        process, sampling = system_of(model)
     num_classes = getattr(model, "num_classes", None)
     recipes = [recipe.config for recipe in RECIPES.values() if type(recipe.config.model) is type(model)]
     scale = recipes[0].data.scale if recipes else "signed"

@@ -4,9 +4,12 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_jax import models
+from ddpm_jax import models, schedules
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import Preset, ProcessConfig, SampleConfig
+from ddpm_jax.presets import Preset, SampleConfig
+from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.samplers import DDIM, Ancestral
+from ddpm_jax.schedules import Linear
 
 COMMON: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -62,7 +65,7 @@ _IGNORED = ("dynamic_thresholding_ratio", "sample_max_value", "tensor_format")
 """What concerns thresholding alone, or a version that could compute in NumPy."""
 
 
-def from_scheduler(config: Mapping[str, Any], model: models.UNetConfig) -> tuple[ProcessConfig, SampleConfig]:
+def from_scheduler(config: Mapping[str, Any], model: models.UNetConfig) -> tuple[GaussianDiffusion, SampleConfig]:
     """How a network was trained, and how its pipeline samples, of a scheduler_config.json.
 
     Raises:
@@ -94,20 +97,17 @@ def from_scheduler(config: Mapping[str, Any], model: models.UNetConfig) -> tuple
         problems.append(f"variance_type = {c['variance_type']!r} with {channels} channels out as in")
     if problems:
         raise UserError(f"this {kind} has no counterpart here because of {', '.join(problems)}. {SUPPORTED}")
-    schedule = SCHEDULES[c["beta_schedule"]]
-    process = ProcessConfig(
-        schedule,  # type: ignore[arg-type]
-        c["num_train_timesteps"],
-        **({} if schedule == "cosine" else {"beta_start": c["beta_start"], "beta_end": c["beta_end"]}),
-        prediction=PREDICTIONS[c["prediction_type"]],  # type: ignore[arg-type]
-        zero_terminal_snr=c["rescale_betas_zero_snr"],
-        loss="hybrid" if model.learn_variance else "mse",
+    name, num_steps = SCHEDULES[c["beta_schedule"]], c["num_train_timesteps"]
+    betas = {} if name == "cosine" else {"beta_start": c["beta_start"], "beta_end": c["beta_end"]}
+    process = GaussianDiffusion(
+        schedules.create(name, num_steps, **betas, zero_terminal_snr=c["rescale_betas_zero_snr"]),
+        PREDICTIONS[c["prediction_type"]],  # type: ignore[arg-type]
+        "hybrid" if model.learn_variance else "mse",
     )
-    ddim, steps = kind == "DDIMScheduler", PIPELINE_STEPS[kind]
+    steps = PIPELINE_STEPS[kind]
     return process, SampleConfig(
-        "ddim" if ddim else "ancestral",
-        steps=steps if steps < process.num_steps else None,
-        variance="beta" if ddim else VARIANCES[c["variance_type"]],  # type: ignore[arg-type]
+        DDIM() if kind == "DDIMScheduler" else Ancestral(VARIANCES[c["variance_type"]]),  # type: ignore[arg-type]
+        steps=steps if steps < num_steps else None,
         spacing=c["timestep_spacing"],
         clip=c["clip_sample_range"] if c["clip_sample"] else None,
     )
@@ -123,20 +123,23 @@ def to_scheduler(config: Preset) -> dict[str, Any]:
     """
     process, sample = config.process, config.sample
     learned = bool(getattr(config.model, "learn_variance", False))
-    kind = "DDIMScheduler" if sample.sampler == "ddim" and not learned else "DDPMScheduler"
+    kind = "DDIMScheduler" if type(sample.sampler) is DDIM and not learned else "DDPMScheduler"
     names = {name: key for key, name in reversed(SCHEDULES.items())}
     problems = []
-    if process.kind != "diffusion":
-        problems.append(f"process.kind = {process.kind}")
-    elif process.schedule not in names or (process.schedule == "sigmoid" and kind == "DDIMScheduler"):
-        problems.append(f"process.schedule = {process.schedule} of a {kind}")
+    schedule = process.schedule if isinstance(process, GaussianDiffusion) else None
+    if schedule is None:
+        problems.append(f"process.kind = {process.name}")
+    elif schedule.name not in names or (schedule.name == "sigmoid" and kind == "DDIMScheduler"):
+        problems.append(f"process.schedule = {schedule.name} of a {kind}")
     if config.data.scale != "signed":
         problems.append(f"data.scale = {config.data.scale}")
     if sample.threshold is not None:
         problems.append(f"sample.threshold = {sample.threshold:g}")
-    if problems:
+    if problems or schedule is None:
         raise UserError("diffusers has no counterpart of " + ", ".join(problems) + ".")
     variances = {"posterior": "fixed_small", "beta": "fixed_large", "learned": "learned_range"}
+    variance = "learned" if learned else getattr(sample.sampler, "variance", "beta")
+    betas = schedule if isinstance(schedule, Linear) else Linear()
     spacing = sample.spacing if sample.spacing in SPACINGS[kind] else "trailing"
     if others := _without_counterpart(sample, kind):
         warnings.warn(
@@ -147,24 +150,24 @@ def to_scheduler(config: Preset) -> dict[str, Any]:
     return {
         "_class_name": kind,
         **DEFAULTS[kind],
-        "num_train_timesteps": process.num_steps,
-        "beta_start": process.beta_start,
-        "beta_end": process.beta_end,
-        "beta_schedule": names[process.schedule],
+        "num_train_timesteps": schedule.num_steps,
+        "beta_start": betas.beta_start,
+        "beta_end": betas.beta_end,
+        "beta_schedule": names[schedule.name],
         "clip_sample": sample.clip is not None,
         "clip_sample_range": 1.0 if sample.clip is None else sample.clip,
         "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[process.prediction],
         "timestep_spacing": spacing,
-        "rescale_betas_zero_snr": process.zero_terminal_snr,
-        **({"variance_type": variances["learned" if learned else sample.variance]} if kind == "DDPMScheduler" else {}),
+        "rescale_betas_zero_snr": getattr(schedule, "zero_terminal_snr", False),
+        **({"variance_type": variances[variance]} if kind == "DDPMScheduler" else {}),
     }
 
 
 def _without_counterpart(sample: SampleConfig, kind: str) -> list[str]:
     """Ways of sampling that a scheduler does not know."""
     found = []
-    if sample.sampler != ("ddim" if kind == "DDIMScheduler" else "ancestral"):
-        found.append(f"sample.sampler = {sample.sampler}")
+    if type(sample.sampler) is not (DDIM if kind == "DDIMScheduler" else Ancestral):
+        found.append(f"sample.sampler = {sample.sampler.name}")
     if sample.spacing not in (None, "even", *SPACINGS[kind]):
         found.append(f"sample.spacing = {sample.spacing}")
     if sample.guidance != 1:

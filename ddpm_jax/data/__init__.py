@@ -1,14 +1,18 @@
 """Data: sources of images or points with labels, and the one grain pipeline that makes batches of them."""
 
+from ddpm_jax.data.given import Batches
 from ddpm_jax.data.labels import check_labels, labels_of
 from ddpm_jax.data.pipeline import batches, epoch_steps, scaling_of, to_images
 from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import Scaling, stretched
-from ddpm_jax.data.source import ArraySource, Source, checked
+from ddpm_jax.data.source import FORMS, ArraySource, Form, Source, checked
 from ddpm_jax.data.sources import open_source
 
 __all__ = [
+    "FORMS",
     "ArraySource",
+    "Batches",
+    "Form",
     "PointSource",
     "Scaling",
     "Source",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm_jax.data.source import ArraySource
+from ddpm_jax.data.source import FORMS, ArraySource, Form
 from ddpm_jax.errors import UserError
 
 
@@ -19,3 +19,12 @@ def open_digits() -> ArraySource:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return ArraySource("digits", images, digits.target, [str(name) for name in digits.target_names])
+
+
+def _open(rest: str, _: str) -> ArraySource:
+    if rest:
+        raise UserError(f"the data source digits takes nothing after it; got {rest!r}.")
+    return open_digits()
+
+
+FORMS["digits"] = Form("digits", "scikit-learn's 8 x 8 digits", _open, alone=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ddpm_jax.archives import BROKEN, check_unpacked
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
-from ddpm_jax.data.source import Told
+from ddpm_jax.data.source import FORMS, Form, Told
 from ddpm_jax.errors import UserError
 
 EXTENSIONS = frozenset(
@@ -255,3 +255,12 @@ def _unused(names: list[str]) -> str:
 def _is_image(name: str) -> bool:
     last = name.rpartition("/")[2]
     return not last.startswith(".") and os.path.splitext(last)[1].lower() in EXTENSIONS
+
+
+FORMS["folder"] = Form(
+    "folder:PATH",
+    "images, or a subfolder for each class",
+    lambda rest, bad: open_folder(Path(rest), bad),
+    Path,
+)
+FORMS["zip"] = Form("zip:PATH", "the same in a zip archive", lambda rest, bad: open_zip(Path(rest), bad), Path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.archives import check_unpacked
-from ddpm_jax.data.source import ArraySource
+from ddpm_jax.data.source import FORMS, ArraySource, Form
 from ddpm_jax.errors import UserError
 
 FASHION_NAMES = (
@@ -128,3 +128,19 @@ def _class_names(path: Path, images_file: Path, highest: int) -> list[str]:
     if highest < 10:
         return list(FASHION_NAMES) if "fashion" in where else [str(digit) for digit in range(10)]
     return [str(label) for label in range(highest + 1)]  # EMNIST and other relatives
+
+
+def _path_and_split(text: str) -> tuple[Path, str | None]:
+    whole = Path(text).expanduser()
+    head, _, tail = text.rpartition(":")
+    if head and tail in ("train", "test") and not whole.exists():
+        return Path(head).expanduser(), tail
+    return whole, None
+
+
+FORMS["idx"] = Form(
+    "idx:PATH[:train|:test]",
+    "IDX files of MNIST or Fashion-MNIST",
+    lambda rest, _: open_idx(*_path_and_split(rest)),
+    lambda rest: _path_and_split(rest)[0],
+)

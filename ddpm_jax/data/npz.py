@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.archives import read_npz
-from ddpm_jax.data.source import ArraySource
+from ddpm_jax.data.source import FORMS, ArraySource, Form
 from ddpm_jax.errors import UserError
 
 IMAGE_KEYS = ("images", "x_train", "x", "arr_0")
@@ -73,3 +73,6 @@ def _class_names(names: np.ndarray | None, labels: np.ndarray, where: str) -> li
             f"label {labels[first]} of image {first} does not."
         )
     return [str(name) for name in (range(high + 1) if names is None else np.atleast_1d(names))]
+
+
+FORMS["npz"] = Form("npz:PATH", "a NumPy archive with images, labels", lambda rest, _: open_npz(Path(rest)), Path)

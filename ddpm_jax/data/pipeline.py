@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.checks import whole
 from ddpm_jax.data.geometry import fit
+from ddpm_jax.data.given import Batches
 from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.data.source import Source
@@ -92,14 +93,18 @@ def batches(
     return iter(dataset.to_iter_dataset(options))
 
 
-def scaling_of(source: Source, scale: str = "signed") -> Scaling:
+def scaling_of(source: Source | Batches, scale: str = "signed", shape: tuple[int, ...] = ()) -> Scaling:
     """How the source's data is scaled: points by their statistics, images to [-1, 1] ("signed") or [0, 1] ("unit").
+
+    shape: of one example, which tells given batches of points from those of images; these points come as they are.
 
     Raises:
         UserError: an unknown scale.
     """
     if isinstance(source, PointSource):
         return source.scaling
+    if isinstance(source, Batches) and len(shape) == 1:
+        return Scaling(0.0, 1.0)
     if scale not in IMAGE_SCALINGS:
         raise UserError(
             f"scale must be one of {', '.join(IMAGE_SCALINGS)}; got {scale!r}.{meant(scale, IMAGE_SCALINGS)}"

@@ -7,7 +7,7 @@ import numpy as np
 from ddpm_jax.checks import whole
 from ddpm_jax.data import toy
 from ddpm_jax.data.scaling import Scaling
-from ddpm_jax.data.source import Told
+from ddpm_jax.data.source import FORMS, Form, Told
 from ddpm_jax.errors import UserError
 
 DEFAULT_NUM = 25_000
@@ -61,3 +61,12 @@ def open_points(shape: str, num: str = "") -> PointSource:
     if num and not num.isdecimal():
         raise UserError(f"{shape}:{num} must have the form {shape}[:NUM], as in {shape}:10000.")
     return PointSource(shape, int(num) if num else DEFAULT_NUM)
+
+
+for _shape in toy.SHAPES:
+    FORMS[_shape] = Form(
+        f"{_shape}[:N]",
+        f"N points in the plane, {DEFAULT_NUM:,}",
+        lambda rest, _, shape=_shape: open_points(shape, rest),  # type: ignore[misc]
+        alone=True,
+    )

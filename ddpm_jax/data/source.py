@@ -1,6 +1,8 @@
 """What a source of data is, and the one of images that lies in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,6 +35,28 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """The element at `index`; IndexError outside `-N .. N - 1`."""
         ...
+
+
+@dataclass(frozen=True)
+class Form:
+    """What --data.source may say: KIND:REST. A module with a source enters its own: FORMS["npz"] = Form("npz:PATH", "…", open)."""
+
+    usage: str
+    """How it is written."""
+    about: str
+    """What it stands for."""
+    open: Callable[[str, str], Source]
+    """Makes the source of what follows the colon, and of on_bad_image, "stop" or "skip"."""
+    path: Callable[[str], Path] | None = None
+    """The path in what follows the colon, which has to exist; None: there is none."""
+    alone: bool = False
+    """Whether nothing need follow."""
+
+    __repr__ = display.of_fields
+
+
+FORMS: dict[str, Form] = {}
+"""Kinds of source by what stands before the colon."""
 
 
 def checked(source: Any) -> Source:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data.source import Told
+from ddpm_jax.data.source import FORMS, Form, Told
 from ddpm_jax.errors import UserError
 
 _SPEC = re.compile(r"(?P<name>[^:\[\]]+?(:\d+\.\d+\.\d+)?)(:(?P<split>[A-Za-z_].*))?")
@@ -138,3 +138,6 @@ def _check_features(tfds: Any, features: Any, name: str) -> tuple[str, ...]:
     if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
         return ()
     return tuple(label.names)
+
+
+FORMS["tfds"] = Form("tfds:NAME[/config][:split]", "TensorFlow Datasets", lambda rest, _: open_tfds(rest))

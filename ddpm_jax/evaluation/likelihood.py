@@ -130,13 +130,13 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
     if not run.holds_images or run.config.data.scale != "signed":
         raise UserError(f"the likelihood is of 8-bit images in [-1, 1]; {run.folder} holds other data.")
     if not isinstance(process, GaussianDiffusion):
-        raise UserError(f"the variational bound belongs to process.kind = diffusion; got {run.config.process.kind}.")
+        raise UserError(f"the variational bound belongs to process.kind = diffusion; got {process.name}.")
     if process.schedule.first and process.schedule.alphas_cumprod[0] != 1:
-        raise UserError(f"the schedule {run.config.process.schedule} does not end at clean data, so it has no bound.")
+        raise UserError(f"the schedule {process.schedule.title} does not end at clean data, so it has no bound.")
     check_writable(run.folder)
     x_0, labels, told = _images(run, config.num, seed, held_out)
     step, size = drawing.step, min(drawing.batch_size, len(x_0))
-    variance: Variance = "learned" if process.learned_variance else config.variance
+    variance: Variance = "learned" if process.learned_variance else getattr(config.sampler, "variance", "beta")
     bounded = replace(SampleConfig(), clip=config.clip)
     priors, terms = [], []
     keys = np.asarray(jax.random.key_data(noise.sample_keys(seed, len(x_0))))

@@ -16,6 +16,7 @@ from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
 from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
 from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.samplers import Adaptive
 from ddpm_jax.training import Drawing, Run
 
 REAL_IMAGES = 20_000
@@ -121,7 +122,8 @@ def facts_of(drawing: Drawing) -> dict[str, Any]:
     """What every figure of samples depends on."""
     run, config = drawing.run, drawing.config
     steps = run.process.sampling_steps(config.steps)
-    sampler = "adaptive" if config.sampler == "adaptive" else f"{config.sampler}, {steps} steps"
+    name = config.sampler.name
+    sampler = name if isinstance(config.sampler, Adaptive) else f"{name}, {steps} steps"
     step = drawing.step
     facts = {
         "step": step,

@@ -3,7 +3,6 @@
 from ddpm_jax.presets.configs import (
     DataConfig,
     Preset,
-    ProcessConfig,
     SampleConfig,
     TrainConfig,
     differences,
@@ -17,7 +16,6 @@ __all__ = [
     "SYSTEMS",
     "DataConfig",
     "Preset",
-    "ProcessConfig",
     "Recipe",
     "SampleConfig",
     "TrainConfig",

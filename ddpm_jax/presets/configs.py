@@ -1,4 +1,4 @@
-"""What a run is made of: frozen configs that check themselves, and their JSON. jax is imported with the first network's options."""
+"""What a run is made of: frozen configs that check themselves, and their JSON. jax comes with the first model or sampler."""
 
 import dataclasses
 import json
@@ -9,6 +9,8 @@ from typing import Any, Literal
 import ddpm_jax
 from ddpm_jax import display
 from ddpm_jax.errors import UserError
+from ddpm_jax.named import BESIDE, tree_of
+from ddpm_jax.presets import older
 from ddpm_jax.typed import build, value_of
 
 
@@ -32,42 +34,6 @@ class DataConfig:
     """What to do when an image file cannot be read."""
     threads: int = 4
     """Threads that read and prepare images."""
-
-    __repr__ = display.of_fields
-
-
-@dataclass(frozen=True)
-class ProcessConfig:
-    """How noise is added, and what is learned of it."""
-
-    schedule: Literal[
-        "linear", "cosine", "quadratic", "sigmoid", "sigmoid_cumprod", "linear_inclusive", "cosine_unclipped"
-    ] = "linear"
-    """Noise schedule of a diffusion."""
-    num_steps: int = 1000
-    """T, the number of timesteps; a flow scales its times by it for the network."""
-    kind: Literal["diffusion", "flow", "blending"] = "diffusion"
-    """A Gaussian diffusion along a schedule, or the straight path of flow matching or of alpha-blending (IADB)."""
-    beta_start: float = 1e-4
-    """First beta of the linear, quadratic and sigmoid schedules."""
-    beta_end: float = 0.02
-    """Last beta of these."""
-    zero_terminal_snr: bool = False
-    """Rescale the schedule so that x_T holds no data at all; needs prediction v or x0."""
-    prediction: Literal["eps", "x0", "v"] = "eps"
-    """What the network of a diffusion outputs: the noise, the clean image, or the velocity between them."""
-    loss: Literal["mse", "l1", "huber", "vlb", "hybrid"] = "mse"
-    """Error of that output; vlb: the variational bound; hybrid: mse and the bound, where model.learn_variance is set."""
-    weighting: Literal["none", "p2", "snr", "truncated_snr", "min_snr"] = "none"
-    """Weight of the error by the signal-to-noise ratio."""
-    p2_gamma: float = 1.0
-    """Exponent of weighting p2, (p2_k + SNR)^-p2_gamma."""
-    p2_k: float = 1.0
-    """See p2_gamma."""
-    min_snr_gamma: float = 5.0
-    """Bound of weighting min_snr, min(SNR, min_snr_gamma)."""
-    times: Literal["uniform", "low_discrepancy", "loss_aware", "logit_normal"] = "uniform"
-    """How times to train at are drawn: loss_aware belongs to a diffusion, logit_normal to straight paths."""
 
     __repr__ = display.of_fields
 
@@ -104,6 +70,8 @@ class TrainConfig:
     """Where a cosine would end."""
     label_dropout: float = 0.0
     """Share of the labels that are hidden from the network, in [0, 1): above 0 it can be guided when it samples."""
+    loss_aware_times: bool = False
+    """Draw the timesteps of a diffusion more often where the losses were large (Nichol & Dhariwal 2021, section 3.3)."""
     reset_optimizer: bool = False
     """Forget Adam's moments at the beginning of every epoch."""
     grad_clip: float | None = 1.0
@@ -198,25 +166,14 @@ class SampleConfig:
         UserError: a number outside its range.
     """
 
-    sampler: Literal[
-        "ancestral", "ddim", "strided", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc",
-        "euler", "euler_ancestral", "heun", "midpoint", "adaptive",
-    ] = "ancestral"  # fmt: skip
-    """The reverse chain (DDPM), DDIM, the update of system 1, DPM-Solver++, UniPC, or a method of Karras et al.; midpoint: of
-    flows.
+    sampler: Any = field(default_factory=lambda: ddpm_jax.samplers.Ancestral(), metadata=BESIDE)
+    """The method, with options of its own: the reverse chain (DDPM), DDIM, the update of system 1, DPM-Solver++, UniPC, or those of
+    Karras et al.; midpoint: of flows. In Python an object of `samplers`, or a name.
     """
     steps: int | None = None
     """Denoising steps, at most the schedule's; None: all of them. heun and midpoint evaluate the network twice in each."""
-    eta: float = 0.0
-    """Share of fresh noise for ddim and strided: 0 deterministic, 1 as the reverse chain."""
-    variance: Literal["beta", "posterior", "learned"] = "beta"
-    """Ancestral sampling's variance: the upper or the lower bound (DDPM, section 3.2), or what the network learned."""
     spacing: Literal["even", "leading", "linspace", "trailing", "quadratic", "karras", "log_snr"] | None = None
     """Where a diffusion's steps lie; None: where the sampler's authors put them."""
-    churn: float = 0.0
-    """For heun: noise added anew over the whole walk (S_churn of Karras et al.)."""
-    tolerance: float = 1e-4
-    """For adaptive: error allowed in a step of the ODE solver, which chooses their number."""
     clip: float | None = 1.0
     """Bound on the predicted clean image while sampling; None: no bound."""
     threshold: float | None = None
@@ -239,24 +196,17 @@ class SampleConfig:
     __repr__ = display.of_fields
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sampler", ddpm_jax.samplers.as_sampler(self.sampler))
         if self.num < 1:
             raise UserError(f"sample.num must be at least 1; got {self.num}.")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"sample.steps must be at least 1; got {self.steps}.")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"sample.eta must lie in [0, 1]; got {self.eta:g}.")
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"sample.clip must be positive, or None; got {self.clip:g}.")
         if self.threshold is not None and not (0 < self.threshold <= 1 and self.clip is not None):
             raise UserError(
                 f"sample.threshold must lie in (0, 1], and needs sample.clip; got {self.threshold:g} and {self.clip}."
             )
-        if not (0 <= self.churn < math.inf and (self.churn == 0 or self.sampler == "heun")):
-            raise UserError(
-                f"sample.churn must not be negative, and belongs to heun; got {self.churn:g} with {self.sampler}."
-            )
-        if not 0 < self.tolerance < math.inf:
-            raise UserError(f"sample.tolerance must be positive; got {self.tolerance:g}.")
         if not 0 <= self.guidance < math.inf:
             raise UserError(f"sample.guidance must not be negative; got {self.guidance:g}.")
         if not 0 <= self.guidance_from <= self.guidance_to <= 1:
@@ -272,16 +222,17 @@ class SampleConfig:
 class Preset:
     """Everything that describes a run; two runs of the same preset on the same machine are the same.
 
-    data, model, process, train, sample: its parts, each a config of its own; model is the options of one of `models.NETWORKS`.
+    data, model, process, train, sample: its parts, each its own config; model is the options of one of `models.NETWORKS`, process
+    one of `processes.Process.members`, which learns the variance where the model does.
 
     Raises:
-        UserError: a bound on samples whose data lies in [0, 1], points that are stretched, or more sampling steps than the schedule
-            has; the rest of what does not fit is refused by `training.objective.check`, so that runs that were made before open.
+        UserError: a bound on samples whose data lies in [0, 1], points that are stretched, or a process that does not fit the
+            model; the rest of what does not fit is refused by `training.objective.check`, so that runs that were made before open.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: Any = field(default_factory=lambda: ddpm_jax.models.UNetConfig())
-    process: ProcessConfig = field(default_factory=ProcessConfig)
+    process: Any = field(default_factory=lambda: ddpm_jax.processes.GaussianDiffusion())
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
@@ -293,31 +244,19 @@ class Preset:
             )
         if self.sample.stretch and len(self.model.shape) != 3:
             raise UserError(f"sample.stretch is for images; {self.model.network} makes points.")
-        if (
-            self.process.kind == "diffusion"
-            and self.sample.steps is not None
-            and self.sample.steps > self.process.num_steps
-        ):
-            raise UserError(
-                f"sample.steps must be at most process.num_steps ({self.process.num_steps}); got {self.sample.steps}."
-            )
+        object.__setattr__(self, "process", _for_the_variance(self.process, self.model))
 
     def __repr__(self) -> str:
         """Its parts in a word each; `to_json` tells all."""
-        process, train = self.process, self.train
-        path = (
-            f"{process.schedule} T={process.num_steps} {process.prediction}"
-            if process.kind == "diffusion"
-            else process.kind
-        )
+        train = self.train
         length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs:,} epochs"
         return display.line(
             self,
             self.model.network,
             f"data {display.short(self.data.source)}",
-            path,
+            self.process,
             f"{length} of {train.batch_size}",
-            f"sampler {self.sample.sampler}",
+            self.sample.sampler,
         )
 
     def _repr_html_(self) -> str:
@@ -330,15 +269,29 @@ class Preset:
         return display.table([("model", self.model.network, ""), *rows], heading=repr(self))
 
 
+def _for_the_variance(process: Any, model: Any) -> Any:
+    """The process, which learns the variance where the network has an output for it."""
+    if not isinstance(process, ddpm_jax.processes.Process):
+        raise UserError(f"process must be one of processes.Process; got {display.short(process)}.")
+    learned = bool(getattr(model, "learn_variance", False))
+    if hasattr(process, "learned_variance"):
+        return (
+            process if process.learned_variance == learned else dataclasses.replace(process, learned_variance=learned)
+        )
+    if learned:
+        raise UserError(f"model.learn_variance belongs to process.kind = diffusion; got {process.name}.")
+    return process
+
+
 def to_json(config: Preset) -> str:
     """The config as JSON text that `from_json` reads back; the model's options begin with the network's name."""
-    tree = dataclasses.asdict(config)
+    tree = {part.name: tree_of(getattr(config, part.name)) for part in dataclasses.fields(config)}
     tree["model"] = {"network": config.model.network, **tree["model"]}
     return json.dumps(tree, indent=2) + "\n"
 
 
 def from_json(text: str) -> Preset:
-    """The config that `to_json` wrote.
+    """The config that `to_json` wrote, also that of a run of an older version.
 
     Raises:
         UserError: not JSON, or fields that a preset does not have, or of another type (named).
@@ -350,20 +303,22 @@ def from_json(text: str) -> Preset:
     kinds: dict[str, Any] = {part.name: part.type for part in dataclasses.fields(Preset)}
     if tree.keys() != kinds.keys():
         raise UserError(f"the config must consist of {', '.join(kinds)}; got {', '.join(tree) or 'nothing'}.")
-    options = dict(value_of(dict[str, Any], tree.pop("model"), "model"))
-    network = value_of(str, options.pop("network", None), "model.network")
-    if network == "unet" and "widths" in options:  # a run from before foreign_unet had these options
-        model: Any = ddpm_jax.models.simplest(build(ddpm_jax.models.ForeignUNetConfig, options, "model"))
-    else:
-        model = build(ddpm_jax.models.kind_of(network), options, "model")
-    return Preset(model=model, **{name: build(kinds[name], part, name) for name, part in tree.items()})
+    parts = {name: dict(value_of(dict[str, Any], part, name)) for name, part in tree.items()}
+    parts, foreign = older.upgraded(parts)
+    network = value_of(str, parts["model"].pop("network", None), "model.network")
+    model = build(ddpm_jax.models.kind_of("foreign_unet" if foreign else network), parts["model"], "model")
+    kinds["process"] = ddpm_jax.processes.Process.member(
+        value_of(str, parts["process"].pop("kind", "diffusion"), "process.kind")
+    )
+    others = {name: build(kinds[name], parts[name], name) for name in kinds if name != "model"}
+    return Preset(model=ddpm_jax.models.simplest(model) if foreign else model, **others)
 
 
 def differences(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
     """The fields in which two configs differ: {"train.lr": (old, new)}."""
     found = {}
     for part in dataclasses.fields(Preset):
-        before, after = (dataclasses.asdict(getattr(config, part.name)) for config in (old, new))
+        before, after = (tree_of(getattr(config, part.name)) for config in (old, new))
         if part.name == "model":
             before["network"], after["network"] = (config.model.network for config in (old, new))
         for name in before | after:

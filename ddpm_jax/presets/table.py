@@ -1,5 +1,6 @@
 """The table of named presets: how the authors trained each network, and recipes of our own, with what to expect of them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,30 +9,45 @@ from typing import Any
 import ddpm_jax
 from ddpm_jax import display
 from ddpm_jax.errors import UserError, meant
-from ddpm_jax.presets.configs import DataConfig, Preset, ProcessConfig, SampleConfig, TrainConfig
+from ddpm_jax.presets.configs import DataConfig, Preset, SampleConfig, TrainConfig
+
 
 # fmt: off
-SYSTEMS: dict[str, tuple[ProcessConfig, SampleConfig]] = {
-    "unet":                     (ProcessConfig("linear", 1000),              SampleConfig("ancestral")),
-    "convnext_unet":            (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, 0.1, clip=None, num=81)),
-    "convnext_unet_224":        (ProcessConfig("cosine_unclipped", 500),     SampleConfig("strided", 35, 0.1, clip=None, num=16)),
-    "tiny_unet":                (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None, stretch=True)),
-    "double_conv_unet":         (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None)),
-    "annotated_unet":           (ProcessConfig("linear", 200, loss="huber"), SampleConfig("ancestral", variance="posterior",
-                                                                                          clip=None)),
-    "rms_unet":                 (ProcessConfig("sigmoid_cumprod", 1000, prediction="v", weighting="snr"),
-                                                                             SampleConfig("ancestral", variance="posterior")),
-    "mlp":                      (ProcessConfig("linear", 1000),              SampleConfig("ancestral", clip=None, num=1200)),
-    "conv_net":                 (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
-    "strided_unet":             (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None)),
-    "strided_unet_conditional": (ProcessConfig("linear_inclusive", 400),     SampleConfig("ancestral", clip=None, num=10)),
-}
-"""How each network is trained and sampled by its author."""
+def _systems() -> dict[str, tuple[Any, SampleConfig]]:
+    learns, at, by = ddpm_jax.processes.GaussianDiffusion, ddpm_jax.schedules, ddpm_jax.samplers
+    whole, bounds = by.Ancestral(), by.Ancestral(variance="posterior")
+    return {
+        "unet":                     (learns(at.linear(1000)),              SampleConfig(whole)),
+        "convnext_unet":            (learns(at.cosine_unclipped(500)),     SampleConfig(by.Strided(0.1), 35, clip=None, num=81)),
+        "convnext_unet_224":        (learns(at.cosine_unclipped(500)),     SampleConfig(by.Strided(0.1), 35, clip=None, num=16)),
+        "tiny_unet":                (learns(at.linear(1000)),              SampleConfig(whole, clip=None, stretch=True)),
+        "double_conv_unet":         (learns(at.linear(1000)),              SampleConfig(whole, clip=None)),
+        "annotated_unet":           (learns(at.linear(200), loss="huber"), SampleConfig(bounds, clip=None)),
+        "rms_unet":                 (learns(at.sigmoid_cumprod(1000), "v", weighting="snr"), SampleConfig(bounds)),
+        "mlp":                      (learns(at.linear(1000)),              SampleConfig(whole, clip=None, num=1200)),
+        "conv_net":                 (learns(at.linear_inclusive(400)),     SampleConfig(whole, clip=None)),
+        "strided_unet":             (learns(at.linear_inclusive(400)),     SampleConfig(whole, clip=None)),
+        "strided_unet_conditional": (learns(at.linear_inclusive(400)),     SampleConfig(whole, clip=None, num=10)),
+    }
 
 
-def system_of(network: str) -> tuple[ProcessConfig, SampleConfig]:
-    """How a network is trained and sampled by its author; of one without an entry in SYSTEMS, as Ho et al. did."""
-    return SYSTEMS.get(network, SYSTEMS["unet"])
+SYSTEMS = ("unet", "convnext_unet", "convnext_unet_224", "tiny_unet", "double_conv_unet", "annotated_unet", "rms_unet", "mlp",
+           "conv_net", "strided_unet", "strided_unet_conditional")
+"""Networks with a way of their own of being trained and sampled."""
+
+
+def system_of(model: Any) -> tuple[Any, SampleConfig]:
+    """How a network is trained and sampled by its author: a process and a SampleConfig; without an author, as Ho et al. did.
+
+    model: its options, one of `models.NETWORKS`: those that look times up in a table say how many there are.
+    """
+    systems = _systems()
+    process, sample = systems.get(model.network, systems["unet"])
+    if hasattr(model, "num_steps"):
+        process = dataclasses.replace(process, schedule=dataclasses.replace(process.schedule, num_steps=model.num_steps))
+    if getattr(model, "learn_variance", False):
+        process = dataclasses.replace(process, loss="hybrid", learned_variance=True, weighting="none")
+    return process, sample
 
 
 @dataclass(frozen=True)
@@ -55,8 +71,12 @@ class Recipe:
 
 
 def _system(network: str, about: str, expect: str, data: DataConfig, train: TrainConfig) -> Recipe:
-    process, sample = SYSTEMS[network]
-    return Recipe(about, expect, lambda: Preset(data, ddpm_jax.models.configure(network, {}), process, train, sample))
+    def make() -> Preset:
+        model = ddpm_jax.models.configure(network, {})
+        process, sample = system_of(model)
+        return Preset(data, model, process, train, sample)
+
+    return Recipe(about, expect, make)
 
 
 def _adam(lr: float, batch_size: int, **options: Any) -> TrainConfig:
@@ -67,6 +87,10 @@ def _adam(lr: float, batch_size: int, **options: Any) -> TrainConfig:
     return TrainConfig(lr=lr, batch_size=batch_size, **defaults | options)
 
 
+def _diffusion(schedule: str, **options: Any) -> Any:
+    return ddpm_jax.processes.GaussianDiffusion(ddpm_jax.schedules.create(schedule, 1000), **options)
+
+
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         "1,797 handwritten 8x8 digits by class.",
@@ -75,7 +99,7 @@ RECIPES: dict[str, Recipe] = {
             data    = DataConfig("digits"),
             model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
                                                     attention_resolutions=(4,), norm_groups=8),
-            process = ProcessConfig("cosine", prediction="v"),
+            process = _diffusion("cosine", prediction="v"),
             train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
                                   log_every=20, sample_every=400, checkpoint_every=400),
             sample  = SampleConfig("ddim", steps=50, num=100),
@@ -88,7 +112,7 @@ RECIPES: dict[str, Recipe] = {
             data    = DataConfig("digits"),
             model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
                                                     attention_resolutions=(4,), norm_groups=8),
-            process = ProcessConfig(kind="flow"),
+            process = ddpm_jax.processes.FlowMatching(),
             train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
                                   log_every=20, sample_every=400, checkpoint_every=400),
             sample  = SampleConfig("heun", steps=25, clip=None, num=100),
@@ -100,7 +124,7 @@ RECIPES: dict[str, Recipe] = {
         lambda: Preset(
             data    = DataConfig("", flip=True),
             model   = ddpm_jax.models.UNetConfig(dim=64),
-            process = ProcessConfig("cosine"),
+            process = _diffusion("cosine"),
             train   = TrainConfig(batch_size=64, warmup_steps=1_000),
             sample  = SampleConfig("ddim", steps=100),
         ),
@@ -111,7 +135,7 @@ RECIPES: dict[str, Recipe] = {
         lambda: Preset(
             data    = DataConfig("tfds:cifar10", flip=True, labels=False),
             model   = ddpm_jax.models.UNetConfig(dropout=0.1),
-            process = ProcessConfig("linear", 1000),
+            process = _diffusion("linear"),
             train   = TrainConfig(steps=800_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
                                   log_every=100, sample_every=10_000, checkpoint_every=5_000),
             sample  = SampleConfig("ancestral"),
@@ -123,7 +147,7 @@ RECIPES: dict[str, Recipe] = {
         lambda: Preset(
             data    = DataConfig("tfds:cifar10", flip=True, labels=False),
             model   = ddpm_jax.models.UNetConfig(dropout=0.1),
-            process = ProcessConfig(kind="flow", times="logit_normal"),
+            process = ddpm_jax.processes.FlowMatching(time_draw="logit_normal"),
             train   = TrainConfig(steps=400_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
                                   log_every=100, sample_every=10_000, checkpoint_every=5_000),
             sample  = SampleConfig("heun", steps=50, clip=None),
@@ -166,7 +190,7 @@ RECIPES: dict[str, Recipe] = {
         lambda: Preset(
             data    = DataConfig("spiral"),
             model   = ddpm_jax.models.MLPConfig(),
-            process = ProcessConfig(kind="flow"),
+            process = ddpm_jax.processes.FlowMatching(),
             train   = _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500, checkpoint_every=10_000),
             sample  = SampleConfig("heun", steps=50, clip=None, num=1200),
         ),
@@ -177,7 +201,7 @@ RECIPES: dict[str, Recipe] = {
         lambda: Preset(
             data    = DataConfig("spiral"),
             model   = ddpm_jax.models.MLPConfig(),
-            process = ProcessConfig(kind="blending"),
+            process = ddpm_jax.processes.AlphaBlending(),
             train   = _adam(1e-3, 25, epochs=40, reset_optimizer=True, log_every=500, checkpoint_every=10_000),
             sample  = SampleConfig("euler", steps=200, clip=None, num=1200),
         ),

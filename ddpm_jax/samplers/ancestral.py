@@ -63,7 +63,7 @@ class Ancestral(Sampler, name="ancestral"):
         return (
             ""
             if process.learned_variance
-            else "variance = learned needs a network trained with process.learned_variance."
+            else "variance = learned needs a network that learns it: model.learn_variance must be True."
         )
 
     def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:

@@ -12,11 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from ddpm_jax import display
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
+from ddpm_jax.named import Named
 from ddpm_jax.processes import Estimate, GaussianDiffusion, Level, Process
 from ddpm_jax.samplers import grids
-
-SAMPLERS: dict[str, type["Sampler"]] = {}
-"""Every sampler by name; a class enters itself: class DDIM(Sampler, name="ddim")."""
 
 
 class Stepped(NamedTuple):
@@ -51,20 +49,13 @@ class Walked(NamedTuple):
         return display.of_fields(self)
 
 
-class Sampler(abc.ABC):
-    """A method of sampling. A subclass is a frozen dataclass whose fields are its options, and defines `step`.
+class Sampler(Named, abc.ABC, family="sampler"):
+    """A method of sampling: `@dataclass(frozen=True) class DDIM(Sampler, name="ddim")`, whose fields are its options.
 
-    spacing: the grid of GRIDS that it walks on a chain unless told otherwise. name: what it is called.
+    A subclass defines `step`. spacing: the grid of GRIDS that it walks on a chain unless told otherwise.
     """
 
-    name: ClassVar[str]
     spacing: ClassVar[str] = "even"
-
-    def __init_subclass__(cls, name: str | None = None, **options: Any):
-        super().__init_subclass__(**options)
-        cls.name = name or cls.__name__
-        if name is not None:
-            SAMPLERS[name] = cls
 
     def misfit(self, process: Process) -> str:
         """Why it does not fit a process; empty: it does."""
@@ -80,7 +71,7 @@ class Sampler(abc.ABC):
             UserError: a process that it does not fit (says which samplers do), num_steps out of range, or an unknown spacing.
         """
         if reason := self.misfit(process):
-            fitting = ", ".join(name for name, kind in SAMPLERS.items() if not kind().misfit(process))
+            fitting = ", ".join(name for name, kind in self.members.items() if not kind().misfit(process))
             raise UserError(f"{reason} Samplers that fit: {fitting}.")
         if spacing is None:
             spacing = self.spacing if isinstance(process, GaussianDiffusion) else "even"
@@ -141,6 +132,10 @@ class Sampler(abc.ABC):
             last = "more steps or another sampler" if first > 1 else "other weights: these may be damaged"
             remedies = [*remedies, last]
         return f"{bad} samples hold NaN or infinity, the first since {since}. Try {', or '.join(remedies)}."
+
+
+SAMPLERS = Sampler.members
+"""Every sampler by name."""
 
 
 def finite(x: Float[Array, "b *shape"]) -> Bool[Array, "b"]:

@@ -14,7 +14,7 @@ from ddpm_jax import noise
 from ddpm_jax.checks import whole
 from ddpm_jax.compilation import jit
 from ddpm_jax.denoisers import Denoiser, as_denoiser, remedies
-from ddpm_jax.errors import NotFiniteError, UserError, meant
+from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.samplers.base import SAMPLERS, Sampler, Walked
 
 
@@ -167,13 +167,10 @@ def as_sampler(found: Any) -> Sampler:
     Raises:
         UserError: it is none; says which there are.
     """
-    if isinstance(found, str) and found in SAMPLERS:
-        return SAMPLERS[found]()
+    if isinstance(found, str):
+        return Sampler.member(found)()
     if isinstance(found, type) and issubclass(found, Sampler):
         return found()
     if isinstance(found, Sampler):
         return found
-    raise UserError(
-        f"sampler must be one of {', '.join(SAMPLERS)}, or a samplers.Sampler of your own; "
-        f"got {found!r}.{meant(found, SAMPLERS)}"
-    )
+    raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, or a samplers.Sampler of your own; got {found!r}.")

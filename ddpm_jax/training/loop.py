@@ -70,7 +70,7 @@ def train(
     config: Preset | str,
     folder: Path | str,
     *,
-    source: data.Source | None = None,
+    source: Any = None,
     resume: bool = False,
     overwrite: bool = False,
     start: Start | None = None,
@@ -81,8 +81,9 @@ def train(
 
     With several processes (`launch.join`), all of them call this alike and see the same folder.
 
-    config: or the name of a preset. source: data of one's own, an object with a length and items, in the place of the config's
-    (its name stands in the run's config; evaluation and another start ask for it again). profile: record a few steps in
+    config: or the name of a preset. source: data of one's own in the place of the config's: a `data.Source`, an object with a
+    length and items; or `data.Batches`, or what these are made of, an iterable of batches or a function of the first step (its name
+    stands in the run's config; evaluation and another start ask for it again). profile: record a few steps in
     folder/profile, for TensorBoard or Perfetto.
 
     Raises:
@@ -94,8 +95,9 @@ def train(
     asked, source = _with_source(presets.preset(config) if isinstance(config, str) else config, source)
     feeding.check(asked, source)  # before the folder is touched
     layout = layout_of(parallel)
-    check_batch(layout, asked.train.batch_size, asked.train.accumulate, len(source))
-    given = {"examples of data": len(source), "out": str(folder), "resume": resume, "parallel": layout.mode}
+    examples = None if isinstance(source, data.Batches) else len(source)
+    check_batch(layout, asked.train.batch_size, asked.train.accumulate, examples)
+    given = {"examples of data": examples, "out": str(folder), "resume": resume, "parallel": layout.mode}
     launch.agree(json.loads(presets.to_json(asked)) | given)
     of_start: dict[str, Any] = {} if start is None else {"scaling": start.scaling, "origin": start.origin}
     run = launch.on_first(lambda: start_run(asked, source, folder, resume=resume, overwrite=overwrite, **of_start))
@@ -126,12 +128,14 @@ def train(
     return Outcome(run, done, interruption.signal, skipped)
 
 
-def _with_source(config: Preset, source: data.Source | None) -> tuple[Preset, data.Source]:
+def _with_source(config: Preset, source: Any) -> tuple[Preset, data.Source | data.Batches]:
     """The config, found to fit together, and its data, or that of the caller's own."""
     check(config)  # before any data is read
     asked = config.data
     if source is not None:
-        name = data.checked(source).name
+        if callable(source) or isinstance(source, Iterator):
+            source = data.Batches(source)
+        name = source.name if isinstance(source, data.Batches) else data.checked(source).name
         return replace(config, data=replace(asked, source=f"python:{name}")), source
     if not asked.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
@@ -151,7 +155,7 @@ class _Training:
     """A run on its way from its first state to its last."""
 
     run: Run
-    source: data.Source
+    source: data.Source | data.Batches
     layout: Layout
     checkpoints: Checkpoints
     interruption: Interruption
@@ -269,7 +273,8 @@ class _Training:
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         kind = "images, as " + "x".join(map(str, run.shape)) if run.holds_images else "points"
         classes = f"{len(run.class_names)} classes" if run.class_names else "no classes"
-        progress.say(f"data: {self.source.name}, {len(self.source):,} {kind}, {classes}")
+        many = "" if isinstance(self.source, data.Batches) else f"{len(self.source):,} "
+        progress.say(f"data: {self.source.name}, {many}{kind}, {classes}")
         progress.say(f"network: {count:,} parameters")
         if layout.size > 1:
             processes = f" of {jax.process_count()} processes" if launch.several() else ""

@@ -26,7 +26,6 @@ from ddpm_jax.run_config import CONFIG, FORMAT, read_run
 from ddpm_jax.training import loss_aware
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import read_metrics
-from ddpm_jax.training.objective import process_of
 from ddpm_jax.training.optimizers import make_optimizer
 from ddpm_jax.training.state import TrainState, state_of
 from ddpm_jax.typed import build
@@ -76,7 +75,7 @@ class Run:
     @property
     def process(self) -> Process:
         """The forward process it is trained on."""
-        return process_of(self.config)
+        return self.config.process
 
     @property
     def null_label(self) -> int | None:
@@ -130,8 +129,8 @@ class Run:
 
     def state_of(self, variables: models.Variables) -> TrainState:
         """The state before the first step, from given parameters and running statistics."""
-        config = self.config.process
-        history = loss_aware.empty(config.num_steps) if config.times == "loss_aware" else None
+        aware = self.config.train.loss_aware_times  # of timesteps, which `objective.check` has seen to be there
+        history = loss_aware.empty(self.config.process.schedule.num_steps) if aware else None
         return state_of(self._structure, variables, make_optimizer(self.config.train), history)
 
     def abstract_state(self) -> TrainState:
@@ -221,7 +220,7 @@ def open_run(folder: Path) -> Run:
 
 def start_run(
     config: Preset,
-    source: data.Source,
+    source: data.Source | data.Batches,
     folder: Path,
     *,
     resume: bool,
@@ -243,7 +242,9 @@ def start_run(
         old = open_run(folder)
         _check_same_config(old, config)  # before the data is asked whether it fits: the option is to blame
     config, class_names = _fit_to_data(config, source)
-    run = Run(folder, config, class_names, scaling or data.scaling_of(source, config.data.scale), origin)
+    run = Run(
+        folder, config, class_names, scaling or data.scaling_of(source, config.data.scale, config.model.shape), origin
+    )
     if resume:
         _check_same_classes(old, class_names)
         _check_same_config(old, config)
@@ -304,9 +305,9 @@ def environment(dtype: str) -> dict[str, Any]:
     }
 
 
-def _fit_to_data(config: Preset, source: data.Source) -> tuple[Preset, tuple[str, ...]]:
+def _fit_to_data(config: Preset, source: data.Source | data.Batches) -> tuple[Preset, tuple[str, ...]]:
     """The config with the number of classes and the length of an epoch filled in from the data, and the classes' names."""
-    if config.train.epoch_steps is None:
+    if config.train.epoch_steps is None and not isinstance(source, data.Batches):
         steps = data.epoch_steps(source, config.train.batch_size)
         config = replace(config, train=replace(config.train, epoch_steps=steps))
     model: Any = config.model
@@ -323,7 +324,8 @@ def _fit_to_data(config: Preset, source: data.Source) -> tuple[Preset, tuple[str
     num_classes = asked_for or len(source.class_names) + dropped
     if num_classes <= dropped:
         raise UserError(f"model.num_classes must be at least 2 with train.label_dropout; got {num_classes}.")
-    data.check_labels(source, num_classes - dropped)
+    if not isinstance(source, data.Batches):  # whose labels nobody knows beforehand
+        data.check_labels(source, num_classes - dropped)
     names = source.class_names + tuple(str(i) for i in range(len(source.class_names), num_classes - dropped))
     check_distinct(names, f"model.num_classes = {num_classes} adds classes to those of {source.name}")
     return replace(config, model=replace(model, num_classes=num_classes)), names

@@ -19,7 +19,7 @@ from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training.npz_writer import NpzWriter
-from ddpm_jax.training.objective import check, sampler_of
+from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run
 
 FRAMES = 24
@@ -128,7 +128,7 @@ class Drawing:
         """
         run, config, layout = self.run, self.config, self.layout
         to_data = stretched if config.stretch else run.to_data
-        sampler, steps = sampler_of(config), None if config.sampler == "adaptive" else config.steps
+        steps = None if isinstance(config.sampler, samplers.Adaptive) else config.steps
         num_frames = min(num_frames, 1 + run.process.sampling_steps(steps))
         size = min(num, self.batch_size)
         whole = layout.rounded_up(size)  # of what is drawn to fill up the devices nothing is kept
@@ -144,7 +144,7 @@ class Drawing:
                 ):
                     walked = samplers.draw(
                         self.denoiser(None if of_batch is None else layout.deal(of_batch)),
-                        sampler,
+                        config.sampler,
                         layout.deal(keys),
                         (whole, *run.shape),
                         steps,

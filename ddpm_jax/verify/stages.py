@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax import denoisers, models, progress, samplers, schedules
+from ddpm_jax import denoisers, models, progress, samplers
 from ddpm_jax.compilation import compile_for, once
 from ddpm_jax.errors import UserError
-from ddpm_jax.presets import ProcessConfig, SampleConfig, TrainConfig, system_of
-from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.named import tree_of
+from ddpm_jax.presets import SampleConfig, TrainConfig, system_of
+from ddpm_jax.processes import GaussianDiffusion, Process
 from ddpm_jax.training import Examples, Update, create_state, make_optimizer
-from ddpm_jax.training.objective import sampler_of
 from ddpm_jax.training.run import Run
 from ddpm_jax.verify.comparison import compare, environment, import_torch, row
 from ddpm_jax.verify.kinks import SAFE, relu_margin
@@ -101,7 +101,7 @@ class Verification:
         *,
         options: Mapping[str, Any] | None = None,
         state_dict: Mapping[str, Any] | None = None,
-        system: tuple[ProcessConfig, SampleConfig] | None = None,
+        system: tuple[Process, SampleConfig] | None = None,
         dtype: str = "float64",
         device: str = "cpu",
         seed: int = 0,
@@ -124,24 +124,17 @@ class Verification:
             self.twin.load_state_dict(counters | tensors, strict=True)
         self.config: Any = models.configure(name, options)
         self.model = models.abstract(self.config)
-        process, self.sampling = system or system_of(name)
+        process, self.sampling = system or system_of(self.config)
         if getattr(self.config, "self_conditioning", False):
             raise UserError(
                 "the stages show a network x_t alone, and one with self_conditioning sees its estimate of x_0 too."
             )
-        if process.kind != "diffusion":
-            raise UserError(f"the stages are those of a diffusion; got one of kind {process.kind}.")
-        if self.sampling.sampler not in SAMPLERS:
-            self.sampling = system_of(name)[1]
-        # a network that looks a table up knows how many steps there are
-        num_steps = getattr(self.config, "num_steps", process.num_steps)
-        betas = () if process.schedule in schedules.WITHOUT_BETAS else (process.beta_start, process.beta_end)
-        schedule, twin_schedule = (
-            module.__dict__[process.schedule](num_steps, *betas) for module in (schedules, self.twins.schedules)
-        )
-        if process.zero_terminal_snr:
-            schedule = schedules.zero_terminal_snr(schedule)
-            twin_schedule = self.twins.schedules.zero_terminal_snr(twin_schedule)
+        if not isinstance(process, GaussianDiffusion):
+            raise UserError(f"the stages are those of a diffusion; got one of kind {process.name}.")
+        if self.sampling.sampler.name not in SAMPLERS:
+            self.sampling = system_of(self.config)[1]
+        schedule = process.schedule
+        twin_schedule = self._twin_schedule(schedule)
         self.learned = bool(getattr(self.config, "learn_variance", False))
         loss = "hybrid" if self.learned else process.loss
         learned: dict[str, Any] = {"learned_variance": self.learned}
@@ -287,7 +280,7 @@ class Verification:
             output = np.concatenate([output, self.rng.standard_normal(self.x_0.shape)], axis=1)
         times, twin_times = self._times(self.sampling.steps)
         yield row("step", "times", times, twin_times, stage="sampler step", **self._where())
-        sampler, twin_sampler = sampler_of(self.sampling), self._twin_sampler()
+        sampler, twin_sampler = self.sampling.sampler, self._twin_sampler()
         said = self._jax_images(output)
         denoise = denoisers.of(self.process, lambda x, t: said)
         for index in sorted({0, len(times) // 2, len(times) - 2}):
@@ -304,7 +297,7 @@ class Verification:
         model = self._jax_model()
         noises = self.rng.standard_normal((WALK, *self.x_0.shape))
         graphdef, variables = models.split(model)
-        sampler, twin_sampler = sampler_of(self.sampling), self._twin_sampler()
+        sampler, twin_sampler = self.sampling.sampler, self._twin_sampler()
         times, twin_times = self._times(WALK)
         drawn = jnp.stack([self._jax_images(noise) for noise in noises])
 
@@ -330,8 +323,15 @@ class Verification:
                 "trajectory", f"after {index} steps", ours, theirs, stage="trajectory", images=True, **self._where()
             )
 
+    def _twin_schedule(self, schedule: Any) -> Any:
+        """The twin's own schedule of the same options."""
+        options = tree_of(schedule)
+        rescaled = options.pop("zero_terminal_snr")
+        twin = getattr(self.twins.schedules, options.pop("schedule"))(**options)
+        return self.twins.schedules.zero_terminal_snr(twin) if rescaled else twin
+
     def _twin_sampler(self) -> Any:
-        sampler = sampler_of(self.sampling)
+        sampler = self.sampling.sampler
         return getattr(self.twins.samplers, type(sampler).__name__)(**vars(sampler))
 
     def _times(self, num_steps: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -340,7 +340,7 @@ class Verification:
         grids = (
             np.asarray(sampler.grid(process, num_steps))
             for sampler, process in (
-                (sampler_of(self.sampling), self.process),
+                (self.sampling.sampler, self.process),
                 (self._twin_sampler(), self.twin_process),
             )
         )
