@@ -144,8 +144,8 @@ class GaussianDiffusion(Process):
         p2_k: above 0.
         min_snr_gamma: above 0.
         learned_variance: the network's output has twice x_t's channels (axis 1), the second half being v: the reverse step's
-            log variance is f log beta + (1 - f) log beta~, f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15). None: whether the loss is
-            "hybrid", which trains it.
+            log variance is f log beta + (1 - f) log beta~, f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15). None: as the loss says,
+            which trains it where it is "hybrid".
         time_draw: of the times to train at: "uniform", each by itself, or "low_discrepancy", evenly spread with one offset for all.
 
     Raises:
@@ -154,7 +154,7 @@ class GaussianDiffusion(Process):
             whose clean end has A below 1; loss "vlb" with a weighting, as the bound has its own.
     """
 
-    schedule: Schedule = linear()
+    schedule: Schedule = LINEAR
     prediction: str = "eps"
     loss: str = "mse"
     weighting: str = "none"
