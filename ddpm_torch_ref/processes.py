@@ -154,7 +154,7 @@ class GaussianDiffusion(Process):
             whose clean end has A below 1; loss "vlb" with a weighting, as the bound has its own.
     """
 
-    schedule: Schedule = LINEAR
+    schedule: Schedule = linear()  # noqa: RUF009 - it cannot be changed
     prediction: str = "eps"
     loss: str = "mse"
     weighting: str = "none"
