@@ -1,8 +1,10 @@
 """Compiled programs are kept between tests and between runs of them."""
 
 import os
+from collections.abc import Iterator
 
 import jax
+import jaxtyping
 import pytest
 
 
@@ -17,3 +19,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture
+def without_the_checker() -> Iterator[None]:
+    """Nobody's program checks annotations but the tests'."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
-from ddpm_jax.presets import Preset, SampleConfig
+from ddpm_jax.presets import EditConfig, ImportConfig, Preset, SampleConfig
 
 Flat = tyro.conf.arg(name="")
 
@@ -88,20 +88,7 @@ class EditArgs:
     config: Annotated[SampleConfig, Flat]
     kind: Annotated[Literal["inpaint", "vary", "interpolate"], tyro.conf.Positional] = "vary"
     """What to do."""
-    images: tuple[Path, ...] = ()
-    """Image files; num images of the run's data unless given."""
-    mask: str = "middle"
-    """For inpaint: left, right, top, bottom, middle, or an image that is white where to draw."""
-    labels: tuple[str, ...] = ()
-    """Classes to draw, in turn, by name, or by position from 0 where no class's name is a number; the images' own unless given."""
-    strength: float = 0.5
-    """For vary: how far an image is noised, in (0, 1]."""
-    resample: int = 10
-    """For inpaint: how often each stretch of the walk is taken (RePaint)."""
-    jump: int = 10
-    """For inpaint: steps in a stretch."""
-    seed: int = 0
-    """Start of the random draws."""
+    how: Annotated[EditConfig, Flat] = field(default_factory=EditConfig)
     out: Path | None = None
     """Where to; RUN/edits/KIND unless given."""
 
@@ -135,36 +122,6 @@ class ConvertArgs:
     """For a run of a unet: write a pipeline's folder that the library diffusers loads."""
 
 
-@dataclass(frozen=True)
-class OpenAIArgs:
-    """How a checkpoint of improved-diffusion or guided-diffusion was made; the files that OpenAI published are known by name."""
-
-    num_heads: int | None = None
-    """Attention heads; or head_dim."""
-    head_dim: int | None = None
-    """Width of an attention head, num_head_channels there."""
-    num_steps: int | None = None
-    """diffusion_steps; 1000 unless given."""
-    schedule: Literal["linear", "cosine"] | None = None
-    """noise_schedule; linear unless given."""
-    rescale_timesteps: bool | None = None
-    """rescale_timesteps: the network is told t 1000 / diffusion_steps (improved-diffusion's default)."""
-    new_attention_order: bool | None = None
-    """use_new_attention_order."""
-    dropout: float | None = None
-    """dropout, for training on."""
-
-
-@dataclass(frozen=True)
-class DDPArgs:
-    """How a file of denoising-diffusion-pytorch was made."""
-
-    objective: Literal["pred_noise", "pred_x0", "pred_v"] | None = None
-    """objective, where the file does not say; of a Unet saved alone, pred_v unless given."""
-    dropout: float | None = None
-    """dropout, for training on."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImportArgs:
     """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
@@ -173,22 +130,7 @@ class ImportArgs:
 
     out: Path
     """The run folder."""
-    weights: Literal["ema", "params"] | None = None
-    """The averaged parameters, or those being trained, where there are both; ema unless given."""
-    variant: str | None = None
-    """Which of the weights in a folder of diffusers, as fp16; those without one, or the only ones, unless given."""
-    revision: str | None = None
-    """For a repository of the Hub: branch, tag or commit; main unless given."""
-    data: str = ""
-    """What the network was trained on, as --data.source: evaluate compares samples with it, finetune trains on it."""
-    image_size: int | None = None
-    """Height and width of the images, in pixels, where the files do not say."""
-    num_classes: int | None = None
-    """Number of classes, where the files do not say."""
-    scheduler: bool = True
-    """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
-    openai: OpenAIArgs = field(default_factory=OpenAIArgs)
-    ddp: DDPArgs = field(default_factory=DDPArgs)
+    how: Annotated[ImportConfig, Flat] = field(default_factory=ImportConfig)
 
 
 @dataclass(frozen=True)
@@ -268,9 +210,13 @@ BASICS: dict[type, tuple[str, ...]] = {
         "batch_size", "parallel.mode",
     ),
     EditArgs: (
-        "kind", "images", "config.num", "mask", "strength", "labels", "config.sampler", "config.steps", "seed", "out",
+        "kind", "how.images", "config.num", "how.mask", "how.strength", "how.labels", "config.sampler", "config.steps",
+        "how.seed", "out",
     ),
     ConvertArgs: ("network", "weights", "to", "model.image_size", "model.channels", "model.num_classes"),
-    ImportArgs: ("out", "weights", "variant", "revision", "data", "image_size", "num_classes", "scheduler"),
+    ImportArgs: (
+        "out", "how.weights", "how.variant", "how.revision", "how.data", "how.image_size", "how.num_classes",
+        "how.scheduler",
+    ),
 }  # fmt: skip
 """The fields that a newcomer needs, which --help shows; --help-all shows all of them. Of the other commands both show all."""

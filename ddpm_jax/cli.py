@@ -323,8 +323,7 @@ def _edit(name: str | None, rest: list[str]) -> int:
     from ddpm_jax.training import open_run
 
     run = open_run(Path(str(name)))
-    options = {key: getattr(args, key) for key in ("images", "mask", "labels", "strength", "resample", "jump", "seed")}
-    for path in edit(run, args.kind, args.out or run.folder / "edits" / args.kind, args.config, **options):
+    for path in edit(run, args.kind, args.out or run.folder / "edits" / args.kind, args.config, args.how):
         print(path)
     return 0
 
@@ -425,9 +424,7 @@ def _import(source: str | None, rest: list[str]) -> int:
     from ddpm_jax.conversion import import_weights, recognised
     from ddpm_jax.training import open_run
 
-    options = {key: value for key, value in vars(args).items() if key not in ("out", "openai", "ddp")}
-    options |= {"openai": vars(args.openai), "ddp": vars(args.ddp)}
-    out = import_weights(str(source), args.out, **options)
+    out = import_weights(str(source), args.out, args.how)
     print(out)
     for line in recognised(open_run(out)):
         print(f"  {line}")

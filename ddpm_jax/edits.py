@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +14,10 @@ import numpy as np
 from ddpm_jax import editing, figures, progress
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.data.geometry import fit
+from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError, meant
 from ddpm_jax.files import check_writable, together, write_atomically
-from ddpm_jax.presets import SampleConfig
+from ddpm_jax.presets import EditConfig, SampleConfig
 from ddpm_jax.training import Run
 from ddpm_jax.training.objective import check
 from ddpm_jax.training.samples import believed
@@ -26,79 +27,88 @@ HALVES = ("left", "right", "top", "bottom", "middle")
 """Masks that have a name: half of the image, or the middle of it."""
 
 
-def edit(
-    run: Run,
-    kind: str,
-    folder: Path,
-    config: SampleConfig,
-    *,
-    images: Sequence[Path] = (),
-    mask: str = "middle",
-    labels: tuple[str, ...] = (),
-    strength: float = 0.5,
-    resample: int = 10,
-    jump: int = 10,
-    seed: int = 0,
-) -> list[Path]:
+class _Edited(NamedTuple):
+    """What came of an edit, and the picture's rows: images as the network sees them."""
+
+    x_0: Any
+    before: list[np.ndarray]
+    titles: list[str]
+
+
+def edit(run: Run, kind: str, folder: Path, config: SampleConfig, how: EditConfig | None = None) -> list[Path]:
     """Edit images and write edit.npz and edit.png; returns their paths.
 
     kind: `inpaint` draws what the mask hides, `vary` noises an image part of the way and denoises it, `interpolate` walks between
-    neighbouring images. images: files; none: config.num images of the run's data, under their own labels. mask: one of HALVES, or
-    an image file that is white where to draw. labels: classes to draw, of a conditional run, in turn. config: steps, sampler and
-    spacing of `vary`, clip, and the images that `interpolate` draws.
+    neighbouring images. config: steps, sampler and spacing of `vary`, clip, how many of the run's own images, and how many
+    `interpolate` draws. how: None for an EditConfig's defaults.
 
     Raises:
         UserError: an unknown kind, a config that does not fit the run's, points, a file that is no image, a mask of another size,
             numbers out of range, or a folder that cannot be written to.
     """
+    how = how or EditConfig()
     if kind not in KINDS:
         raise UserError(f"an edit must be one of {', '.join(KINDS)}; got {kind!r}.{meant(kind, KINDS)}")
     check(replace(run.config, sample=config))
     if not run.holds_images:
         raise UserError(f"edits are of images, and {run.folder} is of points.")
     least = 2 if kind == "interpolate" else 1
-    if images and len(images) < least:
-        raise UserError(f"{kind} needs at least {least} images; got {len(images)}.")
+    if how.images and len(how.images) < least:
+        raise UserError(f"{kind} needs at least {least} images; got {len(how.images)}.")
     check_writable(folder)
-    hidden = _mask(run, mask) if kind == "inpaint" else np.zeros(0)
-    x_0, own = _images(run, images, max(config.num, least), seed)
-    found: Any = run.labels(len(x_0), labels) if labels or own is None else own
+    hidden = _mask(run, how.mask) if kind == "inpaint" else np.zeros(0)
+    x_0, own = _images(run, how.images, max(config.num, least), how.seed)
+    found: Any = run.labels(len(x_0), how.labels) if how.labels or own is None else own
     variables, step = run.load_variables()
     network = run.denoiser(found, variables=variables)
-    denoise = believed(network, config)
-    rows, titles = [x_0], ["before", "after"]
     if kind == "inpaint":
-        options: dict[str, Any] = {"num_steps": config.steps, "resample": resample, "jump": jump}
-        with progress.bar(len(x_0), "inpainting, to be compiled first", unit="image"):
-            edited = editing.inpaint(denoise, seed, x_0, hidden, **options)
-        grey = run.scaling.apply(np.full_like(run.to_data(x_0), 127))
-        rows, titles = [x_0, np.where(editing.fitting_mask(hidden, x_0.shape), grey, x_0)], ["before", "shown", "after"]
+        edited = _inpainted(run, believed(network, config), x_0, hidden, config, how)
     elif kind == "vary":
-        options = {"num_steps": config.steps, "sampler": config.sampler, "spacing": config.spacing}
-        with progress.bar(len(x_0), "varying, to be compiled first", unit="image"):
-            edited = editing.vary(denoise, seed, x_0, strength=strength, **options)
+        edited = _varied(believed(network, config), x_0, config, how)
     else:
-        between = max(config.num, 2)
-        ways = [
-            # neither guided nor bounded: what is walked up has to come down again
-            editing.interpolate(
-                network if found is None else network.with_labels(found[i]), a, b, between, num_steps=config.steps
-            )
-            for i, (a, b) in enumerate(
-                progress.each(itertools.pairwise(x_0), len(x_0) - 1, "interpolating, to be compiled first", unit="pair")
-            )
-        ]
-        edited, rows, titles = jnp.concatenate(ways), [], [""] * len(ways)
-    result = run.to_data(edited)
-    shown = np.concatenate([*map(run.to_data, rows), result])
-    columns = len(result) // len(titles) if kind == "interpolate" else len(x_0)
+        edited = _interpolated(network, x_0, found, config)
+    result = run.to_data(edited.x_0)
+    shown = np.concatenate([*map(run.to_data, edited.before), result])
+    columns = len(result) // len(edited.titles) if kind == "interpolate" else len(x_0)
     arrays: dict[str, Any] = {"images": result} | ({} if found is None else {"labels": np.asarray(found)})
     heading = f"{run.folder.name}, step {step}, {kind}"
     with together():
         return [
             write_atomically(folder / "edit.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays)),
-            figures.save_grid(folder / "edit.png", shown, heading=heading, columns=columns, row_titles=titles),
+            figures.save_grid(folder / "edit.png", shown, heading=heading, columns=columns, row_titles=edited.titles),
         ]
+
+
+def _inpainted(
+    run: Run, denoise: Denoiser, x_0: np.ndarray, hidden: np.ndarray, config: SampleConfig, how: EditConfig
+) -> _Edited:
+    options: dict[str, Any] = {"num_steps": config.steps, "resample": how.resample, "jump": how.jump}
+    with progress.bar(len(x_0), "inpainting, to be compiled first", unit="image"):
+        edited = editing.inpaint(denoise, how.seed, x_0, hidden, **options)
+    grey = run.scaling.apply(np.full_like(run.to_data(x_0), 127))
+    left = np.where(editing.fitting_mask(hidden, x_0.shape), grey, x_0)
+    return _Edited(edited, [x_0, left], ["before", "shown", "after"])
+
+
+def _varied(denoise: Denoiser, x_0: np.ndarray, config: SampleConfig, how: EditConfig) -> _Edited:
+    options: dict[str, Any] = {"num_steps": config.steps, "sampler": config.sampler, "spacing": config.spacing}
+    with progress.bar(len(x_0), "varying, to be compiled first", unit="image"):
+        return _Edited(
+            editing.vary(denoise, how.seed, x_0, strength=how.strength, **options), [x_0], ["before", "after"]
+        )
+
+
+def _interpolated(network: Denoiser, x_0: np.ndarray, labels: Any, config: SampleConfig) -> _Edited:
+    """Neither guided nor bounded: what is walked up has to come down again."""
+    between = max(config.num, 2)
+    pairs = progress.each(itertools.pairwise(x_0), len(x_0) - 1, "interpolating, to be compiled first", unit="pair")
+    ways = [
+        editing.interpolate(
+            network if labels is None else network.with_labels(labels[i]), a, b, between, num_steps=config.steps
+        )
+        for i, (a, b) in enumerate(pairs)
+    ]
+    return _Edited(jnp.concatenate(ways), [], [""] * len(ways))
 
 
 def _images(run: Run, files: Sequence[Path], num: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:

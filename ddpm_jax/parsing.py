@@ -79,93 +79,107 @@ class Command:
 
     def _tyro(self, args: Sequence[str], *, given: Sequence[str] = (), short: bool = False, **options: Any) -> Any:
         """args: what is parsed. given: what else says which members of families are chosen."""
-        registry = ConstructorRegistry()
-        paths: dict[Any, str] = {self.kind: ""}  # to the fields of each dataclass; tyro asks for the outer ones first
-        within: list[StructTypeInfo] = []
-
-        def own_rules(info: StructTypeInfo) -> StructConstructorSpec:
-            within.append(info)
-            spec = ConstructorRegistry.get_struct_spec(info)
-            within.pop()
-            assert isinstance(spec, StructConstructorSpec)
-            return spec
-
-        def shown(field: StructFieldSpec, path: str) -> StructFieldSpec:
-            """A field as help shows it."""
-            default, hint = field.default, cast(Any, field.type)
-            part = type(default) if dataclasses.is_dataclass(default) else hint
-            if dataclasses.is_dataclass(part):
-                paths[part] = f"{path}."
-            elif short and path not in self.basics:
-                hint = Annotated[hint, tyro.conf.Suppress]
-            if default in (None, (), ""):
-                hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]  # the text says what happens then
-            return dataclasses.replace(field, type=hint, default=default)
-
-        def choice(of: Named, path: str, helptext: Any) -> StructFieldSpec:
-            """The flag that chooses a member of a family."""
-            members = cast(Any, Literal[tuple(of.members)])
-            return shown(StructFieldSpec(of.family, members, of.name, helptext), path + of.family)
-
-        def chosen(of: Named, path: str) -> Named:
-            """The member that the command line names, with its own defaults; or as it is."""
-            line, prefix = [*given, *args], _flag(path)
-            name = _value(line, prefix + of.family)
-            found = of if name in (None, of.name) or name not in of.members else of.members[name]()
-            for option in {name for member in of.members.values() for name in names_of(member)} - {*names_of(found)}:
-                if any(part.partition("=")[0] == _flag(path + option) for part in line):
-                    having = [name for name, member in of.members.items() if option in names_of(member)]
-                    raise UserError(
-                        f"{_flag(path + option)} belongs to {prefix}{of.family} {' and '.join(having)}; got {found.name}."
-                    )
-            return found
-
-        def expanded(info: StructTypeInfo, path: str) -> StructConstructorSpec:
-            """By tyro's own rules, but that the options of a Named field stand beside the flag that chooses it."""
-            spec, known = own_rules(info), {field.name: field for field in dataclasses.fields(info.type)}
-            fields, beside = list[StructFieldSpec](), dict[str, tuple[StructConstructorSpec, str]]()
-            for field in spec.fields:
-                marks = known[field.name].metadata
-                default = self.defaults.get(field.name, field.default) if info.type is self.kind else field.default
-                if marks.get("beside") and isinstance(default, Named):
-                    member = chosen(default, path)
-                    theirs = expanded(dataclasses.replace(info, type=type(member), default=member), path)
-                    beside[field.name] = theirs, default.family
-                    fields += [choice(member, path, field.helptext), *theirs.fields]
-                elif isinstance(default, Named):
-                    member = chosen(default, f"{path}{field.name}.")
-                    fields.append(
-                        shown(dataclasses.replace(field, type=type(member), default=member), path + field.name)
-                    )
-                elif not marks.get("derived"):
-                    fields.append(shown(dataclasses.replace(field, default=default), path + field.name))
-
-            def instantiate(**values: Any) -> Any:
-                for name, (theirs, family) in beside.items():
-                    values.pop(family)
-                    values[name] = theirs.instantiate(**{part.name: values.pop(part.name) for part in theirs.fields})
-                return spec.instantiate(**values)
-
-            return StructConstructorSpec(instantiate, tuple(fields))
-
-        @registry.struct_rule
-        def fields_of(info: StructTypeInfo) -> StructConstructorSpec | None:
-            if within or not dataclasses.is_dataclass(info.type):
-                return None
-            path = paths.get(info.type, "")
-            spec = expanded(info, path)
-            if not isinstance(info.default, Named):
-                return spec
-            flag = choice(info.default, path, inspect.cleandoc(info.type.__doc__ or "").partition("\n")[0])
-
-            def instantiate(**values: Any) -> Any:
-                del values[flag.name]
-                return spec.instantiate(**values)
-
-            return StructConstructorSpec(instantiate, (flag, *spec.fields))
-
+        rules = _Rules(self, [*given, *args], short)
         config = (tyro.conf.AvoidSubcommands,)  # of a network: the options of the one that is there
-        return tyro.cli(self.kind, prog=self.prog, registry=registry, config=config, args=list(args), **options)
+        return tyro.cli(self.kind, prog=self.prog, registry=rules.registry, config=config, args=list(args), **options)
+
+
+class _Rules:
+    """Tyro's rules for dataclasses, but that options of a Named field stand beside the flag that chooses it; and what help shows."""
+
+    def __init__(self, command: Command, line: Sequence[str], short: bool):
+        self.command, self.line, self.short = command, line, short
+        self.registry = ConstructorRegistry()
+        self.registry.struct_rule(self._of_struct)
+        self._paths: dict[Any, str] = {
+            command.kind: ""
+        }  # to each dataclass's fields; tyro asks for the outer ones first
+        self._within = False
+
+    def _of_struct(self, info: StructTypeInfo) -> StructConstructorSpec | None:
+        if self._within or not dataclasses.is_dataclass(info.type):
+            return None
+        path = self._paths.get(info.type, "")
+        spec = self._expanded(info, path)
+        if not isinstance(info.default, Named):
+            return spec
+        flag = self._choice(info.default, path, inspect.cleandoc(info.type.__doc__ or "").partition("\n")[0])
+
+        def instantiate(**values: Any) -> Any:
+            del values[flag.name]
+            return spec.instantiate(**values)
+
+        return StructConstructorSpec(instantiate, (flag, *spec.fields))
+
+    def _expanded(self, info: StructTypeInfo, path: str) -> StructConstructorSpec:
+        spec, known = self._of_tyro(info), {field.name: field for field in dataclasses.fields(info.type)}
+        fields, beside = list[StructFieldSpec](), dict[str, tuple[StructConstructorSpec, str]]()
+        for field in spec.fields:
+            marks, default = known[field.name].metadata, field.default
+            if info.type is self.command.kind:
+                default = self.command.defaults.get(field.name, default)
+            if marks.get("beside") and isinstance(default, Named):
+                member = self._chosen(default, path)
+                theirs = self._expanded(dataclasses.replace(info, type=type(member), default=member), path)
+                beside[field.name] = theirs, default.family
+                fields += [self._choice(member, path, field.helptext), *theirs.fields]
+            elif isinstance(default, Named):
+                member = self._chosen(default, f"{path}{field.name}.")
+                fields.append(
+                    self._shown(dataclasses.replace(field, type=type(member), default=member), path + field.name)
+                )
+            elif not marks.get("derived"):
+                fields.append(self._shown(dataclasses.replace(field, default=default), path + field.name))
+
+        def instantiate(**values: Any) -> Any:
+            for name, (theirs, family) in beside.items():
+                values.pop(family)
+                values[name] = theirs.instantiate(**{part.name: values.pop(part.name) for part in theirs.fields})
+            return spec.instantiate(**values)
+
+        return StructConstructorSpec(instantiate, tuple(fields))
+
+    def _of_tyro(self, info: StructTypeInfo) -> StructConstructorSpec:
+        self._within = True
+        spec = ConstructorRegistry.get_struct_spec(info)
+        self._within = False
+        assert isinstance(spec, StructConstructorSpec)
+        return spec
+
+    def _shown(self, field: StructFieldSpec, path: str) -> StructFieldSpec:
+        """A field as help shows it."""
+        default, hint = field.default, cast(Any, field.type)
+        part = type(default) if dataclasses.is_dataclass(default) else hint
+        if dataclasses.is_dataclass(part):
+            self._paths[part] = f"{path}."
+        elif self.short and path not in self.command.basics:
+            hint = Annotated[hint, tyro.conf.Suppress]
+        if default in (None, (), ""):
+            hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]  # the text says what happens then
+        return dataclasses.replace(field, type=hint, default=default)
+
+    def _choice(self, of: Named, path: str, helptext: Any) -> StructFieldSpec:
+        """The flag that chooses a member of a family."""
+        members = cast(Any, Literal[tuple(of.members)])
+        return self._shown(StructFieldSpec(of.family, members, of.name, helptext), path + of.family)
+
+    def _chosen(self, of: Named, path: str) -> Named:
+        """The member that the command line names, with its own defaults; or as it is.
+
+        Raises:
+            UserError: an option of another member.
+        """
+        name = _value(self.line, _flag(path + of.family))
+        found = of if name in (None, of.name) or name not in of.members else of.members[name]()
+        others = {option for member in of.members.values() for option in names_of(member)} - {*names_of(found)}
+        given = {part.partition("=")[0] for part in self.line}
+        for option in sorted(others):
+            if _flag(path + option) in given:
+                having = [name for name, member in of.members.items() if option in names_of(member)]
+                raise UserError(
+                    f"{_flag(path + option)} belongs to {_flag(path + of.family)} {' and '.join(having)}; got {found.name}."
+                )
+        return found
 
 
 def _hyphenated(rest: Sequence[str]) -> list[str]:

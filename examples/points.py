@@ -52,7 +52,7 @@ optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, STEPS))
 step, state = training.make_step(process, optimizer, ema=0.999), training.create_state(model, optimizer)
 
 losses = []
-batches = data.batches(source, shape=(2,), batch_size=64, stacked=PER_CALL)
+batches = data.batches(source, shape=(2,), batch_size=64, reading=data.Reading(stacked=PER_CALL))
 for _, stack in zip(range(STEPS // PER_CALL), batches, strict=False):
     state, metrics = step.many(state, stack, jax.random.key(0))
     losses.append(float(metrics["loss"].mean()))

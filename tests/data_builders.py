@@ -1,5 +1,6 @@
 """Small data sets on disk for the tests of ddpm_jax.data, and the batches made of them."""
 
+import dataclasses
 import gzip
 import io
 import struct
@@ -70,9 +71,15 @@ def write_tfds(root: Path, name: str, size: int, *, labelled=True, file_format="
     )
 
 
+def read(options):
+    """Options of `data.batches` of which some are those of its reading."""
+    names = [field.name for field in dataclasses.fields(data.Reading) if field.name in options]
+    return {**options, "reading": data.Reading(**{name: options.pop(name) for name in names})}
+
+
 def take(source, count, **options):
     """The first `count` batches of a small pipeline."""
-    iterator = data.batches(source, **{"shape": (4, 4, 1), "num_threads": 2, **options})
+    iterator = data.batches(source, **read({"shape": (4, 4, 1), "num_threads": 2, **options}))
     try:
         return [next(iterator) for _ in range(count)]
     finally:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from data_builders import take
+from data_builders import read, take
 
 from ddpm_jax import data
 from ddpm_jax.data.geometry import fit
@@ -110,7 +110,7 @@ def test_epoch_steps_rounds_up():
 def test_wrong_arguments_are_named_at_the_call(option, value):
     """Before any batch is asked for."""
     with pytest.raises(UserError, match=rf"{option}.*= {value}\b"):
-        data.batches(numbered(30), **{"shape": (4, 4, 1), "batch_size": 5, option: value})
+        data.batches(numbered(30), **read({"shape": (4, 4, 1), "batch_size": 5, option: value}))
 
 
 @pytest.mark.parametrize(

@@ -372,8 +372,8 @@ def poisoned(monkeypatch):
     def poison(*numbers):
         original = data.batches
 
-        def batches(*args, start_step=0, **options):
-            for k, batch in enumerate(original(*args, start_step=start_step, **options), start_step + 1):
+        def batches(*args, reading, **options):
+            for k, batch in enumerate(original(*args, reading=reading, **options), reading.start_step + 1):
                 yield batch | ({"x_0": batch["x_0"] * np.nan} if k in numbers else {})
 
         monkeypatch.setattr(data, "batches", batches)

@@ -13,20 +13,23 @@ from ddpm_jax.training import feeding
 
 
 @pytest.mark.parametrize(
-    ("spec", "shape", "options"),
+    ("spec", "shape", "flip", "reading"),
     [
-        ("digits", (8, 8, 1), {}),
-        ("digits", (12, 12, 3), {"flip": True, "start_step": 3}),
-        ("digits", (8, 8, 1), {"flip": True, "stacked": 4}),
-        ("spiral:100", (2,), {"start_step": 2, "stacked": 3}),
+        ("digits", (8, 8, 1), False, {}),
+        ("digits", (12, 12, 3), True, {"start_step": 3}),
+        ("digits", (8, 8, 1), True, {"stacked": 4}),
+        ("spiral:100", (2,), False, {"start_step": 2, "stacked": 3}),
     ],
 )
-def test_looked_up_is_read(spec, shape, options):
+def test_looked_up_is_read(spec, shape, flip, reading):
     source = data.open_source(spec)
     assert fits(source, shape)
     there = Resident(source, shape, data.scaling_of(source))
-    options |= {"shape": shape, "batch_size": 6, "seed": 5, "num_threads": 0}
-    read, named = data.batches(source, **options), data.batches(source, **options, indices=True)
+    options = {"shape": shape, "batch_size": 6, "seed": 5, "flip": flip}
+    read, named = (
+        data.batches(source, **options, reading=data.Reading(**reading, indices=indices, num_threads=0))
+        for indices in (False, True)
+    )
     for ours, theirs in itertools.islice(zip(map(there.take, named), read, strict=True), 40):
         for name in ("x_0", "label"):
             assert ours[name].dtype == theirs[name].dtype

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -20,14 +19,7 @@ CHAIN = processes.GaussianDiffusion(schedules.linear(20))
 X_0 = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32)
 LABELS = np.array([0, 2, 1, 2])
 
-
-@pytest.fixture(autouse=True)
-def without_the_checker():
-    """Nobody's program checks annotations but the tests'."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+pytestmark = pytest.mark.usefixtures("without_the_checker")
 
 
 class Scale(nnx.Module):
@@ -337,6 +329,14 @@ def test_a_network_that_is_shown_its_own_guess():
     state, _ = step(state, X_0, 0)
     np.testing.assert_array_equal(denoise(X_0, 3).eps, before)
     assert float(state.params["a"]) != 0.5
+
+
+def test_another_optimisers_state_is_refused_later_too():
+    """A step that has seen batches of this form with its own state knows one of another optimiser's all the same."""
+    step = make_step(CHAIN, optax.adam(1e-3))
+    step(create_state(Scale(), optax.adam(1e-3)), X_0, 0)
+    with pytest.raises(UserError, match="the state was made for another optimiser"):
+        step(create_state(Scale(), optax.sgd(1e-3)), X_0, 0)
 
 
 # Whole runs --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Eight devices are simulated in a process of their own, for all comparisons of a precision together.
 """
 
+import functools
 import json
 import os
 import re
@@ -248,11 +249,12 @@ def test_mistakes_on_the_command_line(capsys, tmp_path, arguments, shown):
 def test_processes_read_their_rows_of_every_batch(options):
     """Bit for bit those of the whole batch, from any step on, in stacks too."""
     source = data.open_source(options.pop("source"))
-    options |= {"shape": (2,) if isinstance(source, data.PointSource) else (8, 8, 1), "batch_size": 8, "num_threads": 0}
+    options |= {"shape": (2,) if isinstance(source, data.PointSource) else (8, 8, 1), "batch_size": 8}
     for more in ({}, {"start_step": 3}, {"stacked": 2}):
         for rows in ([0, 1, 2, 3], [1, 4, 7]):
-            whole = data.batches(source, **options, **more)
-            part = data.batches(source, **options, **more, rows=np.array(rows))
+            read = functools.partial(data.Reading, num_threads=0, **more)
+            whole = data.batches(source, **options, reading=read())
+            part = data.batches(source, **options, reading=read(rows=np.array(rows)))
             for _ in range(5):
                 expected, found = next(whole), next(part)
                 for name in ("x_0", "label"):

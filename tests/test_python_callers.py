@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -33,14 +32,7 @@ SHAPE = (2, 8, 8, 1)
 HALF = denoisers.of(CHAIN, lambda x_t, t: x_t / 2)
 OPTIONS = {"image_size": 8, "channels": 1, "dim": 4, "dim_mults": (1,), "num_blocks": 1, "norm_groups": 2}
 
-
-@pytest.fixture(autouse=True)
-def without_the_checker():
-    """Nobody's program checks annotations but the tests'."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+pytestmark = pytest.mark.usefixtures("without_the_checker")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def test_the_loss_falls_and_the_state_is_donated(finished_run):
     run = open_run(finished_run)
     step, state = step_of(run), run.fresh_state()
     given = state
-    batches = data.batches(data.open_source("digits"), shape=(8, 8, 1), batch_size=8, num_threads=1)
+    batches = data.batches(data.open_source("digits"), shape=(8, 8, 1), batch_size=8)
     losses = []
     for _ in range(90):
         state, metrics = step(state, next(batches))
@@ -88,7 +88,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(finished_run, killed_run, s
 def test_flips_are_part_of_the_run(finished_run):
     """The bit-for-bit tests above would prove less if the option did nothing."""
     source = data.open_source("digits")
-    options = {"shape": (8, 8, 1), "batch_size": 8, "num_threads": 0}
+    options = {"shape": (8, 8, 1), "batch_size": 8}
     plain, flipped = (next(data.batches(source, flip=flip, **options))["x_0"] for flip in (False, True))
     mirrored = [np.array_equal(a[:, ::-1], b) for a, b in zip(plain, flipped, strict=True)]
     same = [np.array_equal(a, b) for a, b in zip(plain, flipped, strict=True)]

@@ -1,7 +1,6 @@
 """`ddpm import`: weights of other libraries, from a path or the Hugging Face Hub, as a run folder that names its source."""
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import RMSUNetConfig, UNetConfig
-from ddpm_jax.presets import SampleConfig
+from ddpm_jax.presets import ImportConfig, SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.samplers import Ancestral
 from ddpm_jax.schedules import Linear
@@ -41,53 +40,30 @@ class Imported(NamedTuple):
     """The folder that they lie in."""
 
 
-def import_weights(
-    source: str,
-    out: Path,
-    *,
-    weights: Which | None = None,
-    variant: str | None = None,
-    revision: str | None = None,
-    image_size: int | None = None,
-    num_classes: int | None = None,
-    scheduler: bool = True,
-    data: str = "",
-    openai: Mapping[str, Any] | None = None,
-    ddp: Mapping[str, Any] | None = None,
-) -> Path:
+def import_weights(source: str, out: Path, how: ImportConfig | None = None) -> Path:
     """Make a run folder `out` of what lies at a path, or in a repository of the Hub (owner/name). Returns it.
 
     A folder is taken for one of diffusers, a file for a checkpoint of denoising-diffusion-pytorch where its names say so, and of
-    improved-diffusion or guided-diffusion otherwise.
-
-    weights: the average, or those being trained; None: the average where there is one. variant: of a folder's weights, as fp16;
-    None: the plain ones, or the only ones. revision: of the repository: a branch, tag or commit; None: main. image_size,
-    num_classes: where the files do not say them. scheduler: take the process and the way of sampling from the folder's scheduler;
-    otherwise, and where there is none, they are DDPM's. data: what the network was trained on, as `--data.source`. openai: the
-    options of `openai.from_file`, None for those that are left out. ddp: those of `denoising_diffusion.from_file`, likewise.
+    improved-diffusion or guided-diffusion otherwise. how: None for an ImportConfig's defaults.
 
     Raises:
         UserError: nothing is there, it cannot be read or holds more than plain tensors, it has no counterpart here (by name), or it
             does not hold the weights that were asked for.
     """
+    how = how or ImportConfig()
     if out.exists():
         raise UserError(f"{out} exists; choose another --out.")
-    path, commit = _found(source, revision, variant)
+    path, commit = _found(source, how.revision, how.variant)
     if path.is_file():
-        if variant is not None:
+        if how.variant is not None:
             raise UserError(f"--variant belongs to a folder of diffusers, and {source} is a file.")
-        found = _checkpoint(path, weights, image_size, openai or {}, ddp or {})
+        found = _checkpoint(path, how)
     elif is_diffusers_folder(path):
-        folder = read_folder(path, weights=weights, variant=variant)
-        model, tensors = from_diffusers(folder.config, folder.tensors, image_size=image_size, num_classes=num_classes)
-        fixed = {"variance_type": "learned_range" if model.learn_variance else "fixed_large"}
-        options = folder.scheduler if scheduler and folder.scheduler is not None else fixed
-        how = from_scheduler(options, model)
-        found = Imported("diffusers", model, tensors, folder.weights, *how, folder.files, folder.root)
+        found = _folder(path, how)
     else:
         raise UserError(f"{path} is no folder of diffusers: no config.json there says _class_name.")
-    if weights is not None and found.weights != weights:
-        raise UserError(f"--weights {weights}: {source} {_HOLDS[found.weights]}.")
+    if how.weights is not None and found.weights != how.weights:
+        raise UserError(f"--weights {how.weights}: {source} {_HOLDS[found.weights]}.")
     origin = {
         "source": source if commit else str(path.absolute()),
         "library": found.library,
@@ -96,9 +72,8 @@ def import_weights(
         "licence": hub.licence(found.root),
         "sha256": {str(file.relative_to(found.root)): _sha256(file) for file in found.files},
     }
-    return to_run(
-        out, found.model, found.tensors, process=found.process, sampling=found.sampling, data=data, origin=origin
-    )
+    options: dict[str, Any] = {"process": found.process, "sampling": found.sampling, "data": how.data}
+    return to_run(out, found.model, found.tensors, origin=origin, **options)
 
 
 _HOLDS = {
@@ -152,21 +127,25 @@ def _found(source: str, revision: str | None, variant: str | None) -> tuple[Path
     return hub.snapshot(source, revision, variant)
 
 
-def _checkpoint(
-    path: Path,
-    weights: Which | None,
-    image_size: int | None,
-    openai_options: Mapping[str, Any],
-    ddp_options: Mapping[str, Any],
-) -> Imported:
-    tensors, which = read_weights(path, weights)
+def _folder(path: Path, how: ImportConfig) -> Imported:
+    folder = read_folder(path, weights=how.weights, variant=how.variant)
+    sizes = {"image_size": how.image_size, "num_classes": how.num_classes}
+    model, tensors = from_diffusers(folder.config, folder.tensors, **sizes)
+    fixed = {"variance_type": "learned_range" if model.learn_variance else "fixed_large"}
+    options = folder.scheduler if how.scheduler and folder.scheduler is not None else fixed
+    process, sampling = from_scheduler(options, model)
+    return Imported("diffusers", model, tensors, folder.weights, process, sampling, folder.files, folder.root)
+
+
+def _checkpoint(path: Path, how: ImportConfig) -> Imported:
+    tensors, which = read_weights(path, how.weights)
     if is_denoising_diffusion(tensors):
-        tensors, of_two = denoising_diffusion.chosen(path, tensors, weights)
+        tensors, of_two = denoising_diffusion.chosen(path, tensors, how.weights)
         library, which = "denoising-diffusion-pytorch", of_two or which
-        made: Any = denoising_diffusion.from_file(path, tensors, image_size=image_size, **ddp_options)
+        made: Any = denoising_diffusion.from_file(path, tensors, image_size=how.image_size, **vars(how.ddp))
     else:
         library, which = "openai", which or openai.which_of(path)
-        made = openai.from_file(path, tensors, image_size=image_size, **openai_options)
+        made = openai.from_file(path, tensors, image_size=how.image_size, **vars(how.openai))
     model, ours, process, sampling = made
     return Imported(library, model, ours, which, process, sampling, (path,), path.parent)
 

@@ -2,7 +2,7 @@
 
 from ddpm_jax.data.given import Batches
 from ddpm_jax.data.labels import check_labels, labels_of
-from ddpm_jax.data.pipeline import batches, epoch_steps, scaling_of, to_images
+from ddpm_jax.data.pipeline import Reading, batches, epoch_steps, scaling_of, to_images
 from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import Scaling, stretched
 from ddpm_jax.data.source import FORMS, ArraySource, Form, Source, checked
@@ -14,6 +14,7 @@ __all__ = [
     "Batches",
     "Form",
     "PointSource",
+    "Reading",
     "Scaling",
     "Source",
     "batches",

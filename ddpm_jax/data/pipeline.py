@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ddpm_jax import display
 from ddpm_jax.checks import whole
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.data.given import Batches
@@ -13,6 +15,27 @@ from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError, meant
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which of the batches are read, and how; none of it changes what a batch holds."""
+
+    start_step: int = 0
+    """The number of the first batch."""
+    stacked: int | None = None
+    """So many batches in a row in each item, along a new first axis; None: no such axis."""
+    rows: np.ndarray | None = None
+    """The examples of each batch to read, ascending; None: all of them."""
+    indices: bool = False
+    """Name the examples instead of reading them, as `Resident.take` wants it."""
+    num_threads: int = 4
+    """Threads that prepare batches ahead; 0 does the work in the caller's thread."""
+
+    __repr__ = display.of_fields
+
+
+ALL = Reading()
 
 
 def batches(
@@ -24,17 +47,13 @@ def batches(
     seed: int = 0,
     flip: bool = False,
     stream: bool = False,
-    start_step: int = 0,
-    stacked: int | None = None,
-    rows: np.ndarray | None = None,
-    indices: bool = False,
-    num_threads: int = 4,
+    reading: Reading = ALL,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `source` without end, shuffled anew in every epoch.
 
     Batch k holds elements k * batch_size .. (k + 1) * batch_size - 1 of the endless sequence of epochs: one
-    batch may span two of them and nothing is dropped. It does not depend on the number of threads, on `stacked`
-    nor on `start_step`: a run resumed at step k sees bit for bit what the uninterrupted one would have seen.
+    batch may span two of them and nothing is dropped. It does not depend on how it is read: a run resumed at step k sees bit for
+    bit what the uninterrupted one would have seen.
 
     Args:
         source: where the data comes from.
@@ -44,11 +63,7 @@ def batches(
         seed: of the order, the flips and the streamed points, 0 .. 2**32 - 1.
         flip: mirror each image left to right with probability 1/2, drawn anew in every epoch.
         stream: draw new points for every batch, instead of going through those of the source.
-        start_step: the number of the first batch.
-        stacked: put so many batches in a row into each item, along a new first axis; None: no such axis.
-        rows: the examples of each batch to read, ascending; None: all of them.
-        indices: name the examples instead of reading them, as `Resident.take` wants it.
-        num_threads: threads that prepare batches ahead; 0 does the work in the caller's thread.
+        reading: which of the batches, and by how many threads.
 
     Returns:
         `{"x_0": float32 (B, *shape), "label": int32 (B,)}`, again and again; B is the number of `rows`, where they are given.
@@ -58,39 +73,47 @@ def batches(
         UserError: an argument out of range, at the call; an unreadable image, from the iterator.
     """
     shape = tuple(shape)
-    _check(source, shape, batch_size, seed, flip, stream, start_step, num_threads)
-    assert not (indices and stream)  # fresh points have no numbers
+    _check(source, shape, batch_size, seed, flip, stream, reading)
+    assert not (reading.indices and stream)  # fresh points have no numbers
     import grain  # here, because it takes a second and brings jax along
 
-    scaling = scaling or scaling_of(source)
     if isinstance(source, PointSource):
-        # by index, so that the points of a batch are fetched at once
-        numbers = (
-            grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
-        )
-        if stream:
-            dataset = numbers.random_map(functools.partial(_fresh_points, source=source, rows=rows))
-        else:
-            read = _named if indices else functools.partial(_points, source=source)
-            dataset = numbers.map(functools.partial(read, rows=rows))
+        dataset = _of_points(source, batch_size, seed, stream, reading)
     else:
-        height, _, channels = shape
-        examples = grain.MapDataset.range(len(source)) if indices else grain.MapDataset.source(source)
-        dataset = examples.seed(seed).shuffle().repeat()
-        # the same steps either way: the place of a random one in the chain is what its draws depend on
-        dataset = dataset.map(_named if indices else functools.partial(_fit, image_size=height, channels=channels))
-        if flip:
-            dataset = dataset.random_map(_named_flip if indices else _random_flip)
-        if rows is not None:
-            dataset = _rows_of(dataset, batch_size, rows)
-        dataset = dataset.batch(batch_size if rows is None else len(rows), drop_remainder=True)
-    if not indices:
-        dataset = dataset.map(functools.partial(_scale, scaling=scaling))
-    dataset = dataset[start_step:]
-    if stacked is not None:
-        dataset = dataset.batch(stacked, drop_remainder=True)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    return iter(dataset.to_iter_dataset(options))
+        dataset = _of_images(source, shape, batch_size, seed, flip, reading)
+    if not reading.indices:
+        dataset = dataset.map(functools.partial(_scale, scaling=scaling or scaling_of(source)))
+    dataset = dataset[reading.start_step :]
+    if reading.stacked is not None:
+        dataset = dataset.batch(reading.stacked, drop_remainder=True)
+    threads = reading.num_threads
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+
+def _of_points(source: PointSource, batch_size: int, seed: int, stream: bool, reading: Reading) -> Any:
+    """Batches of points by index, so that those of a batch are fetched at once."""
+    import grain
+
+    numbers = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
+    if stream:
+        return numbers.random_map(functools.partial(_fresh_points, source=source, rows=reading.rows))
+    read = _named if reading.indices else functools.partial(_points, source=source)
+    return numbers.map(functools.partial(read, rows=reading.rows))
+
+
+def _of_images(source: Source, shape: tuple[int, ...], batch_size: int, seed: int, flip: bool, reading: Reading) -> Any:
+    import grain
+
+    (height, _, channels), rows, indices = shape, reading.rows, reading.indices
+    examples = grain.MapDataset.range(len(source)) if indices else grain.MapDataset.source(source)
+    dataset = examples.seed(seed).shuffle().repeat()
+    # the same steps either way: the place of a random one in the chain is what its draws depend on
+    dataset = dataset.map(_named if indices else functools.partial(_fit, image_size=height, channels=channels))
+    if flip:
+        dataset = dataset.random_map(_named_flip if indices else _random_flip)
+    if rows is not None:
+        dataset = _rows_of(dataset, batch_size, rows)
+    return dataset.batch(batch_size if rows is None else len(rows), drop_remainder=True)
 
 
 def scaling_of(source: Source | Batches, scale: str = "signed", shape: tuple[int, ...] = ()) -> Scaling:
@@ -194,14 +217,15 @@ def _check(
     seed: int,
     flip: bool,
     stream: bool,
-    start_step: int,
-    num_threads: int,
+    reading: Reading,
 ) -> None:
     if not (hasattr(source, "class_names") and hasattr(source, "__getitem__")):
         raise UserError(f"source must be one that data.open_source opened, or your own Source; got {source!r}.")
     _check_batch_size(source, batch_size)
-    for name, value in (("seed", seed), ("start_step", start_step), ("num_threads", num_threads)):
-        whole(name, value)
+    whole("seed", seed)
+    for name in ("start_step", "num_threads"):
+        if whole(name, getattr(reading, name)) < 0:
+            raise UserError(f"{name} must be at least 0; {name} = {getattr(reading, name)}.")
     if isinstance(source, PointSource):
         if shape != (2,):
             raise UserError(
@@ -221,7 +245,3 @@ def _check(
             raise UserError(f"stream is for points, which can be drawn without end; {source.name!r} holds images.")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must lie in 0..{2**32 - 1}; seed = {seed}.")
-    if start_step < 0:
-        raise UserError(f"start_step must be at least 0; start_step = {start_step}.")
-    if num_threads < 0:
-        raise UserError(f"num_threads must be at least 0; num_threads = {num_threads}.")

@@ -37,7 +37,7 @@ class Resident:
         self._arrays = jax.device_put((values, table, labels))
 
     def take(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The batch, or stack of batches, that `batches(…, indices=True)` names: {"x_0": float32, "label": int32}."""
+        """The batch, or stack of batches, that `batches` names, read by indices: {"x_0": float32, "label": int32}."""
         return _take(*self._arrays, batch)
 
 

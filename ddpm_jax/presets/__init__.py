@@ -2,6 +2,7 @@
 
 from ddpm_jax.presets.configs import (
     DataConfig,
+    EditConfig,
     Preset,
     SampleConfig,
     TrainConfig,
@@ -9,12 +10,17 @@ from ddpm_jax.presets.configs import (
     from_json,
     to_json,
 )
+from ddpm_jax.presets.imports import DDPConfig, ImportConfig, OpenAIConfig
 from ddpm_jax.presets.table import RECIPES, SYSTEMS, Recipe, preset, system_of
 
 __all__ = [
     "RECIPES",
     "SYSTEMS",
+    "DDPConfig",
     "DataConfig",
+    "EditConfig",
+    "ImportConfig",
+    "OpenAIConfig",
     "Preset",
     "Recipe",
     "SampleConfig",

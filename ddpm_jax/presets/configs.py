@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import ddpm_jax
@@ -216,6 +217,29 @@ class SampleConfig:
             )
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"sample.guidance_rescale must lie in [0, 1]; got {self.guidance_rescale:g}.")
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """How images are edited: inpaint draws what a mask hides, vary noises part of the way and denoises, interpolate walks from each
+    image to the next."""
+
+    images: tuple[Path, ...] = ()
+    """Image files; num images of the run's data unless given."""
+    mask: str = "middle"
+    """For inpaint: left, right, top, bottom, middle, or an image that is white where to draw."""
+    labels: tuple[str, ...] = ()
+    """Classes to draw, in turn, by name, or by position from 0 where no class's name is a number; the images' own unless given."""
+    strength: float = 0.5
+    """For vary: how far an image is noised, in (0, 1]."""
+    resample: int = 10
+    """For inpaint: how often each stretch of the walk is taken (RePaint)."""
+    jump: int = 10
+    """For inpaint: steps in a stretch."""
+    seed: int = 0
+    """Start of the random draws."""
+
+    __repr__ = display.of_fields
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,12 @@ def feed(
     if isinstance(source, data.Batches):
         return _ahead(_given(run, source, rows, start_step, per_call), place)
     config = run.config
-    options = _options(config) | {"scaling": run.scaling, "start_step": start_step, "rows": rows}
-    options |= {"stacked": per_call if per_call > 1 else None}
     whole = None
     if resident and not config.data.stream and fits(source, run.shape):
         whole = Resident(source, run.shape, run.scaling)
-    batches = data.batches(source, **options, indices=whole is not None)
+    stacked = per_call if per_call > 1 else None
+    reading = data.Reading(start_step, stacked, rows, whole is not None, config.data.threads)
+    batches = data.batches(source, **_options(config), scaling=run.scaling, reading=reading)
 
     def placed(batch: dict[str, Any]) -> dict[str, Any]:
         if whole is not None:
@@ -105,7 +105,6 @@ def _options(config: Preset) -> dict[str, Any]:
         "seed": config.train.seed,
         "flip": config.data.flip,
         "stream": config.data.stream,
-        "num_threads": config.data.threads,
     }
 
 

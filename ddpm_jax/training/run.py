@@ -111,7 +111,11 @@ class Run:
     def first_batch(self, most: int, seed: int) -> dict[str, np.ndarray]:
         """The first batch of its data, of `most` examples or of all there are, as its network sees them."""
         source = self.open_source()
-        options: dict[str, Any] = {"batch_size": min(most, len(source)), "seed": seed, "num_threads": 0}
+        options: dict[str, Any] = {
+            "batch_size": min(most, len(source)),
+            "seed": seed,
+            "reading": data.Reading(num_threads=0),
+        }
         return next(data.batches(source, shape=self.shape, scaling=self.scaling, **options))
 
     @property

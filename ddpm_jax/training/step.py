@@ -78,7 +78,7 @@ class Step:
 
     @functools.cached_property
     def _seen(self) -> set[Any]:
-        """Forms of batches that were found to fit."""
+        """Forms of batches and states that were found to fit."""
         return set()
 
     def on(self, layout: Layout) -> "Step":
@@ -142,7 +142,8 @@ class Step:
                 "this state was consumed by an earlier step: go on with the state which that step returned."
             )
         shapes = tuple((name, np.shape(value), jnp.result_type(value)) for name, value in batch.items())
-        if (stacked, shapes) in self._seen:
+        form = stacked, shapes, jax.tree.structure(state.opt_state)
+        if form in self._seen:
             return
         leading = 1 + stacked
         x_0 = batch["x_0"]
@@ -159,7 +160,7 @@ class Step:
             raise UserError(
                 "the state was made for another optimiser than this step's: create it with the optimiser that make_step was given."
             )
-        self._seen.add((stacked, shapes))
+        self._seen.add(form)
 
     def _check_labels(self, state: TrainState, batch: dict[str, Any], shape: tuple[int, ...]) -> None:
         network = models.merge(state.graphdef, state.variables(ema=False))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -143,100 +143,147 @@ def to_options(
     Raises:
         UserError: options without a counterpart here; all of them are named.
     """
-    problems = []
     if config.get("_class_name", CLASS) != CLASS:
         raise UserError(f"_class_name must be {CLASS}; got {config['_class_name']!r}. {SUPPORTED}")
-    known = {*DEFAULTS, *(AVERAGER if is_averaged(config) else ())}
-    unknown = [name for name in config if name not in known and not name.startswith("_")]
-    problems += [f"{name} = {config[name]!r}" for name in unknown if config[name] is not None]
-    c = {name: config.get(name, default) for name, default in DEFAULTS.items()}
-
-    def chosen(name: str, table: Mapping[Any, Any]) -> Any:
-        value = c[name] if isinstance(c[name], Hashable) else repr(c[name])
-        if value not in table:
-            problems.append(f"{name} = {c[name]!r}")
-        return table.get(value)
-
+    c = _Config(config)
     size = c["sample_size"]
     if isinstance(size, list | tuple):
         if len({*size}) != 1:
-            problems.append(f"sample_size = {size!r} (images must be square)")
+            c.problems.append(f"sample_size = {size!r} (images must be square)")
         size = size[0]
-    chosen("time_embedding_type", {"positional": None})
-    conditioning = chosen("resnet_time_scale_shift", CONDITIONING)
-    blocks = {
-        way: [_block(f"{way}_block_types", kind, table, problems) for kind in c[f"{way}_block_types"]]
-        for way, table in (("down", DOWN), ("up", UP))
-    }
-    resample = {
-        "down": chosen("downsample_type", RESAMPLING | {None: "conv"}),
-        "up": chosen("upsample_type", RESAMPLING | {None: "conv"}),
-    }
-    widths = tuple(c["block_out_channels"])
-    if not len(widths) == len(blocks["down"]) == len(blocks["up"]):
-        problems.append("down_block_types, up_block_types and block_out_channels of different lengths")
-    middle = chosen("mid_block_type", {MIDDLE: "plain", None: "none"})
-    if middle == "plain" and c["add_attention"]:
-        middle = "attention"
-    middle_norm = c["attn_norm_num_groups"]
-    if middle_norm is None and conditioning == "scale_shift":
-        middle_norm = 0
-    classes = {None: c["num_class_embeds"], "timestep": num_classes or c["num_class_embeds"]}
-    count = chosen("class_embed_type", classes)
-    if c["class_embed_type"] == "timestep" and count is None:
-        problems.append("class_embed_type = 'timestep' without a number of classes (pass num_classes)")
-    if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
-        problems.append(f"in_channels = {c['in_channels']!r} with out_channels = {c['out_channels']!r}")
-    activation = chosen("act_fn", ACTIVATIONS)
-    pad_all_sides = chosen("downsample_padding", {0: False, 1: True})
-    cos_first = chosen("flip_sin_to_cos", {True: True, False: False})
-    chosen("freq_shift", {0: None, 1: None})
-    if problems:
-        raise UserError(f"this {CLASS} has no counterpart here because of " + ", ".join(problems) + f". {SUPPORTED}")
+    found = {**_conditioning(c), **_classes(c, num_classes), **_ends(c)}
+    levels = _levels(c)
+    if c.problems:
+        raise UserError(f"this {CLASS} has no counterpart here because of " + ", ".join(c.problems) + f". {SUPPORTED}")
     size = image_size or size
     if size is None:
         raise UserError(
             "the config's sample_size is null: pass image_size, the height and width of the images in pixels."
         )
-
-    sizes = [size // 2**level for level in range(len(widths))]
-    down, up = blocks["down"], blocks["up"][::-1]
-    attending = [tuple(size for size, (attends, _) in zip(sizes, way, strict=True) if attends) for way in (down, up)]
-    last = len(widths) - 1
-    halving, doubling = (
-        tuple(kind or resample[way] for _, kind in ways) for way, ways in (("down", down[:last]), ("up", up[1:]))
+    down, up = (
+        tuple(size // 2**level for level, (attends, _) in enumerate(way) if attends) for way in (levels.down, levels.up)
     )
-    dim = widths[0]
-    shape: dict[str, Any] = {"widths": widths}
-    if all(width % dim == 0 for width in widths):
-        shape = {"dim_mults": tuple(width // dim for width in widths)}
-    shape |= _uniform(halving, doubling)
     return models.unet_of(
         image_size=size,
-        channels=c["in_channels"],
-        num_classes=count,
-        dim=dim,
-        **shape,
         num_blocks=c["layers_per_block"],
-        attention_resolutions=attending[0],
-        up_attention_resolutions=None if attending[0] == attending[1] else attending[1],
-        head_dim=c["attention_head_dim"] if any(attending) or middle == "attention" else None,
+        attention_resolutions=down,
+        up_attention_resolutions=None if down == up else up,
+        head_dim=c["attention_head_dim"] if down or up or found["middle"] == "attention" else None,
         dropout=c["dropout"],
         norm_groups=c["norm_num_groups"],
-        time_conditioning=conditioning,
-        learn_variance=c["out_channels"] != c["in_channels"],
-        time_dim=None if c["time_embedding_dim"] in (None, 4 * dim) else c["time_embedding_dim"],
-        middle=middle,
-        middle_norm_groups=None if middle != "attention" or middle_norm == c["norm_num_groups"] else middle_norm,
-        middle_scale=float(c["mid_block_scale_factor"]) if middle != "none" else 1.0,
         norm_eps=c["norm_eps"],
-        activation=activation,
-        cos_first=cos_first,
-        freq_shift=c["freq_shift"],
-        pad_all_sides=pad_all_sides,
-        center_input=c["center_input_sample"],
-        class_embedding="sinusoidal" if c["class_embed_type"] == "timestep" else "table",
+        **_widths(c),
+        **levels.resampling(),
+        **found,
     )
+
+
+class _Config:
+    """A config.json with its defaults filled in; what has no counterpart here is gathered in `problems`."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        known = {*DEFAULTS, *(AVERAGER if is_averaged(config) else ())}
+        unknown = [name for name in config if name not in known and not name.startswith("_")]
+        self.values = {name: config.get(name, default) for name, default in DEFAULTS.items()}
+        self.problems = [f"{name} = {config[name]!r}" for name in unknown if config[name] is not None]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def chosen(self, name: str, table: Mapping[Any, Any]) -> Any:
+        """What a table makes of an option's value."""
+        value = self[name] if isinstance(self[name], Hashable) else repr(self[name])
+        if value not in table:
+            self.problems.append(f"{name} = {self[name]!r}")
+        return table.get(value)
+
+
+class _Levels(NamedTuple):
+    """Of each level of either way, the widest first: whether it attends, and how it resamples (None: as the others)."""
+
+    down: list[tuple[bool, str | None]]
+    up: list[tuple[bool, str | None]]
+    others: tuple[str, str]
+    """How levels resample, down and up, that do not say."""
+
+    def resampling(self) -> dict[str, Any]:
+        """The shortest way to say how levels resample."""
+        halving = tuple(kind or self.others[0] for _, kind in self.down[:-1])
+        doubling = tuple(kind or self.others[1] for _, kind in self.up[1:])
+        kinds = {*halving, *doubling}
+        return (
+            {"resample": kinds.pop()}
+            if len(kinds) == 1
+            else {"halving": halving, "doubling": doubling}
+            if kinds
+            else {}
+        )
+
+
+def _levels(c: _Config) -> _Levels:
+    down, up = (
+        [_block(f"{way}_block_types", kind, table, c.problems) for kind in c[f"{way}_block_types"]]
+        for way, table in (("down", DOWN), ("up", UP))
+    )
+    others = (
+        c.chosen("downsample_type", RESAMPLING | {None: "conv"}),
+        c.chosen("upsample_type", RESAMPLING | {None: "conv"}),
+    )
+    if not len(c["block_out_channels"]) == len(down) == len(up):
+        c.problems.append("down_block_types, up_block_types and block_out_channels of different lengths")
+    return _Levels(down, up[::-1], others)
+
+
+def _widths(c: _Config) -> dict[str, Any]:
+    widths, dim = tuple(c["block_out_channels"]), c["block_out_channels"][0]
+    time_dim = None if c["time_embedding_dim"] in (None, 4 * dim) else c["time_embedding_dim"]
+    regular = all(width % dim == 0 for width in widths)
+    shape = {"dim_mults": tuple(width // dim for width in widths)} if regular else {"widths": widths}
+    return {"dim": dim, "time_dim": time_dim, **shape}
+
+
+def _conditioning(c: _Config) -> dict[str, Any]:
+    """How times come in, and what is in the middle."""
+    c.chosen("time_embedding_type", {"positional": None})
+    c.chosen("freq_shift", {0: None, 1: None})
+    conditioning = c.chosen("resnet_time_scale_shift", CONDITIONING)
+    middle = c.chosen("mid_block_type", {MIDDLE: "plain", None: "none"})
+    if middle == "plain" and c["add_attention"]:
+        middle = "attention"
+    norm = c["attn_norm_num_groups"]
+    if norm is None and conditioning == "scale_shift":
+        norm = 0
+    return {
+        "time_conditioning": conditioning,
+        "cos_first": c.chosen("flip_sin_to_cos", {True: True, False: False}),
+        "freq_shift": c["freq_shift"],
+        "middle": middle,
+        "middle_norm_groups": None if middle != "attention" or norm == c["norm_num_groups"] else norm,
+        "middle_scale": float(c["mid_block_scale_factor"]) if middle != "none" else 1.0,
+    }
+
+
+def _classes(c: _Config, num_classes: int | None) -> dict[str, Any]:
+    sinusoidal = c["class_embed_type"] == "timestep"
+    count = c.chosen(
+        "class_embed_type", {None: c["num_class_embeds"], "timestep": num_classes or c["num_class_embeds"]}
+    )
+    if sinusoidal and count is None:
+        c.problems.append("class_embed_type = 'timestep' without a number of classes (pass num_classes)")
+    return {"num_classes": count, "class_embedding": "sinusoidal" if sinusoidal else "table"}
+
+
+def _ends(c: _Config) -> dict[str, Any]:
+    """What goes in and comes out, and what is between any two layers."""
+    if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
+        c.problems.append(f"in_channels = {c['in_channels']!r} with out_channels = {c['out_channels']!r}")
+    return {
+        "channels": c["in_channels"],
+        "learn_variance": c["out_channels"] != c["in_channels"],
+        "center_input": c["center_input_sample"],
+        "activation": c.chosen("act_fn", ACTIVATIONS),
+        "pad_all_sides": c.chosen("downsample_padding", {0: False, 1: True}),
+    }
 
 
 def _block(option: str, kind: str, table: Mapping[str, tuple[bool, str | None]], problems: list[str]) -> Any:
@@ -246,12 +293,6 @@ def _block(option: str, kind: str, table: Mapping[str, tuple[bool, str | None]],
     return table.get(kind, (False, "conv"))
 
 
-def _uniform(halving: tuple[str, ...], doubling: tuple[str, ...]) -> dict[str, Any]:
-    """The shortest way to say how levels resample."""
-    kinds = {*halving, *doubling}
-    return {"resample": kinds.pop()} if len(kinds) == 1 else {"halving": halving, "doubling": doubling} if kinds else {}
-
-
 def to_config(options: models.UNetConfig) -> dict[str, Any]:
     """A `UNet2DModel`'s config.json of the options of `unet`.
 
@@ -259,26 +300,9 @@ def to_config(options: models.UNetConfig) -> dict[str, Any]:
         UserError: options without a counterpart there; all of them are named.
     """
     o: models.ForeignUNetConfig = models.ForeignUNetConfig(**vars(options))
-    widths = o.level_widths
-    problems = []
-    if o.self_conditioning:
-        problems.append("self_conditioning")
-    if o.time_scale != 1:
-        problems.append(f"time_scale = {o.time_scale:g}")
-    if not o.dim == o.width_in == widths[0]:
-        problems.append(f"dim = {o.dim} with a first level of width {widths[0]}")
-    if o.middle_norm_groups == 0 and o.time_conditioning == "add":
-        problems.append("middle_norm_groups = 0 with time_conditioning = add")
+    problems = _unknown_there(o)
     attends, types, kinds = _blocks(o, problems)
-    attention_widths = {width for width, *ways in zip(widths, *attends.values(), strict=True) if any(ways)}
-    attention_widths |= {widths[-1]} if o.middle == "attention" else set()
-    head_dim = o.head_dim
-    if o.head_dim is None and o.num_heads > 1 and attention_widths:
-        if len(attention_widths) > 1:
-            problems.append(
-                f"num_heads = {o.num_heads} at the widths {sorted(attention_widths)} (diffusers fixes head_dim)"
-            )
-        head_dim = min(attention_widths) // o.num_heads
+    head_dim = _head_dim(o, attends, problems)
     if problems:
         raise UserError("diffusers has no counterpart of " + ", ".join(problems) + ".")
     middle_norm = o.middle_norm_groups or None
@@ -302,7 +326,7 @@ def to_config(options: models.UNetConfig) -> dict[str, Any]:
         "down_block_types": types["down"],
         "mid_block_type": None if o.middle == "none" else MIDDLE,
         "up_block_types": types["up"][::-1],
-        "block_out_channels": list(widths),
+        "block_out_channels": list(o.level_widths),
         "layers_per_block": o.num_blocks,
         "mid_block_scale_factor": o.middle_scale,
         "downsample_padding": int(o.pad_all_sides),
@@ -320,6 +344,33 @@ def to_config(options: models.UNetConfig) -> dict[str, Any]:
         "num_class_embeds": o.num_classes,
         "num_train_timesteps": None,
     }
+
+
+def _unknown_there(o: models.ForeignUNetConfig) -> list[str]:
+    """Options without a counterpart in a config.json."""
+    problems = []
+    if o.self_conditioning:
+        problems.append("self_conditioning")
+    if o.time_scale != 1:
+        problems.append(f"time_scale = {o.time_scale:g}")
+    if not o.dim == o.width_in == o.level_widths[0]:
+        problems.append(f"dim = {o.dim} with a first level of width {o.level_widths[0]}")
+    if o.middle_norm_groups == 0 and o.time_conditioning == "add":
+        problems.append("middle_norm_groups = 0 with time_conditioning = add")
+    return problems
+
+
+def _head_dim(o: models.ForeignUNetConfig, attends: dict[str, list[bool]], problems: list[str]) -> int | None:
+    """What a config.json calls attention_head_dim: the same at every level."""
+    attention_widths = {width for width, *ways in zip(o.level_widths, *attends.values(), strict=True) if any(ways)}
+    attention_widths |= {o.level_widths[-1]} if o.middle == "attention" else set()
+    if o.head_dim is None and o.num_heads > 1 and attention_widths:
+        if len(attention_widths) > 1:
+            problems.append(
+                f"num_heads = {o.num_heads} at the widths {sorted(attention_widths)} (diffusers fixes head_dim)"
+            )
+        return min(attention_widths) // o.num_heads
+    return o.head_dim
 
 
 def _blocks(

@@ -7,7 +7,7 @@ are not in them. Both libraries number the layers on the way down and up through
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,6 +101,45 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
             f"the network takes {channels} channels and gives {out_channels}: it is no denoiser of images alone (a "
             "super-resolution model sees a second image), and has no counterpart here."
         )
+    found = _levels(tensors, image_size)
+    widths = tuple(shape(f"input_blocks.{n}.0.out_layers.3.weight")[0] for n in found.first_down)
+    scale_shift = shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
+    regular = width_in == dim and all(width % dim == 0 for width in widths)
+    return {
+        "image_size": image_size,
+        "channels": channels,
+        "num_classes": shape("label_emb.weight")[0] if "label_emb.weight" in tensors else None,
+        "dim": dim,
+        **({"dim_mults": tuple(width // dim for width in widths)} if regular else {"widths": widths}),
+        "num_blocks": found.per_level - 1,
+        "attention_resolutions": found.down,
+        "up_attention_resolutions": None if found.up == found.down else found.up,
+        "time_conditioning": "scale_shift" if scale_shift else "add",
+        "resample": found.resample,
+        "learn_variance": out_channels != channels,
+        "time_dim": None if time_dim == 4 * dim else time_dim,
+        "norm_groups": GROUPS,
+        "norm_eps": 1e-5,
+        "cos_first": True,
+        "freq_shift": 0,
+        "pad_all_sides": True,
+    }
+
+
+class _Levels(NamedTuple):
+    """What the numbers of a checkpoint's blocks say."""
+
+    per_level: int
+    """Blocks on a level's way up, one more than on its way down."""
+    first_down: list[int]
+    """The number of each level's first block on the way down."""
+    down: tuple[int, ...]
+    up: tuple[int, ...]
+    """Resolutions that attend on either way."""
+    resample: str
+
+
+def _levels(tensors: Mapping[str, Any], image_size: int) -> _Levels:
     numbers = [int(found[1]) for name in tensors if (found := re.match(r"output_blocks\.(\d+)\.", name))]
     ups = [name for name in tensors if re.match(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight$", name)]
     down_numbers = {int(found[1]) for name in tensors if (found := re.match(r"input_blocks\.(\d+)\.", name))}
@@ -111,7 +150,6 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         raise UserError(f"{blocks_up} output_blocks do not make {levels} levels.")
     per_level = blocks_up // levels
     first_down = [1 + level * per_level for level in range(levels)]
-    widths = tuple(shape(f"input_blocks.{n}.0.out_layers.3.weight")[0] for n in first_down)
     sizes = [image_size // 2**level for level in range(levels)]
     down = tuple(size for size, n in zip(sizes, first_down, strict=True) if f"input_blocks.{n}.1.qkv.weight" in tensors)
     up = tuple(
@@ -125,27 +163,7 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
             f"this is no whole checkpoint of improved-diffusion or guided-diffusion: {missing} are missing."
         )
     resample = "fixed" if gaps else "residual" if any("in_layers" in name for name in ups) else "conv"
-    scale_shift = shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
-    regular = width_in == dim and all(width % dim == 0 for width in widths)
-    return {
-        "image_size": image_size,
-        "channels": channels,
-        "num_classes": shape("label_emb.weight")[0] if "label_emb.weight" in tensors else None,
-        "dim": dim,
-        **({"dim_mults": tuple(width // dim for width in widths)} if regular else {"widths": widths}),
-        "num_blocks": per_level - 1,
-        "attention_resolutions": down,
-        "up_attention_resolutions": None if up == down else up,
-        "time_conditioning": "scale_shift" if scale_shift else "add",
-        "resample": resample,
-        "learn_variance": out_channels != channels,
-        "time_dim": None if time_dim == 4 * dim else time_dim,
-        "norm_groups": GROUPS,
-        "norm_eps": 1e-5,
-        "cos_first": True,
-        "freq_shift": 0,
-        "pad_all_sides": True,
-    }
+    return _Levels(per_level, first_down, down, up, resample)
 
 
 def _source(config: models.UNetConfig, new_attention_order: bool, ours: str) -> Source:

@@ -1,0 +1,64 @@
+"""How weights of other libraries are read, where their files do not say."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ddpm_jax import display
+
+
+@dataclass(frozen=True)
+class OpenAIConfig:
+    """How a checkpoint of improved-diffusion or guided-diffusion was made; the files that OpenAI published are known by name."""
+
+    num_heads: int | None = None
+    """Attention heads; or head_dim."""
+    head_dim: int | None = None
+    """Width of an attention head, num_head_channels there."""
+    num_steps: int | None = None
+    """diffusion_steps; 1000 unless given."""
+    schedule: Literal["linear", "cosine"] | None = None
+    """noise_schedule; linear unless given."""
+    rescale_timesteps: bool | None = None
+    """rescale_timesteps: the network is told t 1000 / diffusion_steps (improved-diffusion's default)."""
+    new_attention_order: bool | None = None
+    """use_new_attention_order."""
+    dropout: float | None = None
+    """dropout, for training on."""
+
+    __repr__ = display.of_fields
+
+
+@dataclass(frozen=True)
+class DDPConfig:
+    """How a file of denoising-diffusion-pytorch was made."""
+
+    objective: Literal["pred_noise", "pred_x0", "pred_v"] | None = None
+    """objective, where the file does not say; of a Unet saved alone, pred_v unless given."""
+    dropout: float | None = None
+    """dropout, for training on."""
+
+    __repr__ = display.of_fields
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What is taken of a folder, a file or a repository of the Hub, and what it does not say."""
+
+    weights: Literal["ema", "params"] | None = None
+    """The averaged parameters, or those being trained, where there are both; ema unless given."""
+    variant: str | None = None
+    """Which of the weights in a folder of diffusers, as fp16; those without one, or the only ones, unless given."""
+    revision: str | None = None
+    """For a repository of the Hub: branch, tag or commit; main unless given."""
+    data: str = ""
+    """What the network was trained on, as --data.source: evaluate compares samples with it, finetune trains on it."""
+    image_size: int | None = None
+    """Height and width of the images, in pixels, where the files do not say."""
+    num_classes: int | None = None
+    """Number of classes, where the files do not say."""
+    scheduler: bool = True
+    """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
+    openai: OpenAIConfig = field(default_factory=OpenAIConfig)
+    ddp: DDPConfig = field(default_factory=DDPConfig)
+
+    __repr__ = display.of_fields
