@@ -85,7 +85,7 @@ class Command:
 
 
 class _Rules:
-    """Tyro's rules for dataclasses, but that options of a Named field stand beside the flag that chooses it; and what help shows."""
+    """Tyro's rules for dataclasses, but that options of a Named field stand beside the flag that chooses it; what help shows."""
 
     def __init__(self, command: Command, line: Sequence[str], short: bool):
         self.command, self.line, self.short = command, line, short
