@@ -181,7 +181,8 @@ def _ratio(above: Table | float, below: Table, at_zero: float) -> Table:
 class NamedSchedule(Named, Schedule, family="schedule"):
     """A schedule that is made of options, which the command line has as flags and a run's config keeps.
 
-    A subclass defines `curve`: `class Linear(NamedSchedule, name="linear")`, decorated as this class is.
+    A subclass defines `curve`, of which betas and alphas_cumprod are made, and may say another `first` than 0:
+    `class Linear(NamedSchedule, name="linear")`, decorated as this class is.
 
     Raises:
         UserError: num_steps below 1; an option out of range; or as `Schedule`.
@@ -323,7 +324,7 @@ class SigmoidCumprod(NamedSchedule, name="sigmoid_cumprod"):
 class LinearInclusive(Linear, name="linear_inclusive"):
     """betas evenly spaced with both ends included, t = 1..T: T + 1 entries, and A_0 = 1 - beta_start rather than 1.
 
-    The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were trained so.
+    Its `first` is 1. The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were trained so.
 
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].
@@ -341,7 +342,8 @@ class LinearInclusive(Linear, name="linear_inclusive"):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CosineUnclipped(NamedSchedule, name="cosine_unclipped"):
-    """A_t along cos^2 with no beta clipped, t = 1..T: T + 1 entries, A_0 = 1 and A_T = 0 to rounding (system 1).
+    """A_t along cos^2 with no beta clipped, t = 1..T: T + 1 entries, A_0 = 1 and A_T = 0 to rounding (system 1). Its
+    `first` is 1.
 
     Raises:
         UserError: num_steps below 1, or s not positive.

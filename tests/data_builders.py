@@ -74,7 +74,8 @@ def write_tfds(root: Path, name: str, size: int, *, labelled=True, file_format="
 def read(options):
     """Options of `data.batches` of which some are those of its reading."""
     names = [field.name for field in dataclasses.fields(data.Reading) if field.name in options]
-    return {**options, "reading": data.Reading(**{name: options.pop(name) for name in names})}
+    reading = data.Reading(**{name: options.pop(name) for name in names})
+    return {**options, "reading": reading}
 
 
 def take(source, count, **options):

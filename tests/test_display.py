@@ -115,6 +115,8 @@ def objects(finished_run):
         evaluation.Metric("fid", 3.0), evaluation.Evaluation((evaluation.Metric("fid", 3.0),) * 4, {"step": 3}, {}),
         evaluation.Bound(jnp.ones(64), jnp.ones((1000, 64))), Likelihood({}, 3.0, 0.1, 1.0, (1.0,) * 1000), classifier,
         evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0],
+        *data.FORMS.values(), data.Batches(iter([]), ["on", "off"]), data.Reading(rows=np.arange(64)),
+        presets.EditConfig(seed=3), presets.ImportConfig("ema"), presets.OpenAIConfig(num_heads=4), presets.DDPConfig("pred_v"),
     ]  # fmt: skip
     return {f"{index} {type(thing).__name__}": thing for index, thing in enumerate(shown)}
 
@@ -146,6 +148,7 @@ def test_every_package_is_looked_at():
         "errors",
         "files",
         "launch",
+        "named",
         "parsing",
         "pictures",
         "run_config",
@@ -178,8 +181,8 @@ def test_what_they_say():
     told = "network(MLP(133,122 parameters), GaussianDiffusion(linear, T=1000, eps), labels=3, null_label=10)"
     assert repr(denoisers.clipped(denoisers.guided(network, 2.0))) == f"clipped(guided({told}, scale=2), bound=1)"
     assert repr(training.create_state(model, optax.sgd(1.0))) == "TrainState(step 0, 133,122 parameters)"
-    assert (
-        repr(presets.preset("digits")) == "Preset(unet, data 'digits', cosine T=1000 v, 800 steps of 64, sampler ddim)"
+    assert repr(presets.preset("digits")) == (
+        "Preset(unet, data 'digits', GaussianDiffusion(cosine, T=1000, v), 800 steps of 64, DDIM(eta=0.0))"
     )
     assert repr(presets.TrainConfig(steps=5, lr=1e-3)) == "TrainConfig(steps=5, lr=0.001)"
     assert repr(denoise(jnp.ones((2, 4)), 3)) == "Estimate(x_0=float32[2,4], eps=float32[2,4], variance_logit=None)"

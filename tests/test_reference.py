@@ -22,6 +22,7 @@ INTERNAL = {
     "files",
     "huge_pages",
     "launch",
+    "named",
     "parsing",
     "pictures",
     "run_config",

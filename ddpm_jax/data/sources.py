@@ -47,7 +47,7 @@ def check_there(spec: str) -> None:
 
 def forms() -> str:
     """Every form of a spec, a line each."""
-    lines = [f"  {form.usage:<30}{form.about}" for form in FORMS.values()]
+    lines = [f"  {form.usage:<30}{form.about}" for _, form in sorted(FORMS.items())]
     return "\n".join([*lines, f"  {'PATH':<30}a folder, a .zip or an .npz file"])
 
 
@@ -66,7 +66,7 @@ def _form_and_rest(spec: str) -> tuple[Form, str]:
         return FORMS["idx" if idx.holds_idx(path) else "folder"], str(path)
     if path.suffix.lower() in (".npz", ".zip"):
         return FORMS[path.suffix.lower()[1:]], str(path)
-    usages = ", ".join([*(form.usage for form in FORMS.values()), "PATH"])
+    usages = ", ".join([*(form.usage for _, form in sorted(FORMS.items())), "PATH"])
     raise UserError(
         f"the data source {spec!r} is not known, and no folder of that name exists; it must be one of {usages}."
         f"{meant(kind, FORMS)}"
