@@ -124,7 +124,7 @@ def test_folders(pipeline, tensors, tmp_path, layout):
 
 def test_the_unet_folder_of_a_pipeline_finds_its_scheduler(pipeline, tmp_path):
     run = imported(pipeline() / "unet", tmp_path)
-    assert run.config.process.num_steps == 100
+    assert run.config.process.schedule.num_steps == 100
     assert set(run.origin["sha256"]) == {"unet/config.json", f"unet/{WEIGHTS}", "scheduler/scheduler_config.json"}
 
 
@@ -316,7 +316,7 @@ def test_a_published_file_is_known_by_its_name(tmp_path, monkeypatch):
     weights.write_tensors(path, weights.to_openai(model, random_tensors(model)))
     run = imported(path, tmp_path)
     assert run.config.model == models.unet_of(**vars(model) | {"dropout": 0.3, "time_scale": 0.25})
-    assert (run.config.process.schedule, run.config.process.num_steps) == ("cosine", 4000)
+    assert run.config.process.schedule == schedules.cosine(4000)
 
 
 # What is refused

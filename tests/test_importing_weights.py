@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_importing import MODEL, WEIGHTS, imported, openai_model, random_tensors, refused, same, sha256
 
-from ddpm_jax import weights
+from ddpm_jax import schedules, weights
 from ddpm_jax.cli import main
 from ddpm_jax.training.run import open_run
 
@@ -64,7 +64,7 @@ def test_the_average_of_a_training_folder_unless_told_otherwise(trained, tmp_pat
             "scheduler/scheduler_config.json",
         )
     }
-    assert (run.config.process.schedule, run.config.process.num_steps) == ("cosine", 100)
+    assert run.config.process.schedule == schedules.cosine(100)
     told = "those being trained, not averaged" if choice == "params" else "averaged"
     assert f"weights: {told} (checkpoint-500/{part}/{WEIGHTS})\n" in out
 
@@ -96,7 +96,7 @@ def test_a_folder_that_is_named_is_the_one_that_is_taken(trained, tmp_path, part
     run = imported(trained / part, tmp_path)
     same(run, AVERAGED if part == "unet_ema" else TRAINED)
     assert run.origin["weights"] == ("ema" if part == "unet_ema" else "params")
-    assert run.config.process.schedule == "cosine"
+    assert run.config.process.schedule.name == "cosine"
 
 
 def test_an_average_is_known_by_its_config(tmp_path):

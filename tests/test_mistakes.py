@@ -169,7 +169,11 @@ MISTAKES = [
     ("sample RUN --guidance -1", "guidance must not be negative; got -1"),
     ("sample RUN --guidance 2", "guidance"),
     ("sample RUN --variance gamma", "--variance belongs to --sampler ancestral; got ddim"),
-    ("sample RUN --sampler ancestral --variance gamma", "'gamma' for argument '--variance'", "'beta', 'posterior', 'learned'"),
+    (
+        "sample RUN --sampler ancestral --variance gamma",
+        "'gamma' for argument '--variance'",
+        "'beta', 'posterior', 'learned'",
+    ),
     ("sample RUN --spacing log_snt", r"Did you mean 'log_snr'\?"),
     ("sample RUN --out FILE", "FILE is a file, not a folder"),
     ("sample RUN --out FILE/below", "FILE/below cannot be written to: .*FILE is a file"),

@@ -57,8 +57,9 @@ def test_name_and_config_are_one(name):
 
 @pytest.mark.parametrize("name", models.NETWORKS)
 def test_json_round_trip(name):
-    process, sampling = presets.system_of(name)
-    preset = presets.Preset(model=models.configure(name, ODD[name]), process=process, sample=sampling)
+    model = models.configure(name, ODD[name])
+    process, sampling = presets.system_of(model)
+    preset = presets.Preset(model=model, process=process, sample=sampling)
     text = presets.to_json(preset)
     assert json.loads(text)["model"]["network"] == name
     again = presets.from_json(text)

@@ -198,7 +198,7 @@ X = np.zeros(SHAPE, np.float32)
 PIXELS = np.zeros(SHAPE, np.uint8)
 MASK = np.ones((8, 8), bool)
 DIGITS = data.open_source("digits")
-BATCHES = {"shape": (8, 8, 1), "batch_size": 4, "num_threads": 0}
+BATCHES = {"shape": (8, 8, 1), "batch_size": 4}
 
 
 def created(name="unet", **options):

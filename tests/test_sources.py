@@ -434,9 +434,14 @@ def test_tfds_that_cannot_be_prepared(tfds_dir, monkeypatch, cause):
 # The registry -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", ["", "cifar", "idx:", "folder:", "npz:", "tfds:", "digits:8", "gopher://x"])
+def test_digits_take_nothing_after_them():
+    with pytest.raises(UserError, match="digits takes nothing after it; got '8'"):
+        data.open_source("digits:8")
+
+
+@pytest.mark.parametrize("spec", ["", "cifar", "idx:", "folder:", "npz:", "tfds:", "gopher://x"])
 def test_unknown_spec_lists_the_forms(spec):
-    with pytest.raises(UserError, match=r"not known.*digits.*idx:.*folder:.*npz:.*tfds:NAME"):
+    with pytest.raises(UserError, match=r"not known.*digits.*folder:.*idx:.*npz:.*tfds:NAME"):
         data.open_source(spec)
 
 

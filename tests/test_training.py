@@ -11,7 +11,7 @@ from data_builders import write_image
 from PIL import Image
 from run_checks import assert_same_bits, state_in
 
-from ddpm_jax import cli, data
+from ddpm_jax import cli, data, schedules
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import objective, open_run, train
 from ddpm_jax.training.metrics import read_metrics
@@ -133,7 +133,7 @@ def test_more_steps_and_other_logging_are_accepted(killed_run):
         ("train", {"dtype": "bfloat16"}, r"train\.dtype"),
         ("model", {"dim": 8}, r"model\.dim: 4 in the run, 8 now"),
         ("data", {"flip": False}, r"data\.flip: True in the run, False now"),
-        ("process", {"schedule": "linear"}, r"process\.schedule: 'cosine' in the run, 'linear' now"),
+        ("process", {"schedule": schedules.linear(20)}, r"process\.schedule: 'cosine' in the run, 'linear' now"),
         ("data", {"labels": False}, r"data\.labels: True in the run, False now"),
     ],
 )

@@ -151,7 +151,7 @@ def to_options(
         if len({*size}) != 1:
             c.problems.append(f"sample_size = {size!r} (images must be square)")
         size = size[0]
-    found = {**_conditioning(c), **_classes(c, num_classes), **_ends(c)}
+    found = {**_ends(c), **_conditioning(c), **_classes(c, num_classes)}
     levels = _levels(c)
     if c.problems:
         raise UserError(f"this {CLASS} has no counterpart here because of " + ", ".join(c.problems) + f". {SUPPORTED}")
