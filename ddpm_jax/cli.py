@@ -436,6 +436,8 @@ def _import(source: str | None, rest: list[str]) -> int:
 
 def _verify(name: str | None, rest: list[str]) -> int:
     args = _parse(VerifyArgs, "ddpm verify", ([name] if name else []) + rest)
+    if args.input or any(":" in known and not Path(known).exists() for known in args.names):
+        return _verify_pair(args)
     names = args.names or tuple(SYSTEMS)
     for known in names:
         if known not in SYSTEMS and not Path(known).is_dir():
@@ -472,6 +474,29 @@ def _verify(name: str | None, rest: list[str]) -> int:
     for path in verify.write(reports, args.out):
         print(path)
     return 0 if all(report.ok for report in reports) else 1
+
+
+def _verify_pair(args: VerifyArgs) -> int:
+    if len(args.names) != 2:
+        raise UserError(f"a pair is jax_net:Model torch_net:Model, with --input for each argument; got {len(args.names)} names.")
+    check_writable(args.out)
+    renamed = [part.partition("=") for part in args.map]
+    wrong = [part for part, (ours, _, theirs) in zip(args.map, renamed, strict=True) if not ours or not theirs]
+    if wrong:
+        raise UserError(f"--map takes JAX=TORCH, such as conv_in=stem.0; got {wrong[0]!r}.")
+
+    from ddpm_jax import verify
+    from ddpm_jax.verify import loading
+
+    inputs = loading.inputs_of(args.input, args.seed)
+    jax_side, torch_side = (loading.load(spec) for spec in args.names)
+    options = {"dtype": args.dtype, "device": args.device, "training": args.training, "title": " and ".join(args.names)}
+    names = {ours: theirs for ours, _, theirs in renamed}
+    report = verify.compare(jax_side, torch_side, tuple(inputs.values()), names=names, **options)
+    print(report.table(every_row=args.layers) + "\n", flush=True)
+    for path in verify.write([report], args.out):
+        print(path)
+    return 0 if report.ok else 1
 
 
 def _benchmark(name: str | None, rest: list[str]) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax import display
+
 Arrays = dict[str, np.ndarray]
 """Arrays by their place in a structure: `""` for a bare array, `"0"`, `"1"` for tuples, names for dicts, nested with dots."""
 
@@ -29,6 +31,11 @@ class Call:
     """Its own parameters and running statistics (not those of the layers within it), as they were before the call."""
     precision: str = ""
     """The lowest floating-point dtype that anything in it was computed in, where that was seen: "float32"."""
+
+    def __repr__(self) -> str:
+        """Its name and shapes; the arrays are many."""
+        shapes = [", ".join(f"{x.shape}" for x in arrays.values()) for arrays in (self.inputs, self.outputs)]
+        return display.line("Call", display.short(self.name), self.kind, f"{shapes[0]} -> {shapes[1]}")
 
     @property
     def path(self) -> str:
@@ -57,6 +64,10 @@ class Recording:
     layers: list[str] = field(default_factory=list)
     """Paths of all layers that the model holds, called or not; empty where that is not known."""
 
+    def __repr__(self) -> str:
+        """Its side and how much it holds."""
+        return display.line("Recording", self.side, f"{len(self.calls)} calls", f"{len(self.gradients)} gradients")
+
     def by_name(self) -> dict[str, Call]:
         """name -> call."""
         return {call.name: call for call in self.calls}
@@ -79,7 +90,7 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         parts = iter(zip(value._fields, value, strict=True))
     elif isinstance(value, tuple | list):
         parts = iter(enumerate(value))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "shape"):
+    elif dataclasses.is_dataclass(value) and not callable(value) and not hasattr(value, "shape"):
         parts = ((part.name, getattr(value, part.name)) for part in dataclasses.fields(value))
     if parts is None:
         yield place, value
@@ -88,15 +99,20 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(part, f"{place}.{name}" if place else str(name))
 
 
-def to_array(value: Any) -> np.ndarray | None:
-    """A NumPy array of a tensor, array or number, copied; None for what is neither. bfloat16 becomes float32, which holds it."""
+def to_array(value: Any, *, copy: bool = True) -> np.ndarray | None:
+    """A NumPy array of a tensor, array or number; None for what is neither. bfloat16 becomes float32, which holds it.
+
+    copy: or else, where that can be, a view of what may change later.
+    """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    if not (hasattr(value, "shape") and hasattr(value, "dtype")) and not isinstance(value, bool | int | float | complex):
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")) and not isinstance(
+        value, bool | int | float | complex
+    ):
         return None
     try:
-        array = np.array(value)
+        array = np.array(value) if copy else np.asarray(value)
     except TypeError:  # a key of jax.random
         return None
     if array.dtype.kind == "V" or str(array.dtype) == "bfloat16":
@@ -104,9 +120,9 @@ def to_array(value: Any) -> np.ndarray | None:
     return array if array.dtype.kind in "biufc" else None
 
 
-def arrays_of(value: Any) -> Arrays:
-    """The arrays within a structure, as NumPy arrays, by place."""
-    found = ((place, to_array(leaf)) for place, leaf in leaves(value))
+def arrays_of(value: Any, *, copy: bool = True) -> Arrays:
+    """The arrays within a structure, as NumPy arrays, by place; copy: as in to_array."""
+    found = ((place, to_array(leaf, copy=copy)) for place, leaf in leaves(value))
     return {place: array for place, array in found if array is not None}
 
 
