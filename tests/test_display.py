@@ -73,6 +73,13 @@ def is_protocol(kind):
     return getattr(kind, "_is_protocol", False) or kind in (denoisers.Wrapper, display)
 
 
+def trainings():
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(2, 2)
+    ours = verify.JaxTraining(half, {"kernel": jnp.ones((2, 2))}, optax.adam(1e-3))
+    return ours, verify.TorchTraining(half, module, torch.optim.SGD(module.parameters(), 1.0))
+
+
 @pytest.fixture(scope="module")
 def objects(finished_run):
     """One object, or several, of every public class, and of what public functions return."""
@@ -120,7 +127,9 @@ def objects(finished_run):
         timed, benchmark.Report({"device": "cpu"}, [timed] * 100, ["not measured" * 20]), benchmark.workload("digits"),
         evaluation.Metric("fid", 3.0), evaluation.Evaluation((evaluation.Metric("fid", 3.0),) * 4, {"step": 3}, {}),
         evaluation.Bound(jnp.ones(64), jnp.ones((1000, 64))), Likelihood({}, 3.0, 0.1, 1.0, (1.0,) * 1000), classifier,
-        evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0],
+        evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0], weights.Rule(("a name",) * 100), *trainings(),
+        verify.TrainingReport("training", {}, [row] * 1000, cause="a cause"),
+        verify.Proposal({"a": "b"} , ("a",) * 1000, ("a",) * 1000, (), {"a": "b"}),
     ]  # fmt: skip
     return {f"{index} {type(thing).__name__}": thing for index, thing in enumerate(shown)}
 

@@ -7,8 +7,10 @@ if TYPE_CHECKING:
     from ddpm_jax.verify.comparison import assert_parity, compare
     from ddpm_jax.verify.faults import Fault
     from ddpm_jax.verify.holding import hold
+    from ddpm_jax.verify.lockstep import JaxTraining, TorchTraining, TrainingReport, compare_training, observed
     from ddpm_jax.verify.options import Options
     from ddpm_jax.verify.pages import write
+    from ddpm_jax.verify.proposal import Proposal, propose
     from ddpm_jax.verify.recording import Call, Recording
     from ddpm_jax.verify.report import Coverage, Report, Row
     from ddpm_jax.verify.stages import verify, verify_run
@@ -33,6 +35,13 @@ _HOMES = {
     "TOLERANCES": "tolerances",
     "relative_error": "tolerances",
     "tolerance": "tolerances",
+    "JaxTraining": "lockstep",
+    "TorchTraining": "lockstep",
+    "TrainingReport": "lockstep",
+    "compare_training": "lockstep",
+    "observed": "lockstep",
+    "Proposal": "proposal",
+    "propose": "proposal",
 }
 """name -> module: imported at first use, so that comparing brings in neither diffusion nor what only a run needs."""
 
@@ -41,13 +50,20 @@ __all__ = [
     "Call",
     "Coverage",
     "Fault",
+    "JaxTraining",
     "Options",
+    "Proposal",
     "Recording",
     "Report",
     "Row",
+    "TorchTraining",
+    "TrainingReport",
     "assert_parity",
     "compare",
+    "compare_training",
     "hold",
+    "observed",
+    "propose",
     "relative_error",
     "tap",
     "tolerance",
