@@ -205,6 +205,8 @@ class VerifyArgs:
     """Of a pair: JAX=TORCH, for layers that have another name there."""
     training: bool = False
     """Of a pair: compare in training mode."""
+    traces: tuple[Path, Path] | None = None
+    """Two files that verify.record wrote, to compare instead; with --map where layers are called differently."""
     all: bool = False
     """All networks, in float64 and in float32."""
     weights: Path | None = None

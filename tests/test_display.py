@@ -66,7 +66,9 @@ def public(module):
 
 CALL = verify.Call("down.0" * 30, "Conv", {"0": np.zeros((64, 8))}, {"": np.zeros((64, 8))}, {"eps": 1e-5})
 RECORDED = CALL, verify.Recording("JAX", [CALL] * 1000, CALL.inputs, CALL.outputs)
-FAULT = verify.Fault("layer", "down.0" * 30, "", 1e-3, "in channel 3 of 8 alone", "epsilon 1e-06 in JAX, 1e-05 in PyTorch")
+FAULT = verify.Fault(
+    "layer", "down.0" * 30, "", 1e-3, "in channel 3 of 8 alone", "epsilon 1e-06 in JAX, 1e-05 in PyTorch"
+)
 
 
 def is_protocol(kind):
@@ -128,6 +130,7 @@ def objects(finished_run):
         evaluation.Metric("fid", 3.0), evaluation.Evaluation((evaluation.Metric("fid", 3.0),) * 4, {"step": 3}, {}),
         evaluation.Bound(jnp.ones(64), jnp.ones((1000, 64))), Likelihood({}, 3.0, 0.1, 1.0, (1.0,) * 1000), classifier,
         evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0], weights.Rule(("a name",) * 100), *trainings(),
+        verify.TraceError("a trace"),
         verify.TrainingReport("training", {}, [row] * 1000, cause="a cause"),
         verify.Proposal({"a": "b"} , ("a",) * 1000, ("a",) * 1000, (), {"a": "b"}),
     ]  # fmt: skip

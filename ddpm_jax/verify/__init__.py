@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddpm_jax.verify.comparison import assert_parity, compare
     from ddpm_jax.verify.faults import Fault
+    from ddpm_jax.verify.held_traces import compare_traces
     from ddpm_jax.verify.holding import hold
     from ddpm_jax.verify.lockstep import JaxTraining, TorchTraining, TrainingReport, compare_training, observed
     from ddpm_jax.verify.options import Options
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ddpm_jax.verify.stages import verify, verify_run
     from ddpm_jax.verify.taps import tap
     from ddpm_jax.verify.tolerances import TOLERANCES, relative_error, tolerance
+    from ddpm_jax.verify.traces import TraceError, record
 
 _HOMES = {
     "assert_parity": "comparison",
@@ -42,6 +44,9 @@ _HOMES = {
     "observed": "lockstep",
     "Proposal": "proposal",
     "propose": "proposal",
+    "TraceError": "traces",
+    "record": "traces",
+    "compare_traces": "held_traces",
 }
 """name -> module: imported at first use, so that comparing brings in neither diffusion nor what only a run needs."""
 
@@ -57,13 +62,16 @@ __all__ = [
     "Report",
     "Row",
     "TorchTraining",
+    "TraceError",
     "TrainingReport",
     "assert_parity",
     "compare",
+    "compare_traces",
     "compare_training",
     "hold",
     "observed",
     "propose",
+    "record",
     "relative_error",
     "tap",
     "tolerance",

@@ -117,7 +117,7 @@ def _report(ours: History, theirs: History, precision: str) -> TrainingReport:
             report.cause = cause()
         report.rows.append(row)
     if compare.harmless:
-        report.environment["known"] = compare.harmless
+        report.warnings.append(compare.harmless)
     return report
 
 
