@@ -135,10 +135,20 @@ class ImportArgs:
 
 @dataclass(frozen=True)
 class VerifyArgs:
-    """Hold networks to their PyTorch twins stage by stage; exit status 1 when a tolerance is broken."""
+    """Hold networks to their PyTorch twins, or any JAX side to any PyTorch side; exit status 1 when a tolerance is broken."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Networks, or run folders, whose own weights they then are; all networks unless given."""
+    """Networks, or run folders, whose own weights they then are; all networks unless given. Or a pair of your own: jax_net:Model
+    torch_net:Model, classes or functions without arguments of modules in this folder."""
+    input: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Of a pair, for each argument in turn: NAME=SHAPE in PyTorch's order of axes, such as x=2,3,32,32; t=2:1000 for integers below
+    1000; NAME=FILE.npy."""
+    map: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Of a pair: JAX=TORCH, for layers that have another name there."""
+    training: bool = False
+    """Of a pair: compare in training mode."""
+    traces: tuple[Path, Path] | None = None
+    """Two files that verify.record wrote, to compare instead; with --map where layers are called differently."""
     all: bool = False
     """All networks, in float64 and in float32."""
     weights: Path | None = None

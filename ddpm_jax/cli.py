@@ -433,6 +433,10 @@ def _import(source: str | None, rest: list[str]) -> int:
 
 def _verify(name: str | None, rest: list[str]) -> int:
     args = _parse(VerifyArgs, "ddpm verify", ([name] if name else []) + rest)
+    if args.traces is not None:
+        return _verify_traces(args)
+    if args.input or any(":" in known and not Path(known).exists() for known in args.names):
+        return _verify_pair(args)
     names = args.names or tuple(SYSTEMS)
     for known in names:
         if known not in SYSTEMS and not Path(known).is_dir():
@@ -469,6 +473,51 @@ def _verify(name: str | None, rest: list[str]) -> int:
     for path in verify.write(reports, args.out):
         print(path)
     return 0 if all(report.ok for report in reports) else 1
+
+
+def _verify_pair(args: VerifyArgs) -> int:
+    if len(args.names) != 2:
+        raise UserError(
+            f"a pair is jax_net:Model torch_net:Model, with --input for each argument; got {len(args.names)} names."
+        )
+    check_writable(args.out)
+    names = _mapped(args.map)
+
+    from ddpm_jax import verify
+    from ddpm_jax.verify import loading
+
+    inputs = loading.inputs_of(args.input, args.seed)
+    jax_side, torch_side = (loading.load(spec) for spec in args.names)
+    options = {"dtype": args.dtype, "device": args.device, "training": args.training, "title": " and ".join(args.names)}
+    report = verify.compare(jax_side, torch_side, tuple(inputs.values()), names=names, **options)
+    print(report.table(every_row=args.layers) + "\n", flush=True)
+    for path in verify.write([report], args.out):
+        print(path)
+    return 0 if report.ok else 1
+
+
+def _mapped(given: tuple[str, ...]) -> dict[str, str]:
+    """--map as a dict."""
+    renamed = [part.partition("=") for part in given]
+    wrong = [part for part, (ours, _, theirs) in zip(given, renamed, strict=True) if not ours or not theirs]
+    if wrong:
+        raise UserError(f"--map takes JAX=TORCH, such as conv_in=stem.0; got {wrong[0]!r}.")
+    return {ours: theirs for ours, _, theirs in renamed}
+
+
+def _verify_traces(args: VerifyArgs) -> int:
+    if args.traces is None or args.names or args.input or args.all or args.weights is not None:
+        raise UserError("--traces are compared by themselves: leave out names, --input, --all and --weights.")
+    check_writable(args.out)
+    names = _mapped(args.map)
+
+    from ddpm_jax import verify
+
+    report = verify.compare_traces(*args.traces, names=names)
+    print(report.table(every_row=args.layers) + "\n", flush=True)
+    for path in verify.write([report], args.out):
+        print(path)
+    return 0 if report.ok else 1
 
 
 def _benchmark(name: str | None, rest: list[str]) -> int:

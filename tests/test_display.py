@@ -64,8 +64,22 @@ def public(module):
     return [kind for kind in found if inspect.isclass(kind) and not inspect.isabstract(kind) and not is_protocol(kind)]
 
 
+CALL = verify.Call("down.0" * 30, "Conv", {"0": np.zeros((64, 8))}, {"": np.zeros((64, 8))}, {"eps": 1e-5})
+RECORDED = CALL, verify.Recording("JAX", [CALL] * 1000, CALL.inputs, CALL.outputs)
+FAULT = verify.Fault(
+    "layer", "down.0" * 30, "", 1e-3, "in channel 3 of 8 alone", "epsilon 1e-06 in JAX, 1e-05 in PyTorch"
+)
+
+
 def is_protocol(kind):
     return getattr(kind, "_is_protocol", False) or kind in (denoisers.Wrapper, display)
+
+
+def trainings():
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(2, 2)
+    ours = verify.JaxTraining(half, {"kernel": jnp.ones((2, 2))}, optax.adam(1e-3))
+    return ours, verify.TorchTraining(half, module, torch.optim.SGD(module.parameters(), 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +124,17 @@ def objects(finished_run):
         data.open_source("digits"), data.open_source("spiral"), data.Scaling(127.5, 127.5),
         ClassSubset(data.open_source("digits"), ["3", "7"]), FolderSource("folder", ["a.png"] * 1000, np.zeros(1000), (), "stop"),
         parallel.Layout(), parallel.Layout(jax.make_mesh((1,), ("data",)), "fsdp"), ParallelConfig(devices=8),
-        row, verify.Report("a title" * 20, {"device": "cpu"}, [row] * 1000), verify.Report("another", {}, []),
+        row, verify.Options(names={"a" * 80: "b"}), verify.Coverage(3, ("alone",) * 50), FAULT, *RECORDED,
+        verify.Report("a title" * 20, {"device": "cpu"}, [row] * 1000), verify.Report("another", {}, []),
         timed, benchmark.Report({"device": "cpu"}, [timed] * 100, ["not measured" * 20]), benchmark.workload("digits"),
         evaluation.Metric("fid", 3.0), evaluation.Evaluation((evaluation.Metric("fid", 3.0),) * 4, {"step": 3}, {}),
         evaluation.Bound(jnp.ones(64), jnp.ones((1000, 64))), Likelihood({}, 3.0, 0.1, 1.0, (1.0,) * 1000), classifier,
-        evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0],
         *data.FORMS.values(), data.Batches(iter([]), ["on", "off"]), data.Reading(rows=np.arange(64)),
         presets.EditConfig(seed=3), presets.ImportConfig("ema"), presets.OpenAIConfig(num_heads=4), presets.DDPConfig("pred_v"),
+        evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0], weights.Rule(("a name",) * 100), *trainings(),
+        verify.TraceError("a trace"),
+        verify.TrainingReport("training", {}, [row] * 1000, cause="a cause"),
+        verify.Proposal({"a": "b"} , ("a",) * 1000, ("a",) * 1000, (), {"a": "b"}),
     ]  # fmt: skip
     return {f"{index} {type(thing).__name__}": thing for index, thing in enumerate(shown)}
 

@@ -416,7 +416,7 @@ MISTAKES = {
     "an unknown twin": (lambda: verify.verify("unett"), "the network must be one of"),
     "no module of PyTorch": (
         lambda: verify.compare(created(), "unet", [X]),
-        "torch_model must be a torch.nn.Module; got a str",
+        "torch_model must be a torch.nn.Module, .*; got a str",
     ),
     "a picture of floats": (lambda: figures.grid(X), "images must be uint8"),
     "a picture of a list": (lambda: figures.grid([[1]]), "images must be uint8"),

@@ -82,7 +82,10 @@ def undocumented(body: list[ast.stmt], wanted: list[str], explained: str = "") -
 
 def home_of(module: str, name: str) -> tuple[str, str]:
     """Where a name that a module exports is defined, and what it is called there."""
-    for line in ast.parse(file_of(module).read_text()).body:
+    body = ast.parse(file_of(module).read_text()).body
+    # what is imported at first use stands under `if TYPE_CHECKING`
+    deferred = [line for block in body if isinstance(block, ast.If) for line in block.body]
+    for line in [*body, *deferred]:
         if isinstance(line, ast.ImportFrom):
             for alias in line.names:
                 if (alias.asname or alias.name) == name:

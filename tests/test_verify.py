@@ -10,9 +10,14 @@ from flax import nnx
 
 from ddpm_jax import cli, verify
 from ddpm_jax.errors import UserError
-from ddpm_jax.verify.capture import align, recorded_nnx, recorded_torch
-from ddpm_jax.verify.report import Report, Row, to_html, to_json
+from ddpm_jax.verify.jax_side import program_of
+from ddpm_jax.verify.options import Options
+from ddpm_jax.verify.pages import to_html, to_json
+from ddpm_jax.verify.patching import patched
+from ddpm_jax.verify.program import placed_inputs, run
+from ddpm_jax.verify.report import Report, Row
 from ddpm_jax.verify.stages import Verification
+from ddpm_jax.verify.torch_side import recorded
 
 torch = pytest.importorskip("torch")
 X = np.random.default_rng(0).standard_normal((2, 3, 6, 6))
@@ -91,7 +96,8 @@ def test_a_pair_with_the_same_names_agrees():
         *(f"blocks.{i}{part}" for i in range(2) for part in (".norm", ".conv", "")),
     ]
     gradients = [row.name for row in report.rows if row.stage == "gradient"]
-    assert gradients[0] == "input 0" and len(gradients) == 11
+    # in the order of the backward pass
+    assert gradients[0] == "blocks.1.conv.weight" and gradients[-1] == "input 0" and len(gradients) == 11
     assert all(row.jax_error is None for row in report.rows)
     np.testing.assert_array_equal(model.conv_in.kernel[...], before)
 
@@ -200,32 +206,37 @@ def test_a_divergence_at_a_kink_is_told_from_a_fault(nearest):
 # Recording ------------------------------------------------------------------------------------------------------
 
 
+def calls_of(model, *args):
+    """What an observer sees of a program that is not compiled."""
+    program = program_of(model, {}, Options(weights="own"))
+    given = placed_inputs(args, {}, {}, "float32")
+    return run(program, given, "float32", Options(weights="own"))[0].calls
+
+
 def test_recording_is_undone_even_after_an_exception():
     model = net()
     kinds = {type(module) for _, module in nnx.iter_modules(model)}
     before = {kind: kind.__dict__.get("__call__") for kind in kinds}
-    with pytest.raises(ZeroDivisionError), recorded_nnx(model):
+    with pytest.raises(ZeroDivisionError), patched(kinds, lambda call, self, args, kwargs: call(self, *args, **kwargs)):
         assert Block.__call__ is not before[Block]
         raise ZeroDivisionError
     assert {kind: kind.__dict__.get("__call__") for kind in kinds} == before
 
 
 def test_a_module_called_twice_is_numbered():
-    model, twin = net(), TorchNet()
-    with recorded_nnx(model) as ours, recorded_torch(twin) as theirs:
-        x, y = jnp.zeros((1, 4, 4, 4)), torch.zeros(1, 4, 4, 4)
-        for _ in range(3):
-            model.blocks[0].conv(x)
-            twin.blocks[0].conv(y)
-    assert list(ours) == list(theirs) == ["blocks.0.conv", "blocks.0.conv#2", "blocks.0.conv#3"]
+    class Thrice(nnx.Module):
+        def __init__(self):
+            self.conv = net().blocks[0].conv
 
+        def __call__(self, x):
+            return self.conv(self.conv(self.conv(x)))
 
-def test_axes_are_brought_into_order():
-    image = np.arange(24.0).reshape(1, 2, 3, 4)
-    assert align(image, (1, 3, 4, 2)).shape == (1, 3, 4, 2)
-    tokens = np.arange(24.0).reshape(1, 12, 2)
-    np.testing.assert_array_equal(align(tokens, (1, 3, 4, 2)), tokens.reshape(1, 3, 4, 2))
-    assert align(image, (5,)) is image
+    model, twin = Thrice(), torch.nn.Sequential(*[torch.nn.Conv2d(4, 4, 3, padding=1)] * 3)
+    with recorded(twin) as theirs:
+        twin(torch.zeros(1, 4, 4, 4))
+    assert [call.name for call in calls_of(model, np.zeros((1, 4, 4, 4)))] == ["conv", "conv#2", "conv#3"]
+    assert [call.name for call in theirs.calls if call.path] == ["0", "0#2", "0#3"]
+    assert theirs.calls[0].inputs["0"].shape == theirs.calls[0].outputs[""].shape == (1, 4, 4, 4)
 
 
 # Errors and tolerances ------------------------------------------------------------------------------------------

@@ -1,288 +1,292 @@
-"""Compare any NNX module with any PyTorch module: outputs layer by layer, running statistics, gradients by parameter."""
+"""`compare`: any JAX side held to any PyTorch side on the same inputs, layer by layer, with the faults named."""
 
 import copy
+import dataclasses
+import fnmatch
+import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from ddpm_jax.compilation import compile_for
 from ddpm_jax.errors import UserError
-from ddpm_jax.verify.capture import Captured, align, recorded_nnx, recorded_torch
+from ddpm_jax.verify import program
+from ddpm_jax.verify.faults import diagnose
+from ddpm_jax.verify.holding import agreeing, hidden, rows_held
+from ddpm_jax.verify.jax_side import program_of
 from ddpm_jax.verify.kinks import SAFE, relu_margin
-from ddpm_jax.verify.report import KINK, LONELY, Report, Row
-from ddpm_jax.verify.tolerances import relative_error, tolerance
-from ddpm_jax.weights.bridge import Entry, as_array, at, from_torch, layout, renamed
+from ddpm_jax.verify.layouts import Layout, of_order, ordinary
+from ddpm_jax.verify.matching import match
+from ddpm_jax.verify.measure import Measure
+from ddpm_jax.verify.observing import Feeding
+from ddpm_jax.verify.options import Options
+from ddpm_jax.verify.recording import Recording, arguments, leaves
+from ddpm_jax.verify.report import KINK, Report
+from ddpm_jax.verify.torch_side import TorchSide, import_torch
 
-Inputs = Sequence[np.ndarray | None]
-"""What the modules are called with, in PyTorch's order of axes: images (B, C, H, W), times and labels (B,)."""
-
-Side = dict[str, Captured]
-"""What one framework computed: quantity -> {name: array}."""
+TRIALS = 8
+"""Orders of the inputs' axes that are tried, at most."""
 
 
-def compare(
-    jax_model: nnx.Module,
-    torch_model: Any,
-    inputs: Inputs,
-    *,
-    dtype: str = "float64",
-    names: Mapping[str, str] | None = None,
-    training: bool = False,
-    gradients: bool = True,
-    device: str = "cpu",
-    title: str = "",
-) -> Report:
-    """Give both modules the torch module's weights and the same inputs, and compare all that they compute.
+def compare(jax_model: Any, torch_model: Any, inputs: Any, options: Options | None = None, **changes: Any) -> Report:
+    """Run both sides on the same inputs, and hold all that they compute to each other.
 
-    jax_model, torch_model: called with the inputs, one output each; neither is changed, and the NNX module's own arrays are not
-    used. names: {NNX path: torch path} for modules that are called differently in the two ("encoder.0": "enc").
-    training: compare in training mode (statistics of the batch; dropout must be 0). gradients: of the mean square of the output,
-    by input and by parameter. In float32 both sides are held against a float64 run of the torch module as well; where the input of
-    a ReLU is zero but for rounding, one side may pass a gradient that the other does not: the report says so, and other inputs tell
-    that from a fault.
+    jax_model: an nnx.Module, an equinox.Module, or a pair: (linen module, variables), (haiku.Transformed, params),
+    (function, params), where params may be or hold modules of NNX or equinox. torch_model: a torch.nn.Module, a function, or a
+    pair (function, parameters). Functions name what is to be compared within them by `verify.tap`. Neither side is changed.
+    inputs: NumPy arrays in PyTorch's order of axes: one array, a tuple of positional arguments, a dict of keyword arguments, or a
+    pair (tuple, dict); None, numbers and words are passed on. How JAX wants their axes is found, or given by `layouts`.
+    options, changes: as `Options` lists them: dtype, device, training, gradients, names, layouts, tolerances, ignore, weights,
+    adapt_inputs, adapt_output, loss, dropout, single_step, title.
 
     Raises:
-        UserError: parameters that do not match by name or shape (both lists side by side), or weights that are not finite.
+        UserError: a side of another kind; parameters that do not correspond (both lists side by side); weights that are not finite;
+            inputs that one side refuses; outputs of another structure; an unknown option or name.
     """
-    if not isinstance(jax_model, nnx.Module):
-        raise UserError(f"jax_model must be an nnx.Module; got a {type(jax_model).__name__}.")
-    if not isinstance(torch_model, import_torch().nn.Module):
-        raise UserError(f"torch_model must be a torch.nn.Module; got a {type(torch_model).__name__}.")
-    names = names or {}
-    report = Report(title or type(torch_model).__name__, environment(dtype, device))
-    with jax.enable_x64(True), jax.default_device(_device(device)):
-        entries = layout(jax_model, names)
-        check_pair(entries, torch_model)
-        theirs = _run_torch(torch_model, entries, inputs, dtype, training, gradients)
-        exact = _run_torch(torch_model, entries, inputs, "float64", training, gradients) if dtype != "float64" else None
-        ours = _run_jax(jax_model, entries, torch_model, inputs, dtype, training, gradients)
-    if gradients and exact is not None:
-        tensors = [None if x is None else import_torch().from_numpy(_typed(x, "float64", np.int64)) for x in inputs]
-        margin = relu_margin(copy.deepcopy(torch_model).double().cpu(), tensors, training=training)
-        if margin < SAFE:
-            report.environment[KINK] = f"{margin:.0e} of its largest: gradients may differ; try other inputs"
-    theirs["layer"], unmatched = _match_layers(ours["layer"], theirs["layer"], names)
-    if exact is not None:
-        exact["layer"], _ = _match_layers(ours["layer"], exact["layer"], names)
-    largest = max((float(np.abs(grad).max()) for grad in theirs["gradient"].values()), default=0.0)
-    for quantity in ("layer", "output", "statistics", "gradient"):
-        for name, array in theirs[quantity].items():
-            report.rows.append(
-                row(
-                    quantity,
-                    name,
-                    ours[quantity][name],
-                    array,
-                    dtype=dtype,
-                    device=device,
-                    oracle=None if exact is None else exact[quantity][name],
-                    # a gradient that is zero in exact arithmetic (a bias before a norm) holds nothing but rounding
-                    floor=largest / 100 if quantity == "gradient" else 0.0,
-                    images=quantity in ("layer", "output") or name.startswith("input "),
-                )
-            )
-    if unmatched:
-        report.environment[LONELY] = ", ".join(unmatched)
+    options = (options or Options()).but(changes)
+    torch_side = TorchSide(torch_model, options)
+    comparison = _Comparison(jax_model, torch_side, inputs, options)
+    with jax.enable_x64(True), jax.default_device(jax_device(options.device)):
+        return comparison.report()
+
+
+def assert_parity(
+    jax_model: Any, torch_model: Any, inputs: Any, options: Options | None = None, **changes: Any
+) -> Report:
+    """`compare`, for a test: returns the report where both sides agree.
+
+    Raises:
+        AssertionError: they do not; the message is the table, with the faults.
+    """
+    report = compare(jax_model, torch_model, inputs, options, **changes)
+    if not report.ok:
+        raise AssertionError(f"\n{report.table()}")
     return report
 
 
-def row(
-    quantity: str,
-    name: str,
-    ours: Any,
-    theirs: Any,
-    *,
-    dtype: str,
-    device: str = "cpu",
-    oracle: Any = None,
-    stage: str | None = None,
-    floor: float = 0.0,
-    images: bool = False,
-) -> Row:
-    """The row of one array; floor: least size of the reference that errors are relative to.
+class _Comparison:
+    """One call of `compare`: what both sides are called with, and their recordings as they are needed."""
 
-    images: theirs and the oracle are brought into the order of axes of ours first.
+    def __init__(self, jax_model: Any, torch_side: TorchSide, inputs: Any, options: Options):
+        self.options, self.torch_side = options, torch_side
+        self.args, self.kwargs = as_arguments(inputs)
+        adapted = inputs if options.adapt_inputs is None else options.adapt_inputs(inputs)
+        self.jax_args, self.jax_kwargs = as_arguments(adapted)
+        state = torch_side.state()
+        check_finite(state)
+        with jax.enable_x64(True):
+            self.program = program_of(jax_model, state, options)
+
+    def report(self) -> Report:
+        """Run both, hold them to each other, and, where they part, once more with each layer fed alike."""
+        options, dtype = self.options, self.options.dtype
+        with refusing("PyTorch"):
+            theirs = self.torch_side.run(self.args, self.kwargs, dtype, gradients=options.gradients)
+        exact = None
+        if dtype != "float64":
+            exact = self.torch_side.run(self.args, self.kwargs, "float64", gradients=options.gradients)
+        ours, layouts = self._ours(theirs)
+        exact_ours = None
+        if exact is not None:
+            exact_ours, _ = self._run(layouts, "float64")
+        if options.gradients and theirs.gradients:
+            self._add_gradients(ours, layouts, theirs)
+        ours.environment |= environment(dtype, options.device)
+        report, matched, measure = rows_held(ours, theirs, exact, options)
+        report.title = options.title or self.torch_side.name
+        runs = [(ours, theirs, measure)]
+        if exact_ours is not None and exact is not None:
+            report.hidden, _ = hidden(report, exact_ours, exact, options)
+            runs.insert(0, (exact_ours, exact, dataclasses.replace(measure, dtype="float64", tolerances={})))
+        if options.single_step or (options.single_step is None and not report.ok):
+            report.faults = self._faults(report, layouts, runs)
+        elif not report.ok:
+            report.faults = diagnose(ours, theirs, matched, measure)
+        self._note(report)
+        return report
+
+    def _ours(self, theirs: Recording) -> tuple[Recording, program.Placed]:
+        """JAX's recording, with its inputs' axes in the first order that it takes, and, of several, in which both agree."""
+        tried: list[tuple[int, Recording, program.Placed]] = []
+        refused: Exception | None = None
+        for layouts in self._layouts():
+            try:
+                ours, _ = self._run(layouts, self.options.dtype)
+            except (TypeError, ValueError, AssertionError, ZeroDivisionError, IndexError) as error:
+                refused = refused or error
+                continue
+            number, all_agree = agreeing(ours, theirs, self.options)
+            tried.append((number, ours, layouts))
+            if all_agree:
+                break
+        if not tried:
+            assert refused is not None
+            with refusing("JAX"):
+                raise refused
+        _, ours, layouts = max(tried, key=lambda trial: trial[0])
+        return ours, layouts
+
+    def _layouts(self) -> Iterator[program.Placed]:
+        """Orders of the inputs' axes to be tried, the likeliest first: channels last for images, the rest as it is."""
+        if self.options.adapt_inputs is not None:
+            yield {}
+            return
+        names = parameter_names(self.torch_side, len(self.args))
+        choices: dict[str, list[Layout]] = {}
+        for place, leaf in leaves(arguments(self.jax_args, self.jax_kwargs)):
+            shape = tuple(getattr(leaf, "shape", ()))
+            called = [place, names.get(place.partition(".")[0], place)]
+            given = [order for name, order in self.options.layouts.items() if fnmatch.filter(called, name)]
+            if given:
+                choices[place] = [of_order(given[0], shape)]
+            elif len(shape) >= 3:
+                image = len(shape) >= 4
+                orders = [o for o in ordinary(len(shape)) if o in (ordinary(len(shape))[0], tuple(range(len(shape))))]
+                orders = orders if image else [(0, 1, 2), (0, 2, 1)]
+                if image and np.asarray(leaf).dtype.kind == "b":
+                    orders = orders[::-1]
+                choices[place] = [of_order(order, shape) for order in orders]
+        combinations = [dict(zip(choices, found, strict=True)) for found in itertools.product(*choices.values())]
+        # the fewer inputs leave the likeliest order, the earlier
+        combinations.sort(key=lambda one: sum(layout != choices[place][0] for place, layout in one.items()))
+        yield from combinations[:TRIALS]
+
+    def _run(self, layouts: program.Placed, dtype: str, feeding: Feeding | None = None) -> tuple[Recording, set[str]]:
+        given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, dtype)
+        recording, observer = program.run(self.program, given, dtype, self.options, feeding=feeding)
+        if feeding is not None and observer.compiled and not feeding.within_loops:
+            return self._run(layouts, dtype, dataclasses.replace(feeding, within_loops=True))
+        recording.environment = {"dtype": dtype}
+        return recording, observer.fed
+
+    def _add_gradients(self, ours: Recording, layouts: program.Placed, theirs: Recording) -> None:
+        given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, self.options.dtype)
+        by_weight, by_input = program.gradients(self.program, given, self.options.dtype, self.options)
+        ours.gradients = dict(by_weight)
+        for place, grad in by_input.items():
+            shape = theirs.inputs[place].shape if place in theirs.inputs else grad.shape
+            moved = layouts[place].to_torch(grad, shape) if place in layouts else grad
+            ours.gradients[f"input {place}"] = moved
+
+    def _faults(
+        self, report: Report, layouts: program.Placed, runs: list[tuple[Recording, Recording, Measure]]
+    ) -> list[Any]:
+        """The faults of a run in which every layer is fed as its partner was: of the first of the free runs that shows any."""
+        options, free = self.options, []
+        for ours, theirs, measure in runs:
+            matched = match(ours, theirs, options.names, options.ignore)
+            feeding = Feeding(matched.partners, measure.allowed("layer", ""))
+            try:
+                fed_ours, fed = self._run(layouts, measure.dtype, feeding)
+            except Exception as error:
+                report.warnings.append(
+                    f"layers could not be fed one by one: {type(error).__name__}: {first_line(error)}"
+                )
+                free += diagnose(ours, theirs, matched, measure)
+                continue
+            fed_ours.gradients, fed_ours.statistics = ours.gradients, ours.statistics
+            found = diagnose(fed_ours, theirs, match(fed_ours, theirs, options.names, options.ignore), measure, fed)
+            if found:
+                return found
+        return free
+
+    def _note(self, report: Report) -> None:
+        options, side = self.options, self.torch_side
+        if options.training and options.dropout:
+            report.warnings.append(
+                "dropout is left on: the two sides draw different masks, and differ wherever one is drawn."
+            )
+        if report.coverage and report.coverage.hidden:
+            names = ", ".join(report.coverage.hidden[:8])
+            report.warnings.append(
+                f"PyTorch calls these layers, and JAX was not seen to, be they left out or hidden: {names}."
+            )
+        if options.gradients and not self.program.gradients and side.module is not None:
+            report.warnings.append("gradients by parameter are not compared: JAX's weights are not PyTorch's by name.")
+        if options.gradients and options.dtype != "float64" and side.module is not None:
+            margin = self._margin()
+            if margin < SAFE:
+                report.environment[KINK] = f"{margin:.0e} of its largest: gradients may differ; try other inputs"
+
+    def _margin(self) -> float:
+        torch = import_torch()
+        module = copy.deepcopy(self.torch_side.module).double().cpu()
+        args, kwargs = self.torch_side.tensors(self.args, self.kwargs, "float64")
+        with torch.no_grad():
+            return relu_margin(module, args, kwargs, training=self.options.training)
+
+
+def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of whatever `compare` takes as inputs."""
+    if (
+        isinstance(inputs, tuple | list)
+        and len(inputs) == 2
+        and isinstance(inputs[0], tuple)
+        and isinstance(inputs[1], dict)
+    ):
+        return inputs[0], dict(inputs[1])
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def parameter_names(side: TorchSide, number: int) -> dict[str, str]:
+    """What the PyTorch side calls its positional arguments: {"0": "x", ...}."""
+    function = side.module.forward if side.module is not None else side.function
+    try:
+        found = list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return {}
+    skip = 0 if side.parameters is None else 1
+    return {str(index): name for index, name in enumerate(found[skip : skip + number])}
+
+
+def check_finite(state: Mapping[str, np.ndarray]) -> None:
+    """See that weights are numbers.
+
+    Raises:
+        UserError: some hold NaN or infinity, by name.
     """
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    allowed = tolerance(quantity, dtype, device)
-    stage = stage or quantity
-    exact = None if oracle is None else np.asarray(oracle)
-    if images:
-        theirs = align(theirs, ours.shape)
-        exact = None if exact is None else align(exact, ours.shape)
-    if theirs.shape != ours.shape:
-        note = f"shapes differ: JAX {ours.shape}, PyTorch {theirs.shape}"
-        return Row(stage, name, ours.shape, float("inf"), allowed, note=note)
-    return Row(
-        stage,
-        name,
-        ours.shape,
-        relative_error(ours, theirs, floor),
-        allowed,
-        jax_error=None if exact is None else relative_error(ours, exact, floor),
-        torch_error=None if exact is None else relative_error(theirs, exact, floor),
-    )
+    bad = [key for key, array in state.items() if not np.isfinite(array).all()]
+    if bad:
+        raise UserError(f"weights must be finite; these hold NaN or infinity: {', '.join(bad)}.")
+
+
+@contextmanager
+def refusing(side: str) -> Iterator[None]:
+    """Raises a UserError with a side's own message where it refuses its inputs within."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the {side} side refuses the inputs: {type(error).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first lines of an error's message."""
+    return " ".join(str(error).split())[:500]
 
 
 def environment(dtype: str, device: str) -> dict[str, Any]:
     """Precision, device and versions of both sides."""
     return {
         "dtype": dtype,
-        "device": f"JAX on {device} ({_device(device).device_kind}), PyTorch on cpu",
+        "device": f"JAX on {device} ({jax_device(device).device_kind}), PyTorch on cpu",
         "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "jax": jax.__version__,
         "torch": str(import_torch().__version__),
     }
 
 
-def check_pair(entries: list[Entry], torch_model: Any) -> None:
-    """Check that a network's arrays and a torch module's correspond, and that the weights are finite.
-
-    Raises:
-        UserError: names or shapes that do not match (both lists side by side), or tensors with NaN or infinity, by name.
-    """
-    state = torch_state(torch_model)
-    bad = [key for key, array in state.items() if not np.isfinite(array).all()]
-    if bad:
-        raise UserError(f"weights must be finite; these hold NaN or infinity: {', '.join(bad)}.")
-    ours = {entry.key: tuple(entry.shape) for entry in entries}
-    theirs = {key: array.shape for key, array in state.items()}
-    if ours == theirs:
-        return
-    left = [f"{key} {shape}" for key, shape in sorted(ours.items()) if theirs.get(key) != shape]
-    right = [f"{key} {shape}" for key, shape in sorted(theirs.items()) if ours.get(key) != shape]
-    width = max(map(len, [*left, "JAX"]))
-    lines = [
-        f"  {a:<{width}}  |  {b}" for a, b in itertools.zip_longest(["JAX", *left], ["PyTorch", *right], fillvalue="")
-    ]
-    raise UserError(
-        f"the modules' arrays do not correspond ({len(left)} of JAX's and {len(right)} of PyTorch's stand alone):\n"
-        + "\n".join(lines)
-        + "\nRename attributes, or pass names={'path in JAX': 'path in PyTorch'}."
-    )
-
-
-def torch_state(torch_model: Any) -> dict[str, np.ndarray]:
-    """The floating-point entries of a torch module's state dict, as NumPy arrays."""
-    tensors = torch_model.state_dict().items()
-    return {key: as_array(tensor) for key, tensor in tensors if tensor.is_floating_point()}
-
-
-def _run_torch(
-    torch_model: Any, entries: list[Entry], inputs: Inputs, dtype: str, training: bool, gradients: bool
-) -> Side:
-    torch = import_torch()
-    model = copy.deepcopy(torch_model).to(getattr(torch, dtype)).cpu().train(training)
-    model.zero_grad()
-    leaves = [None if x is None else torch.from_numpy(_typed(x, dtype, np.int64)) for x in inputs]
-    floats = {f"input {i}": x.requires_grad_() for i, x in enumerate(leaves) if x is not None and x.is_floating_point()}
-    with recorded_torch(model) as layers, nullcontext() if gradients else torch.no_grad():
-        output = model(*leaves)
-    layers.pop("", None)
-    buffers = dict(model.named_buffers())
-    side: Side = {
-        "layer": layers,
-        "output": {"output": output.detach().numpy()},
-        "statistics": {e.key: buffers[e.key].numpy() for e in entries if training and e.path[0] == "batch_stats"},
-        "gradient": {},
-    }
-    if gradients:
-        output.square().mean().backward()
-        parameters = dict(model.named_parameters())
-        grads = {name: x.grad for name, x in floats.items()}
-        grads |= {entry.key: parameters[entry.key].grad for entry in entries if entry.path[0] == "params"}
-        # what the output does not depend on has no gradient in PyTorch, and zeros in JAX
-        side["gradient"] = {
-            name: np.zeros(0) if grad is None else grad.numpy() for name, grad in grads.items() if grad is not None
-        }
-    return side
-
-
-def _run_jax(
-    jax_model: nnx.Module,
-    entries: list[Entry],
-    torch_model: Any,
-    inputs: Inputs,
-    dtype: str,
-    training: bool,
-    gradients: bool,
-) -> Side:
-    view = nnx.view(jax_model, deterministic=not training, use_running_average=not training, raise_if_not_found=False)
-    graphdef, _, _, rest = nnx.split(view, nnx.Param, nnx.BatchStat, ...)  # type: ignore[misc]
-    weights = from_torch(entries, {key: array.astype(dtype) for key, array in torch_state(torch_model).items()})
-    arrays = [None if x is None else jnp.asarray(_channels_last(_typed(x, dtype, np.int32))) for x in inputs]
-    floats = {i: x for i, x in enumerate(arrays) if x is not None and jnp.issubdtype(x.dtype, jnp.floating)}
-
-    def call(params: Any, floats: dict[int, jax.Array]) -> tuple[jax.Array, Any]:
-        states = (
-            nnx.State(jax.tree.map(kind, tree))
-            for kind, tree in ((nnx.Param, params), (nnx.BatchStat, weights["batch_stats"]))
-        )
-        module = nnx.merge(graphdef, *states, rest)
-        with recorded_nnx(module) as layers:
-            output = module(*(floats.get(i, x) for i, x in enumerate(arrays)))
-        layers.pop("", None)
-        # lists, since a dict would come out of jit in alphabetical order
-        recorded = list(layers), list(layers.values())
-        order.append(recorded[0])
-        return jnp.square(output).mean(), (output, recorded[1], nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
-
-    order: list[list[str]] = []
-    program: Callable[..., Any] = jax.value_and_grad(call, argnums=(0, 1), has_aux=True) if gradients else call
-    args = weights["params"], floats
-    found = compile_for(1, program, *args)(*args)
-    (_, (output, layers, after)), grads = found if gradients else (found, None)
-    after = {"batch_stats": after}
-    side: Side = {
-        "layer": dict(zip(order[-1], layers, strict=True)),
-        "output": {"output": output},
-        "statistics": {e.key: e.to_torch(at(after, e.path)) for e in entries if e.path[0] == "batch_stats"},
-        "gradient": {},
-    }
-    if grads is not None:
-        side["gradient"] = {f"input {i}": grad for i, grad in grads[1].items()}
-        by_parameter = {"params": grads[0]}
-        side["gradient"] |= {e.key: e.to_torch(at(by_parameter, e.path)) for e in entries if e.path[0] == "params"}
-    return side
-
-
-def _match_layers(ours: Captured, theirs: Captured, names: Mapping[str, str]) -> tuple[Captured, list[str]]:
-    """Their layers under our names, in their order; and the names of layers that only one side has, such as activations."""
-    by_their_name = {}
-    for name in ours:
-        path, _, call = name.partition("#")
-        by_their_name[renamed(path, names) + (f"#{call}" if call else "")] = name
-    matched = {by_their_name[name]: array for name, array in theirs.items() if name in by_their_name}
-    alone = [name for name in theirs if name not in by_their_name] + [name for name in ours if name not in matched]
-    return matched, alone
-
-
-def _typed(array: np.ndarray, dtype: str, integer: type) -> np.ndarray:
-    array = np.asarray(array)
-    return array.astype(dtype if np.issubdtype(array.dtype, np.floating) else integer)
-
-
-def _channels_last(array: np.ndarray) -> np.ndarray:
-    return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
-
-
-def _device(device: str) -> jax.Device:
+def jax_device(device: str) -> jax.Device:
+    """A device of JAX's by its kind. Raises UserError where there is none."""
     try:
         return jax.devices(device)[0]
     except RuntimeError as error:
         raise UserError(f"device must be one that JAX finds here ({jax.default_backend()}); got {device!r}.") from error
-
-
-def import_torch() -> Any:
-    """PyTorch. Raises UserError where it is not installed."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError('verifying needs PyTorch: pip install "ddpm-jax[torch]"') from error
-    return torch

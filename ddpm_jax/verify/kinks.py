@@ -1,17 +1,17 @@
 """How near a network's ReLUs come to zero, where their gradient jumps: within rounding of it two sound networks may differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SAFE = 2e-6
 """A margin that float32's rounding does not reach in the networks here."""
 
 
-def relu_margin(module: Any, inputs: Sequence[Any], *, training: bool) -> float:
+def relu_margin(module: Any, inputs: Sequence[Any], named: Mapping[str, Any] | None = None, *, training: bool) -> float:
     """Smallest size of any number that a ReLU of the torch module is given, relative to the largest in the same call.
 
     module: of float64, so that the margin is that of exact arithmetic; its mode and running statistics come back as they were.
-    inputs: what it is called with, tensors or None. Infinite for a module without ReLUs.
+    inputs, named: what it is called with, tensors or None. Infinite for a module without ReLUs.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -31,7 +31,7 @@ def relu_margin(module: Any, inputs: Sequence[Any], *, training: bool) -> float:
     was_training = module.training
     try:
         with torch.no_grad(), Watch():
-            module.train(training)(*inputs)
+            module.train(training)(*inputs, **named or {})
     finally:
         module.train(was_training)
         for name, buffer in module.named_buffers():

@@ -1,19 +1,15 @@
-"""What a comparison found: rows of errors, and the table, JSON and HTML page made of them."""
+"""What a comparison found: rows of errors, what was compared, the faults; and the table and the verdict made of them."""
 
 import dataclasses
-import html
-import json
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddpm_jax import display
-from ddpm_jax.files import together, write_atomically
 
-LONELY = "layers in one framework only"
-"""The entry of an environment that names what could not be compared."""
+if TYPE_CHECKING:
+    from ddpm_jax.verify.faults import Fault
+    from ddpm_jax.verify.heat import Picture
 
 KINK = "a ReLU's input within rounding of zero"
 """The entry of an environment that says why gradients may differ."""
@@ -39,6 +35,12 @@ class Row:
     """PyTorch against the float64 oracle."""
     note: str = ""
     """What else is to be said, such as shapes that differ."""
+    partner: str = ""
+    """A layer's name in PyTorch."""
+    their_shape: tuple[int, ...] | None = None
+    """Its shape in PyTorch."""
+    layout: str = ""
+    """What was done to PyTorch's array before it was held to JAX's: "axes (0, 2, 3, 1)"."""
 
     __repr__ = display.of_fields
 
@@ -48,6 +50,35 @@ class Row:
         return self.error <= self.tolerance
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """How many calls of layers were compared, and which were not."""
+
+    compared: int
+    alone_in_jax: tuple[str, ...] = ()
+    """Calls on the JAX side that have no partner."""
+    alone_in_torch: tuple[str, ...] = ()
+    """Calls on the PyTorch side that have none."""
+    hidden: tuple[str, ...] = ()
+    """Layers of the JAX side that PyTorch calls, and that were not seen to be called here."""
+
+    __repr__ = display.of_fields
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Everything that was not compared; a name that both sides have is told once."""
+        return tuple(dict.fromkeys([*self.alone_in_torch, *self.alone_in_jax, *self.hidden]))
+
+    def words(self, most: int = 8) -> str:
+        """ "85 of 120 layers compared; not compared: 35 (names)"; most: names that are told."""
+        left = self.left_out
+        total = self.compared + len(left)
+        if not left:
+            return f"all {total} layers compared" if total else "no layers to compare"
+        shown = ", ".join(left[:most]) + (", …" if len(left) > most else "")
+        return f"{self.compared} of {total} layers compared; not compared: {len(left)} ({shown})"
+
+
 @dataclass
 class Report:
     """Rows in the order in which they are computed, and the environment they were computed in."""
@@ -55,9 +86,19 @@ class Report:
     title: str
     """What was compared."""
     environment: dict[str, Any]
-    """Precision, devices, versions; and what could not be compared."""
+    """Precision, devices, versions."""
     rows: list[Row] = field(default_factory=list)
     """In the order in which they are computed."""
+    coverage: Coverage | None = None
+    """What was compared, layer by layer; None where there are no layers."""
+    faults: list["Fault"] = field(default_factory=list)
+    """Where the two sides compute different things, in the order of execution; echoes of a fault are none."""
+    hidden: Row | None = None
+    """In float32: the first quantity that agrees, and whose float64 runs of both sides do not."""
+    warnings: list[str] = field(default_factory=list)
+    """What else a reader has to know: layers that compute in fewer digits, dropout that was left on."""
+    picture: "Picture | None" = None
+    """The first layer that diverges, on both sides."""
 
     def __repr__(self) -> str:
         """The verdict in a word; `table` tells all."""
@@ -67,8 +108,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every row is within its tolerance."""
-        return all(row.ok for row in self.rows)
+        """Whether every row is within its tolerance, and no fault hides below it."""
+        return all(row.ok for row in self.rows) and self.hidden is None and not self.faults
 
     @property
     def first_divergence(self) -> Row | None:
@@ -79,18 +120,23 @@ class Report:
         """For every stage, in order, the row that comes closest to its tolerance or breaks it furthest."""
         found: dict[str, Row] = {}
         for row in self.rows:
-            if (
-                row.stage not in found
-                or row.error / row.tolerance > found[row.stage].error / found[row.stage].tolerance
-            ):
+            if row.stage not in found or _strain(row) > _strain(found[row.stage]):
                 found[row.stage] = row
         return found
 
     def verdict(self) -> str:
-        """One or two sentences: agreement, or the first divergence and which side the oracle blames."""
+        """A few sentences: agreement, or the first divergence, the faults behind it, and which side the oracle blames."""
         first = self.first_divergence
+        compared = "" if self.coverage is None else f" {self.coverage.words()}."
+        if first is None and self.hidden is not None:
+            row = self.hidden
+            text = f"agrees in float32; differs in float64, first at {row.stage}: {row.name} {row.shape}, error {row.error:.2e}."
+            return text + self._faults() + compared
         if first is None:
-            return f"agreement: all {len(self.rows)} quantities are within their tolerances."
+            said = f"all {len(self.rows)} quantities are within their tolerances"
+            if self.faults:
+                return f"DIVERGENCE that does not reach the output: {said}.{self._faults()}{compared}"
+            return f"agreement: {said}{';' if compared else '.'}{compared}"
         text = f"DIVERGENCE, first at {first.stage}: {first.name} {first.shape}, error {first.error:.2e}"
         text += f" (allowed {first.tolerance:.0e})"
         if first.note:
@@ -99,7 +145,17 @@ class Report:
             off = "JAX" if first.jax_error > first.torch_error else "PyTorch"
             text += f"; against float64, JAX is off by {first.jax_error:.1e}, PyTorch by {first.torch_error:.1e}: look at {off}"
         text += f". {sum(not row.ok for row in self.rows)} of {len(self.rows)} quantities diverge."
-        return text + (f" {KINK}: {self.environment[KINK]}." if KINK in self.environment else "")
+        text += f" {KINK}: {self.environment[KINK]}." if KINK in self.environment else ""
+        return text + self._faults() + compared
+
+    def _faults(self, most: int = 5) -> str:
+        """A line for each fault."""
+        if not self.faults:
+            return ""
+        lines = [f"\n  FAULT {fault.sentence()}." for fault in self.faults[:most]]
+        if len(self.faults) > most:
+            lines.append(f"\n  and {len(self.faults) - most} more.")
+        return "".join(lines) + "\n "
 
     def table(self, *, every_row: bool = False) -> str:
         """Fixed-width text: the worst row of each stage, or every row, then the verdict."""
@@ -109,9 +165,9 @@ class Report:
             count = "" if every_row else str(counts[row.stage])
             lines.append(
                 f"{row.stage:<13}{count:>5}  {row.error:>9.2e}  {row.tolerance:>8.0e} {' ' if row.ok else '!'} "
-                f"{_short(row.jax_error):>8}  {_short(row.torch_error):>8}   {row.name} {row.shape} {row.note}".rstrip()
+                f"{short(row.jax_error):>8}  {short(row.torch_error):>8}   {row.name} {row.shape} {row.note}".rstrip()
             )
-        return "\n".join([*lines, self.verdict()])
+        return "\n".join([*lines, *(f"note: {one}" for one in self.warnings), self.verdict()])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON; infinite errors become the string "inf"."""
@@ -120,98 +176,23 @@ class Report:
             "ok": self.ok,
             "verdict": self.verdict(),
             "environment": self.environment,
+            "coverage": None if self.coverage is None else dataclasses.asdict(self.coverage),
+            "faults": [{**_finite(dataclasses.asdict(fault)), "sentence": fault.sentence()} for fault in self.faults],
+            "hidden": None if self.hidden is None else _finite(dataclasses.asdict(self.hidden)),
+            "warnings": self.warnings,
             "rows": [{**_finite(dataclasses.asdict(row)), "ok": row.ok} for row in self.rows],
         }
 
 
-def write(reports: Sequence[Report], folder: Path) -> list[Path]:
-    """Write report.json, report.html and report.md into a folder; returns their paths."""
-    texts = {"report.json": to_json(reports), "report.html": to_html(reports), "report.md": to_markdown(reports)}
-
-    def one(name: str) -> Path:
-        return write_atomically(folder / name, lambda path: path.write_text(texts[name]))
-
-    with together():
-        return [one(name) for name in texts]
+def _strain(row: Row) -> float:
+    """An error as a multiple of what is allowed; of what has to be exact, whether it is."""
+    if row.tolerance == 0:
+        return 0.0 if row.ok else math.inf
+    return row.error / row.tolerance
 
 
-def to_markdown(reports: Sequence[Report]) -> str:
-    """A page with the largest error of every stage of every report, one table for each environment."""
-    parts = [
-        "# Parity measured",
-        "Largest error of each stage, max |jax - torch| / max |torch|; **bold** where a tolerance is broken. By `ddpm verify`.",
-    ]
-    environments: dict[str, list[Report]] = {}
-    for report in reports:
-        shown = {name: value for name, value in report.environment.items() if name not in ("*", LONELY, KINK)}
-        environments.setdefault(", ".join(f"{name} {value}" for name, value in shown.items()), []).append(report)
-    for environment, group in environments.items():
-        stages = list(dict.fromkeys(stage for report in group for stage in report.worst()))
-        rows = [["network", *(stage.replace("*", "\\*") for stage in stages)], ["---"] * (len(stages) + 1)]
-        for report in group:
-            worst = report.worst()
-            rows.append([report.title.partition(",")[0], *(_cell(worst.get(stage)) for stage in stages)])
-        parts += [f"Environment: {environment}.", "\n".join("| " + " | ".join(row) + " |" for row in rows)]
-    if any("*" in report.environment for report in reports):
-        parts.append("\\* in training mode, where it differs.")
-    return "\n\n".join(parts) + "\n"
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return ""
-    return f"{row.error:.1e}" if row.ok else f"**{row.error:.1e}**"
-
-
-def to_json(reports: Iterable[Report]) -> str:
-    """JSON text of reports."""
-    return json.dumps([report.to_dict() for report in reports], indent=1) + "\n"
-
-
-def to_html(reports: Iterable[Report]) -> str:
-    """One self-contained page: every row as a bar on a logarithmic scale beside its tolerance."""
-    return _PAGE.replace("{body}", "\n".join(_section(report) for report in reports))
-
-
-def _section(report: Report) -> str:
-    environment = ", ".join(
-        f"{html.escape(name)} {html.escape(str(value))}" for name, value in report.environment.items()
-    )
-    parts = [
-        f"<h2>{html.escape(report.title)}</h2>",
-        f"<p class='{'ok' if report.ok else 'bad'}'>{html.escape(report.verdict())}</p><p class='env'>{environment}</p>",
-        "<table><tr><th>stage</th><th>quantity</th><th>shape</th><th>error</th><th>allowed</th>"
-        "<th>jax vs float64</th><th>torch vs float64</th><th>1e-18 … 1</th></tr>",
-    ]
-    parts += [_html_row(row) for row in report.rows]
-    return "\n".join([*parts, "</table>"])
-
-
-def _html_row(row: Row) -> str:
-    bar, mark = _position(row.error), _position(row.tolerance)
-    chart = (
-        f"<svg width='240' height='12'><rect width='{bar:.0f}' height='12' class='{'ok' if row.ok else 'bad'}'/>"
-        f"<line x1='{mark:.0f}' x2='{mark:.0f}' y1='0' y2='12'/></svg>"
-    )
-    cells = [
-        row.stage,
-        f"{row.name} {row.note}".strip(),
-        "x".join(map(str, row.shape)) or "scalar",
-        f"{row.error:.2e}",
-        f"{row.tolerance:.0e}",
-        _short(row.jax_error),
-        _short(row.torch_error),
-    ]
-    text = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-    return f"<tr{'' if row.ok else ' class=bad'}>{text}<td>{chart}</td></tr>"
-
-
-def _position(error: float) -> float:
-    """Pixels from the left of a bar of 240: 1e-18 at the left end, 1 at the right."""
-    return 240 * min(max((math.log10(max(error, 1e-18)) + 18) / 18, 0.0), 1.0) if math.isfinite(error) else 240.0
-
-
-def _short(error: float | None) -> str:
+def short(error: float | None) -> str:
+    """An error in a few characters; nothing for None."""
     return "" if error is None else f"{error:.1e}"
 
 
@@ -220,17 +201,3 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Parity report</title><style>
-body { font: 14px system-ui, sans-serif; margin: 2em; color: #222 }
-table { border-collapse: collapse } th { text-align: left } td, th { padding: 1px 10px 1px 0; white-space: nowrap }
-td:nth-child(n+4):nth-child(-n+7) { font-family: monospace; text-align: right }
-p.ok { color: #17692c } p.bad, tr.bad td { color: #a11616; font-weight: 600 } .env { color: #666 }
-svg { background: #f0f0f0 } rect.ok { fill: #5b8fb9 } rect.bad { fill: #c0392b } line { stroke: #222 }
-</style></head><body><h1>Parity report</h1>
-<p>error = max |jax - torch| / max |torch|. The bar is the error on a logarithmic scale, the black line what is allowed.</p>
-{body}
-</body></html>
-"""

@@ -19,9 +19,12 @@ from ddpm_jax.presets import SampleConfig, TrainConfig, system_of
 from ddpm_jax.processes import GaussianDiffusion, Process
 from ddpm_jax.training import Examples, Update, create_state, make_optimizer
 from ddpm_jax.training.run import Run
-from ddpm_jax.verify.comparison import compare, environment, import_torch, row
+from ddpm_jax.verify.comparison import compare, environment
 from ddpm_jax.verify.kinks import SAFE, relu_margin
+from ddpm_jax.verify.measure import Measure
+from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.report import Report, Row
+from ddpm_jax.verify.torch_side import import_torch
 from ddpm_jax.weights.bridge import IGNORED, layout, load_torch, to_numpy, to_torch
 
 TABLES = (
@@ -114,6 +117,7 @@ class Verification:
         if options is None:
             options = SMALL.get(name, {}) if state_dict is None else {}
         self.name, self.dtype, self.device, self.torch = name, dtype, device, torch
+        self.measure = Measure(dtype, device)
         self.rng = np.random.default_rng(seed)
         self.twin = self.twins.models.create(name, **options)
         if state_dict is None:
@@ -185,16 +189,13 @@ class Verification:
         inputs = (self._images(self.process.add_noise(x_0, noise, jnp.asarray(self.t))), self.t, self.labels)
         has_statistics = any(entry.path[0] == "batch_stats" for entry in layout(self.model))
         for training in (False, True) if has_statistics else (False,):
-            found = compare(
-                self.model,
-                self.twin,
-                inputs,
-                dtype=self.dtype,
-                device=self.device,
-                training=training,
-                gradients=False,
-            )
+            options = Options(self.dtype, self.device, training=training, gradients=False)
+            found = compare(self.model, self.twin, inputs, options)
             report.environment |= found.environment | ({"*": "training mode"} if training else {})
+            report.coverage = report.coverage or found.coverage
+            report.faults += found.faults
+            report.warnings += [warning for warning in found.warnings if warning not in report.warnings]
+            report.hidden, report.picture = report.hidden or found.hidden, report.picture or found.picture
             for one in found.rows:
                 yield dataclasses.replace(one, stage=STAGE_OF[one.stage] + "*" * training)
 
@@ -206,13 +207,13 @@ class Verification:
                 getattr(process.schedule, table)[start:].astype(self.dtype)
                 for process in (self.process, self.twin_process)
             )
-            yield row("schedule", table, ours, theirs, **self._where())
+            yield self.measure.row("schedule", table, ours, theirs)
 
     def _noising(self) -> Iterator[Row]:
         t, twin_t = jnp.asarray(self.t), self.torch.as_tensor(self.t)
         ours = self.process.add_noise(self._jax_images(self.x_0), self._jax_images(self.noise), t)
         theirs = self.twin_process.add_noise(self._tensor(self.x_0), self._tensor(self.noise), twin_t)
-        yield row("process", "x_t", ours, theirs, stage="noising", images=True, **self._where())
+        yield self.measure.row("process", "x_t", ours, theirs, stage="noising", free=True)
 
     def _training(self) -> Iterator[Row]:
         """Loss and gradients, then three steps of Adam and of the average, from the same start on the same draws."""
@@ -246,7 +247,7 @@ class Verification:
         ):
             tensors = dict(theirs.named_parameters())
             for key, ours in to_torch(model, {"params": tree}).items():
-                yield row("training", key, ours.numpy(), tensors[key].detach().numpy(), stage=stage, **self._where())
+                yield self.measure.row("training", key, ours.numpy(), tensors[key].detach().numpy(), stage=stage)
 
     def _gradients(self, model: nnx.Module, loss: jax.Array, grads: Any) -> Iterator[Row]:
         """Loss and gradients by parameter, in float32 with what float64 says of either side."""
@@ -255,13 +256,13 @@ class Verification:
         largest = max(float(np.abs(grad).max()) for name, grad in theirs.items() if name != "loss")
         ours = {"loss": loss} | {key: grad.numpy() for key, grad in to_torch(model, {"params": grads}).items()}
         for name, array in ours.items():
-            known = {"oracle": None if exact is None else exact[name], **self._where()}
+            known: dict[str, Any] = {"oracle": None if exact is None else exact[name]}
             if name == "loss":
-                yield row("loss", "loss", array, theirs[name], **known)
+                yield self.measure.row("loss", "loss", array, theirs[name], **known)
             else:
                 # a gradient that is zero in exact arithmetic (a bias before a norm) holds nothing but rounding
                 floor = largest / 100
-                yield row("gradient", name, array, theirs[name], stage="gradients", floor=floor, **known)
+                yield self.measure.row("gradient", name, array, theirs[name], stage="gradients", floor=floor, **known)
 
     def _twin_gradients(self, dtype: str) -> dict[str, np.ndarray]:
         twin = copy.deepcopy(self.twin).to(getattr(self.torch, dtype)).train()
@@ -279,7 +280,7 @@ class Verification:
         if self.learned:
             output = np.concatenate([output, self.rng.standard_normal(self.x_0.shape)], axis=1)
         times, twin_times = self._times(self.sampling.steps)
-        yield row("step", "times", times, twin_times, stage="sampler step", **self._where())
+        yield self.measure.row("step", "times", times, twin_times, stage="sampler step")
         sampler, twin_sampler = self.sampling.sampler, self._twin_sampler()
         said = self._jax_images(output)
         denoise = denoisers.of(self.process, lambda x, t: said)
@@ -291,7 +292,7 @@ class Verification:
             x, out, z = map(self._tensor, (x_t, output, z))
             believed = self.twins.denoisers.of(self.twin_process, lambda x, t, out=out: out)
             theirs = twin_sampler.step(believed, x, (t, s), z, ()).x
-            yield row("step", f"t = {t} -> {s}", ours, theirs, stage="sampler step", images=True, **self._where())
+            yield self.measure.row("step", f"t = {t} -> {s}", ours, theirs, stage="sampler step", free=True)
 
     def _trajectory(self) -> Iterator[Row]:
         model = self._jax_model()
@@ -319,9 +320,7 @@ class Verification:
         x_T = self._tensor(self.noise)
         states = twins.walk(believed, twin_sampler, x_T, their_drawn, twins.rows(twin_times), len(twin_times)).frames
         for index, (ours, theirs) in enumerate(zip(np.asarray(frames), states, strict=True)):
-            yield row(
-                "trajectory", f"after {index} steps", ours, theirs, stage="trajectory", images=True, **self._where()
-            )
+            yield self.measure.row("trajectory", f"after {index} steps", ours, theirs, stage="trajectory", free=True)
 
     def _twin_schedule(self, schedule: Any) -> Any:
         """The twin's own schedule of the same options."""
@@ -377,9 +376,6 @@ class Verification:
                 else:
                     draw /= np.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 5
                 parameter.copy_(self.torch.as_tensor(draw))
-
-    def _where(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "device": self.device}
 
     def _tensor(self, array: np.ndarray) -> Any:
         return self.torch.as_tensor(array.astype(self.dtype))

@@ -6,10 +6,13 @@ from ddpm_jax.weights.diffusers import from_diffusers, to_diffusers
 from ddpm_jax.weights.files import Which, read_tensors, read_weights, write_tensors
 from ddpm_jax.weights.openai import from_openai, to_openai
 from ddpm_jax.weights.originals import from_original
+from ddpm_jax.weights.rules import Rule
 from ddpm_jax.weights.states import state_from_numpy, state_to_numpy
+from ddpm_jax.weights.structure import linen_modules
 
 __all__ = [
     "Entry",
+    "Rule",
     "Which",
     "from_denoising_diffusion",
     "from_diffusers",
@@ -17,6 +20,7 @@ __all__ = [
     "from_original",
     "from_torch",
     "layout",
+    "linen_modules",
     "load_torch",
     "read_tensors",
     "read_weights",

@@ -1,44 +1,75 @@
-"""The bridge between a network and its PyTorch twin: one rule for each type of layer, exact both ways.
+"""The bridge between a JAX network and a PyTorch module: where each array stands in either, exact both ways.
 
-The twins give every layer the same attribute path, so no table of names is needed: a rule says what a layer's arrays are
-called on either side and how their axes are ordered.
+Twins that give every layer the same attribute path need no table of names: the rule of a layer's type says what its arrays are
+called on either side and how their axes are ordered. Other names, other forms and what one side alone has are said by the caller.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.models import layers, normalization
+from ddpm_jax import display
+from ddpm_jax.errors import UserError, kind_of, meant
+from ddpm_jax.weights.rules import PIECES, RULES, Rule, Shapes, adjoint, fused, local_rules
+from ddpm_jax.weights.structure import COLLECTIONS, Layer, Path, dotted, layers_of, with_leaves
+
+__all__ = ["COLLECTIONS", "IGNORED", "RULES", "Entry", "Rule", "Tree", "from_torch", "layout", "load_torch", "to_torch"]
 
 Tree = dict[Any, Any]
 """Nested dict of arrays as in `models.Variables`: {"params": ..., "batch_stats": ...}, or one of the two alone."""
 
-COLLECTIONS: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+IGNORED = ("num_batches_tracked",)
+"""Last parts of PyTorch names that count calls and carry no weight."""
 
 
-class Entry(NamedTuple):
-    """One array of a network: where it stands in either framework, and its axes there."""
+@dataclass(frozen=True)
+class Entry:
+    """One array of a JAX network, and the tensors of PyTorch that it is made of: nearly always one, with its axes moved."""
 
-    path: tuple[Any, ...]
-    """Path in the nested dict, the collection first."""
-    key: str
-    """Name in the twin's state dict."""
-    axes: tuple[int, ...]
-    """Order in which the JAX array's axes stand in the PyTorch tensor."""
-    shape: tuple[int, ...]
-    """Shape of the PyTorch tensor."""
+    path: Path
+    """Where it stands; of an NNX module, the collection first."""
+    keys: tuple[str, ...]
+    """Names of the tensors."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Their shapes."""
+    rule: Rule
+    """How they become the array."""
+
+    __repr__ = display.of_fields
+
+    @property
+    def key(self) -> str:
+        """The first tensor's name."""
+        return self.keys[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The first tensor's shape."""
+        return self.shapes[0]
 
     def to_torch(self, array: Any) -> np.ndarray:
-        """The JAX array with its axes in PyTorch's order."""
-        return np.array(np.asarray(array).transpose(self.axes), order="C")
+        """The JAX array as the first of its tensors; zeros where that has what the array has not."""
+        return self.spread(array)[0]
 
-    def from_torch(self, tensor: Any) -> np.ndarray:
-        """The PyTorch tensor (or NumPy array) with its axes in JAX's order."""
-        return np.ascontiguousarray(as_array(tensor).transpose(np.argsort(self.axes)))
+    def spread(self, array: Any) -> list[np.ndarray]:
+        """A gradient by the JAX array as one by each of its tensors; a weight, where each number has one place in either."""
+        array = np.asarray(array)
+        if self.rule.axes is not None:
+            return [np.array(array.transpose(self.rule.axes), order="C")]
+        return adjoint(self.rule.make, self.shapes, array)
+
+    def from_torch(self, *tensors: Any) -> np.ndarray:
+        """The JAX array of the PyTorch tensors (or NumPy arrays)."""
+        if self.rule.axes is not None:
+            return np.array(self.rule.make(as_array(tensors[0])), order="C")
+        with jax.enable_x64(True):  # rules may be written with jax.numpy
+            return np.array(self.rule.make(*map(as_array, tensors)), order="C")
 
 
 def as_array(tensor: Any) -> np.ndarray:
@@ -46,63 +77,179 @@ def as_array(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor)
 
 
-_VECTOR = (0,)
-_NORM: dict[str, tuple[str, tuple[int, ...]]] = {"scale": ("weight", _VECTOR), "bias": ("bias", _VECTOR)}
-_CONV: dict[str, tuple[str, tuple[int, ...]]] = {"kernel": ("weight", (3, 2, 0, 1)), "bias": ("bias", _VECTOR)}
-RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...]]]] = {
-    nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", _VECTOR)},
-    nnx.Conv: _CONV,
-    layers.Conv: _CONV,
-    # built with transpose_kernel=True, whose kernel is (H, W, out, in) and is not flipped
-    nnx.ConvTranspose: _CONV,
-    layers.ConvTranspose: _CONV,
-    nnx.Embed: {"embedding": ("weight", (0, 1))},
-    nnx.GroupNorm: _NORM,
-    normalization.GroupNorm: _NORM,
-    nnx.LayerNorm: _NORM,
-    normalization.MapNorm: {"scale": ("weight", (2, 0, 1)), "bias": ("bias", (2, 0, 1))},
-    normalization.RMSNorm: {"scale": ("weight", _VECTOR)},
-    normalization.BatchNorm: {**_NORM, "mean": ("running_mean", _VECTOR), "var": ("running_var", _VECTOR)},
-}
-"""layer type -> {JAX name: (PyTorch name, order of the JAX axes in PyTorch)}; a network's own layers say theirs in TORCH_NAMES."""
+def layout(
+    side: Any,
+    names: Mapping[str, str] | None = None,
+    *,
+    theirs: Mapping[str, Any] | None = None,
+    rules: Mapping[str, Rule] | None = None,
+    ignore: Iterable[str] = (),
+    modules: Mapping[str, Any] | None = None,
+) -> list[Entry]:
+    r"""Every parameter and running statistic of a JAX network, in both frameworks' terms.
 
-IGNORED = ("num_batches_tracked",)
-"""Last parts of PyTorch names that count calls and carry no weight."""
-
-
-def layout(model: nnx.Module, names: Mapping[str, str] | None = None) -> list[Entry]:
-    """Every parameter and running statistic of a network, in both frameworks' terms.
-
-    names: {module path here: module path in PyTorch} where they differ; a module's submodules follow it.
+    side: an NNX or equinox module, linen's variables, or any tree of arrays. names: {path here: path in PyTorch} of modules, or of
+    arrays, that are called differently; what is below follows. A name may be a regular expression, "blocks_(\\d+)": r"layers.\\1".
+    theirs: PyTorch's tensors, or anything with their shapes, by name: needed for equinox, trees, attention and recurrent cells in
+    one piece, and for parameters of modules without a rule, which then go by their own name. rules: {regular expression of an
+    array's path here: `Rule`}, before those of the layers' types; \\1 in its keys is what the expression's first group found.
+    ignore: expressions of arrays that stay as they are, on either side. modules: linen's submodules, by `linen_modules`; without
+    them types are guessed.
 
     Raises:
-        UserError: a layer that holds parameters has a type without a rule.
+        UserError: an array has no rule, or a name, a rule or something to ignore fits nothing.
     """
-    entries = []
-    for path, module in nnx.iter_modules(model):
-        rule = RULES.get(type(module)) or getattr(module, "TORCH_NAMES", {})
-        for name, value in vars(module).items():
-            collection = next((c for c, kind in COLLECTIONS.items() if isinstance(value, kind)), None)
-            if collection is None or value.get_value() is None:
+    shapes = {key: tuple(tensor.shape) for key, tensor in (theirs or {}).items()}
+    layers = layers_of(side, modules)
+    asked = _Asked(dict(names or {}), dict(rules or {}), tuple(ignore))
+    whole = _whole_layers(layers, asked, shapes)
+    found: list[Entry] = []
+    for layer in layers:
+        prefix = asked.renamed(layer.name)
+        local = {name: placed(rule, prefix) for name, rule in local_rules(layer, below(prefix, shapes)).items()}
+        for name, (path, shape) in layer.arrays.items():
+            full = dotted((*layer.path, name))
+            if asked.ignored(full):
                 continue
-            if name not in rule:
-                where = ".".join(map(str, path)) or "the network itself"
+            rule = asked.rule(full) or whole.get(full) or asked.renamed_rule(full, local.get(name)) or local.get(name)
+            if rule is None:
                 raise UserError(
-                    f"there is no rule to map {name!r} of the {type(module).__name__} at {where}; add one to weights.bridge.RULES."
+                    f"there is no rule to map {name!r} of the {type(layer.module).__name__} at "
+                    f"{layer.name or 'the network itself'}; add one to weights.bridge.RULES, or give names, rules or ignore."
                 )
-            torch_name, axes = rule[name]
-            shape = tuple(value.shape[axis] for axis in axes)
-            key = f"{renamed('.'.join(map(str, path)), names or {})}.{torch_name}".lstrip(".")
-            entries.append(Entry((collection, *path, name), key, axes, shape))
-    return entries
+            found.append(entry(path, rule, shape, shapes))
+    asked.check_used([dotted((*layer.path, name)) for layer in layers for name in layer.arrays], shapes)
+    return found
+
+
+class _Asked:
+    """What the caller says of names, and which of it was of use."""
+
+    def __init__(self, names: dict[str, str], rules: dict[str, Rule], ignore: tuple[str, ...]):
+        self.names, self.rules, self.ignore = names, rules, ignore
+        self.used: set[str] = set()
+
+    def ignored(self, full: str) -> bool:
+        found = [pattern for pattern in self.ignore if re.fullmatch(pattern, full)]
+        self.used.update(found)
+        return bool(found)
+
+    def rule(self, full: str) -> Rule | None:
+        for pattern, rule in self.rules.items():
+            if match := re.fullmatch(pattern, full):
+                self.used.add(pattern)
+                keys = (rule.keys,) if isinstance(rule.keys, str) else rule.keys
+                return replace(rule, keys=tuple(match.expand(key) for key in keys))
+        return None
+
+    def renamed(self, path: str) -> str:
+        name, pattern = _renamed(path, self.names)
+        self.used.update([] if pattern is None else [pattern])
+        return name
+
+    def renamed_rule(self, full: str, local: Rule | None) -> Rule | None:
+        """The rule of an array whose own name is given, rather than its module's."""
+        name, pattern = _renamed(full, self.names)
+        if pattern is None or _renamed(full.rpartition(".")[0], self.names)[1] == pattern:
+            return None
+        self.used.add(pattern)
+        return replace(local or Rule(name), keys=name)
+
+    def check_used(self, ours: list[str], theirs: Shapes) -> None:
+        for pattern in self.ignore:
+            if any(re.fullmatch(pattern, key) for key in theirs):
+                self.used.add(pattern)
+        said = {"names": self.names, "rules": self.rules, "ignore": self.ignore}
+        for argument, patterns in said.items():
+            for pattern in patterns:
+                if pattern not in self.used:
+                    modules = {name.rpartition(".")[0] for name in ours}
+                    raise UserError(
+                        f"{argument}: {pattern!r} fits no path of the JAX side.{meant(pattern, {*ours, *modules})}"
+                    )
+
+
+def placed(rule: Rule, prefix: str) -> Rule:
+    """A rule whose keys, relative to a layer's place in PyTorch, are whole names."""
+    keys = (rule.keys,) if isinstance(rule.keys, str) else rule.keys
+    return replace(rule, keys=tuple(f"{prefix}.{key}".strip(".") for key in keys))
+
+
+def entry(path: Path, rule: Rule, shape: tuple[int, ...], theirs: Shapes) -> Entry:
+    """The entry of an array of this shape; a tensor that PyTorch has not got is expected in the array's own shape."""
+    keys = (rule.keys,) if isinstance(rule.keys, str) else rule.keys
+    shapes = rule.shapes or tuple(theirs.get(key, shape) for key in keys)
+    return Entry(path, keys, shapes, rule)
+
+
+def below(prefix: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The tensors below a path, by their names from there."""
+    start = f"{prefix}." if prefix else ""
+    return {key[len(start) :]: shape for key, shape in shapes.items() if key.startswith(start)}
+
+
+def _whole_layers(layers: list[Layer], asked: _Asked, shapes: Shapes) -> dict[str, Rule]:
+    """{path of an array: rule} of what PyTorch keeps in one piece, attention and recurrent cells."""
+    arrays = {dotted((*layer.path, name)): shape for layer in layers for name, (_, shape) in layer.arrays.items()}
+    found: dict[str, Rule] = {}
+    parents = {layer.path[:length] for layer in layers for length in range(len(layer.path) + 1)}
+    for path in parents:
+        ours = dotted(path)
+        prefix, _ = _renamed(ours, asked.names)
+        theirs = below(prefix, shapes)
+        if any(key in theirs for key in PIECES):
+            for name, rule in fused(below(ours, arrays), theirs):
+                asked.renamed(ours)
+                found[f"{ours}.{name}".lstrip(".")] = placed(rule, prefix)
+    return found
 
 
 def renamed(path: str, names: Mapping[str, str]) -> str:
-    """A module path with its longest prefix in `names` replaced."""
+    """A module's path in PyTorch: its longest prefix in `names` replaced, or what an expression there makes of it."""
+    return _renamed(path, names)[0]
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> tuple[str, str | None]:
     for prefix in sorted(names, key=len, reverse=True):
         if path == prefix or path.startswith(f"{prefix}."):
-            return (names[prefix] + path[len(prefix) :]).lstrip(".")
-    return path
+            return (names[prefix] + path[len(prefix) :]).lstrip("."), prefix
+    for pattern, name in names.items():
+        if pattern and (match := re.match(rf"(?:{pattern})(?=\.|$)", path)):
+            return (match.expand(name) + path[match.end() :]).lstrip("."), pattern
+    return (f"{names['']}.{path}", "") if "" in names else (path, None)  # "": all else stands below one module
+
+
+def check_finite(tensors: Mapping[str, Any]) -> None:
+    """Raises a UserError that names the tensors which hold NaN or infinity."""
+    bad = [key for key, tensor in tensors.items() if not np.isfinite(as_array(tensor)).all()]
+    if bad:
+        raise UserError(f"weights must be finite; these hold NaN or infinity: {', '.join(bad)}.")
+
+
+def arrays_from(entries: list[Entry], tensors: Mapping[str, Any]) -> dict[Path, np.ndarray]:
+    """{path: array} of a JAX network, of tensors by name; neither is checked."""
+    return {entry.path: entry.from_torch(*(tensors[key] for key in entry.keys)) for entry in entries}
+
+
+def gradients_by_tensor(entries: list[Entry], arrays: Mapping[Path, Any]) -> dict[str, np.ndarray]:
+    """Gradients by JAX arrays as gradients by PyTorch's tensors: parts of one, and those of tied arrays, are added."""
+    found: dict[str, np.ndarray] = {}
+    for entry in entries:
+        if entry.path in arrays:
+            for key, part in zip(entry.keys, entry.spread(arrays[entry.path]), strict=True):
+                found[key] = found[key] + part if key in found else part
+    return found
+
+
+def tensors_from(entries: list[Entry], arrays: Mapping[Path, Any]) -> dict[str, np.ndarray]:
+    """The tensors that JAX arrays stand for: of tied arrays the mean; a sum is shared out evenly among what is added."""
+    if all(entry.rule.axes is not None for entry in entries) and len({entry.key for entry in entries}) == len(entries):
+        return {entry.key: entry.to_torch(arrays[entry.path]) for entry in entries}
+    ones = {path: np.ones_like(np.asarray(array)) for path, array in arrays.items()}
+    rows = {e.path: e.from_torch(*(np.ones(shape) for shape in e.shapes)) for e in entries if e.path in arrays}
+    shared = {path: np.asarray(arrays[path]) / rows[path].astype(np.asarray(arrays[path]).dtype) for path in rows}
+    total, counts = gradients_by_tensor(entries, shared), gradients_by_tensor(entries, ones)
+    return {key: total[key] / np.maximum(counts[key], 1) for key in total}
 
 
 def from_torch(entries: list[Entry], state_dict: Mapping[str, Any]) -> Tree:
@@ -112,15 +259,10 @@ def from_torch(entries: list[Entry], state_dict: Mapping[str, Any]) -> Tree:
         UserError: tensors are missing, left over, or misshapen; they are listed.
     """
     given = weights_of(state_dict)
-    check_fit("the state dict does not fit the network", {entry.key: entry.shape for entry in entries}, given)
-    tree: Tree = {collection: {} for collection in COLLECTIONS}
-    for entry in entries:
-        *parents, name = entry.path
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = jnp.asarray(entry.from_torch(given[entry.key]))
-    return tree
+    check_entries("the state dict does not fit the network", entries, given)
+    return {collection: {} for collection in COLLECTIONS} | nested(
+        {path: jnp.asarray(array) for path, array in arrays_from(entries, given).items()}
+    )
 
 
 def weights_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,21 +312,57 @@ def check_fit(what: str, expected: Mapping[str, tuple[int, ...]], given: Mapping
         raise UserError(f"{what} ({counts}):\n  " + "\n  ".join(found.lines()))
 
 
-def load_torch(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
-    """Fill a network with the state dict of its PyTorch twin, strictly. float64 tensors need jax_enable_x64 to stay so.
+def load_torch(
+    side: Any,
+    state_dict: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+    *,
+    rules: Mapping[str, Rule] | None = None,
+    ignore: Iterable[str] = (),
+    modules: Mapping[str, Any] | None = None,
+) -> Any:
+    """Fill a network with the state dict of its PyTorch twin, strictly; returns it.
+
+    side: an NNX module, which is filled in place; equinox's modules, linen's variables and other trees come back filled. names,
+    rules, ignore, modules: as `layout` takes them. float64 tensors need jax_enable_x64 to stay so.
 
     Raises:
         UserError: tensors are missing, left over, or misshapen; they are listed.
     """
-    if not isinstance(model, nnx.Module):
-        raise UserError(f"model must be an nnx.Module; got a {type(model).__name__}.")
+    if isinstance(side, type) or (not hasattr(side, "__dict__") and not isinstance(side, Mapping | list | tuple)):
+        raise UserError(f"model must be an nnx.Module, an equinox module or a tree of arrays; got {kind_of(side)}.")
     if not isinstance(state_dict, Mapping):
         raise UserError(
             f"state_dict must map names to tensors, as module.state_dict() does; got a {type(state_dict).__name__}."
         )
-    tree = from_torch(layout(model), state_dict)
+    ignore = tuple(ignore)
+    given = {k: t for k, t in weights_of(state_dict).items() if not any(re.fullmatch(pattern, k) for pattern in ignore)}
+    entries = layout(side, names, theirs=weights_of(state_dict), rules=rules, ignore=ignore, modules=modules)
+    check_entries("the state dict does not fit the network", entries, given)
+    arrays = {path: jnp.asarray(array) for path, array in arrays_from(entries, given).items()}
+    if not isinstance(side, nnx.Module):
+        return with_leaves(side, arrays)
     for collection in COLLECTIONS:
-        nnx.update(model, nnx.State(tree[collection]))
+        nnx.update(side, nnx.State(nested({path[1:]: a for path, a in arrays.items() if path[0] == collection})))
+    return side
+
+
+def check_entries(what: str, entries: list[Entry], given: Mapping[str, Any]) -> None:
+    """`check_fit` of the tensors that entries are made of."""
+    check_fit(
+        what, {key: shape for entry in entries for key, shape in zip(entry.keys, entry.shapes, strict=True)}, given
+    )
+
+
+def nested(arrays: Mapping[Path, Any]) -> Tree:
+    """A nested dict of arrays by path."""
+    tree: Tree = {}
+    for (*parents, name), array in arrays.items():
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = array
+    return tree
 
 
 def to_numpy(model: nnx.Module, tree: Tree | None = None) -> dict[str, np.ndarray]:
@@ -195,7 +373,8 @@ def to_numpy(model: nnx.Module, tree: Tree | None = None) -> dict[str, np.ndarra
     """
     if tree is None:
         tree = {name: nnx.to_pure_dict(nnx.state(model, kind)) for name, kind in COLLECTIONS.items()}
-    return {entry.key: entry.to_torch(at(tree, entry.path)) for entry in layout(model) if entry.path[0] in tree}
+    entries = [entry for entry in layout(model) if entry.path[0] in tree]
+    return tensors_from(entries, {entry.path: at(tree, entry.path) for entry in entries})
 
 
 def to_torch(model: nnx.Module, tree: Tree | None = None) -> dict[str, Any]:

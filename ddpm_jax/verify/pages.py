@@ -1,0 +1,149 @@
+"""Reports as files: JSON, Markdown, and one HTML page that stands alone."""
+
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ddpm_jax.files import together, write_atomically
+from ddpm_jax.verify.heat import to_svg
+from ddpm_jax.verify.report import KINK, Report, Row, short
+
+
+def write(reports: Sequence[Report], folder: Path) -> list[Path]:
+    """Write report.json, report.html and report.md into a folder; returns their paths."""
+    texts = {"report.json": to_json(reports), "report.html": to_html(reports), "report.md": to_markdown(reports)}
+
+    def one(name: str) -> Path:
+        return write_atomically(folder / name, lambda path: path.write_text(texts[name]))
+
+    with together():
+        return [one(name) for name in texts]
+
+
+def to_markdown(reports: Sequence[Report]) -> str:
+    """A page with the largest error of every stage of every report, one table for each environment."""
+    parts = [
+        "# Parity measured",
+        "Largest error of each stage, max |jax - torch| / max |torch|; **bold** where a tolerance is broken. By `ddpm verify`.",
+    ]
+    environments: dict[str, list[Report]] = {}
+    for report in reports:
+        shown = {name: value for name, value in report.environment.items() if name not in ("*", KINK)}
+        environments.setdefault(", ".join(f"{name} {value}" for name, value in shown.items()), []).append(report)
+    for environment, group in environments.items():
+        stages = list(dict.fromkeys(stage for report in group for stage in report.worst()))
+        rows = [["network", *(stage.replace("*", "\\*") for stage in stages)], ["---"] * (len(stages) + 1)]
+        for report in group:
+            worst = report.worst()
+            rows.append([report.title.partition(",")[0], *(_cell(worst.get(stage)) for stage in stages)])
+        parts += [f"Environment: {environment}.", "\n".join("| " + " | ".join(row) + " |" for row in rows)]
+        told = [f"- {report.title}: {line}" for report in group for line in _told(report)]
+        parts += ["\n".join(told)] if told else []
+    if any("*" in report.environment for report in reports):
+        parts.append("\\* in training mode, where it differs.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _told(report: Report) -> list[str]:
+    """What a table of errors does not say: the faults, and what was not compared."""
+    lines = [f"{fault.sentence()}." for fault in report.faults]
+    if report.coverage is not None and report.coverage.left_out:
+        lines.append(f"{report.coverage.words()}.")
+    return lines
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.error:.1e}" if row.ok else f"**{row.error:.1e}**"
+
+
+def to_json(reports: Iterable[Report]) -> str:
+    """JSON text of reports."""
+    return json.dumps([report.to_dict() for report in reports], indent=1) + "\n"
+
+
+def to_html(reports: Iterable[Report]) -> str:
+    """One page that stands alone: the faults, the first layer that diverges, both sides' layers beside each other."""
+    return _PAGE.replace("{body}", "\n".join(_section(report) for report in reports))
+
+
+def _section(report: Report) -> str:
+    environment = ", ".join(
+        f"{html.escape(name)} {html.escape(str(value))}" for name, value in report.environment.items()
+    )
+    verdict = html.escape(report.verdict().partition("\n")[0])
+    parts = [
+        f"<h2>{html.escape(report.title)}</h2>",
+        f"<p class='{'ok' if report.ok else 'bad'}'>{verdict}</p>",
+        *(f"<p class='fault'>{html.escape(fault.sentence())}</p>" for fault in report.faults),
+        *(f"<p class='note'>{html.escape(warning)}</p>" for warning in report.warnings),
+        f"<p class='env'>{environment}</p>",
+    ]
+    if report.picture is not None:
+        parts.append(f"<p>{html.escape(report.picture.name)}, {report.picture.plane} in JAX's order of axes:</p>")
+        parts.append(to_svg(report.picture))
+    parts.append(
+        "<table><tr><th>stage</th><th>PyTorch</th><th>JAX</th><th>error</th><th>allowed</th>"
+        "<th>jax vs float64</th><th>torch vs float64</th><th>1e-18 … 1</th><th></th></tr>"
+    )
+    parts += [_html_row(row) for row in report.rows]
+    parts.append("</table>")
+    if report.coverage is not None:
+        coverage = report.coverage
+        parts.append(f"<p>{html.escape(coverage.words(most=0).partition(' (')[0])}</p>")
+        for side, names in (
+            ("PyTorch alone", coverage.alone_in_torch),
+            ("JAX alone", coverage.alone_in_jax),
+            ("not seen to be called in JAX", coverage.hidden),
+        ):
+            parts += [f"<p class='env'>{side}: {html.escape(', '.join(names))}</p>"] if names else []
+    return "\n".join(parts)
+
+
+def _html_row(row: Row) -> str:
+    bar, mark = _position(row.error), _position(row.tolerance)
+    chart = (
+        f"<svg width='240' height='12'><rect width='{bar:.0f}' height='12' class='{'ok' if row.ok else 'bad'}'/>"
+        f"<line x1='{mark:.0f}' x2='{mark:.0f}' y1='0' y2='12'/></svg>"
+    )
+    their_shape = row.shape if row.their_shape is None else row.their_shape
+    cells = [
+        row.stage,
+        f"{row.partner or row.name} {_shape(their_shape)}",
+        f"{row.name} {_shape(row.shape)}",
+        f"{row.error:.2e}",
+        f"{row.tolerance:.0e}",
+        short(row.jax_error),
+        short(row.torch_error),
+    ]
+    text = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    note = html.escape("; ".join(part for part in (row.note, row.layout) if part))
+    return f"<tr{'' if row.ok else ' class=bad'}>{text}<td>{chart}</td><td class='env'>{note}</td></tr>"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _position(error: float) -> float:
+    """Pixels from the left of a bar of 240: 1e-18 at the left end, 1 at the right."""
+    return 240 * min(max((math.log10(max(error, 1e-18)) + 18) / 18, 0.0), 1.0) if math.isfinite(error) else 240.0
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Parity report</title><style>
+body { font: 14px system-ui, sans-serif; margin: 2em; color: #222 }
+table { border-collapse: collapse } th { text-align: left } td, th { padding: 1px 10px 1px 0; white-space: nowrap }
+td:nth-child(n+4):nth-child(-n+7) { font-family: monospace; text-align: right }
+p.ok { color: #17692c } p.bad, tr.bad td { color: #a11616; font-weight: 600 } .env, tr td.env { color: #666; font-weight: 400 }
+p.fault { margin: .4em 0; padding: .5em .8em; background: #fdf0ee; border-left: 4px solid #c0392b } p.note { color: #8a5a00 }
+svg.heat { background: none; margin: .5em 0 } svg.heat text { font: 12px system-ui, sans-serif }
+svg { background: #f0f0f0 } rect.ok { fill: #5b8fb9 } rect.bad { fill: #c0392b } line { stroke: #222 }
+</style></head><body><h1>Parity report</h1>
+<p>error = max |jax - torch| / max |torch|. The bar is the error on a logarithmic scale, the black line what is allowed.</p>
+{body}
+</body></html>
+"""

@@ -1,0 +1,185 @@
+"""A JAX side as a program: pure in its weights and inputs, run once with every layer watched, and once for its gradients."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.compilation import compile_for
+from ddpm_jax.verify.layouts import Layout
+from ddpm_jax.verify.observing import Feeding, Observer, observed, rebuilt
+from ddpm_jax.verify.options import Options
+from ddpm_jax.verify.recording import Arrays, Recording, arguments, arrays_of, leaves, to_array
+
+CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What code raises that looks at numbers while it is traced: it runs without being compiled."""
+
+Placed = Mapping[str, Layout]
+"""input -> how it becomes JAX's."""
+
+
+@dataclass
+class Program:
+    """A side's weights and what computes with them."""
+
+    weights: Any
+    """A pytree, of which gradients are taken."""
+    fixed: Any
+    """Another: running statistics, counters."""
+    call: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], tuple[Any, Any]]
+    """({**weights, **fixed}, args, kwargs) -> (output, statistics afterwards)."""
+    layers: list[str] = field(default_factory=list)
+    """Paths of all layers."""
+    gradients: Callable[[Any], Arrays] | None = None
+    """Gradients of the weights -> by PyTorch name and in its order; None: PyTorch's names are not known."""
+    statistics: Callable[[Any], Arrays] | None = None
+    """What call returned of statistics -> by PyTorch name."""
+
+
+def own_weights(options: Options, state: Mapping[str, Any]) -> bool:
+    """Whether either side keeps its own weights."""
+    return options.weights == "own" or (options.weights is None and not state)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Every floating-point array of a pytree in a dtype."""
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jnp.asarray(x).astype(dtype)
+
+    return jax.tree.map(one, tree)
+
+
+def placed_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], layouts: Placed, dtype: str) -> dict[str, Any]:
+    """Inputs by name as JAX takes them: floating-point arrays in a dtype, integers in 32 bits, axes in order."""
+
+    def one(place: str, leaf: Any) -> Any:
+        if not hasattr(leaf, "shape"):
+            return leaf
+        array = to_array(leaf)
+        if array is None:
+            return leaf
+        kind = {"f": dtype, "i": "int32", "u": "int32"}.get(array.dtype.kind, str(array.dtype))
+        return jnp.asarray((layouts[place].to_jax(array) if place in layouts else array).astype(kind))
+
+    return rebuilt(arguments(args, kwargs), one)
+
+
+def run(
+    program: Program,
+    given: Mapping[str, Any],
+    dtype: str,
+    options: Options,
+    *,
+    feeding: Feeding | None = None,
+) -> tuple[Recording, Observer]:
+    """One forward pass with every call recorded; and what observed it.
+
+    given: of placed_inputs. feeding: every layer is fed as its partner was; that pass looks at numbers, and is not compiled.
+    """
+    variables = cast({**_as_dict(program.weights), **_as_dict(program.fixed)}, dtype)
+    arrays, places = _parted(given)
+    names: list[str] = []
+
+    def forward(variables: Any, arrays: list[Any]) -> Any:
+        args, kwargs = _arguments(_joined(given, arrays, places))
+        output, after = program.call(variables, args, kwargs)
+        flat = _arrays(options.adapt_output(output) if options.adapt_output else output)
+        names[:] = flat
+        return list(flat.values()), after
+
+    observer = Observer(feeding)
+    if feeding is None:
+        try:
+            with observed(observer):
+                values, after = compile_for(1, forward, variables, arrays)(variables, arrays)
+        except CONCRETE:
+            feeding = Feeding({}, 0.0)
+            observer = Observer(feeding)
+    if feeding is not None:
+        with observed(observer), jax.disable_jit(feeding.within_loops):
+            values, after = forward(variables, arrays)
+    calls = observer.calls()
+    outputs = {name: array for name, array in zip(names, map(to_array, values), strict=True) if array is not None}
+    recording = Recording("JAX", calls, arrays_of(dict(given)), outputs, layers=program.layers)
+    if options.training and program.statistics:
+        recording.statistics = program.statistics(after)
+    return recording, observer
+
+
+def gradients(program: Program, given: Mapping[str, Any], dtype: str, options: Options) -> tuple[Arrays, Arrays]:
+    """Of the loss: by parameter, under PyTorch's names and in its order, and by input, in JAX's."""
+    weights, fixed = cast(_as_dict(program.weights), dtype), cast(_as_dict(program.fixed), dtype)
+    arrays, rest = _parted(given)
+    names = [place for place, leaf in leaves(given) if isinstance(leaf, jax.Array)]
+    floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in arrays]
+    differentiated, undifferentiated = _split(weights)
+
+    def loss(differentiated: list[Any], floats: list[Any]) -> Any:
+        left = iter(floats)
+        full = [next(left) if is_float else x for x, is_float in zip(arrays, floating, strict=True)]
+        args, kwargs = _arguments(_joined(given, full, rest))
+        output, _ = program.call({**undifferentiated(differentiated), **fixed}, args, kwargs)
+        of_jax = options.loss[0] if isinstance(options.loss, tuple) else options.loss
+        if of_jax:
+            return of_jax(output)
+        found = _arrays(options.adapt_output(output) if options.adapt_output else output).values()
+        return sum(jnp.square(x).mean() for x in found if jnp.issubdtype(x.dtype, jnp.floating))
+
+    floats = [x for x, is_float in zip(arrays, floating, strict=True) if is_float]
+    program_of_both = jax.grad(loss, argnums=(0, 1))
+    try:
+        by_weight, by_input = compile_for(1, program_of_both, differentiated, floats)(differentiated, floats)
+    except CONCRETE:
+        by_weight, by_input = program_of_both(differentiated, floats)
+    of_inputs = [name for name, is_float in zip(names, floating, strict=True) if is_float]
+    found = {name: np.asarray(grad) for name, grad in zip(of_inputs, by_input, strict=True)}
+    return program.gradients(undifferentiated(by_weight)) if program.gradients else {}, found
+
+
+def _as_dict(tree: Any) -> dict[str, Any]:
+    return tree if isinstance(tree, dict) else {"params": tree}
+
+
+def _split(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The floating-point leaves of a pytree, and what puts others in their place."""
+    all_leaves, structure = jax.tree.flatten(tree)
+    floating = [hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) for x in all_leaves]
+
+    def joined(floats: list[Any]) -> Any:
+        left = iter(floats)
+        filled = [next(left) if is_float else x for x, is_float in zip(all_leaves, floating, strict=True)]
+        return jax.tree.unflatten(structure, filled)
+
+    return [x for x, is_float in zip(all_leaves, floating, strict=True) if is_float], joined
+
+
+def _parted(given: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
+    found = [(place, leaf) for place, leaf in leaves(given) if isinstance(leaf, jax.Array)]
+    return [leaf for _, leaf in found], [place for place, _ in found]
+
+
+def _joined(given: Mapping[str, Any], arrays: list[Any], places: list[str]) -> dict[str, Any]:
+    by_place = dict(zip(places, arrays, strict=True))
+    return rebuilt(dict(given), lambda place, leaf: by_place.get(place, leaf))
+
+
+def _arguments(given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    positional = [name for name in given if name.isdigit()]
+    return tuple(given[name] for name in positional), {n: v for n, v in given.items() if not n.isdigit()}
+
+
+def _arrays(output: Any) -> dict[str, Any]:
+    found = {
+        place: leaf for place, leaf in leaves(output) if hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float)
+    }
+    return {place: jnp.asarray(leaf) for place, leaf in found.items()}
