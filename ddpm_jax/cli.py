@@ -478,7 +478,9 @@ def _verify(name: str | None, rest: list[str]) -> int:
 
 def _verify_pair(args: VerifyArgs) -> int:
     if len(args.names) != 2:
-        raise UserError(f"a pair is jax_net:Model torch_net:Model, with --input for each argument; got {len(args.names)} names.")
+        raise UserError(
+            f"a pair is jax_net:Model torch_net:Model, with --input for each argument; got {len(args.names)} names."
+        )
     check_writable(args.out)
     renamed = [part.partition("=") for part in args.map]
     wrong = [part for part, (ours, _, theirs) in zip(args.map, renamed, strict=True) if not ours or not theirs]

@@ -66,7 +66,9 @@ def public(module):
 
 CALL = verify.Call("down.0" * 30, "Conv", {"0": np.zeros((64, 8))}, {"": np.zeros((64, 8))}, {"eps": 1e-5})
 RECORDED = CALL, verify.Recording("JAX", [CALL] * 1000, CALL.inputs, CALL.outputs)
-FAULT = verify.Fault("layer", "down.0" * 30, "", 1e-3, "in channel 3 of 8 alone", "epsilon 1e-06 in JAX, 1e-05 in PyTorch")
+FAULT = verify.Fault(
+    "layer", "down.0" * 30, "", 1e-3, "in channel 3 of 8 alone", "epsilon 1e-06 in JAX, 1e-05 in PyTorch"
+)
 
 
 def is_protocol(kind):
