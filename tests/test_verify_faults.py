@@ -11,6 +11,9 @@ from planted_faults import FAULTS, NETWORKS, pair
 
 from ddpm_jax import verify
 
+QUICK = 5
+"""Faults of a network that the usual run looks for."""
+
 FOUND: dict[str, tuple[bool, bool, bool]] = {}
 """fault -> whether it was caught, located, and explained."""
 
@@ -30,7 +33,14 @@ def test_what_is_right_is_called_right(network):
     assert report.coverage is not None and report.coverage.compared >= 4
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+def marked():
+    """The first few of each network; the others take over half a minute together."""
+    for index, fault in enumerate(FAULTS):
+        before = sum(other.network == fault.network for other in FAULTS[:index])
+        yield pytest.param(fault, id=fault.id, marks=pytest.mark.slow if before >= QUICK else ())
+
+
+@pytest.mark.parametrize("fault", marked())
 def test_the_fault_is_named(fault):
     report = verify.compare(*pair(fault.network, **fault.options), gradients=False, **fault.given)
     first = report.faults[0] if report.faults else None

@@ -38,7 +38,9 @@ def load(spec: str) -> Any:
 def made(maker: Any, spec: str) -> Any:
     """What a class or function makes without arguments, but for rngs."""
     given: dict[str, Any] = {}
-    parameters = inspect.signature(maker).parameters
+    # of a class its own constructor: nnx.Module's metaclass takes anything
+    found = inspect.signature(maker.__init__ if inspect.isclass(maker) else maker).parameters
+    parameters = {name: parameter for name, parameter in found.items() if name != "self"}
     needed = [
         name
         for name, parameter in parameters.items()

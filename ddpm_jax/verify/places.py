@@ -66,7 +66,8 @@ def _along(a: np.ndarray, b: np.ndarray, axis: int) -> str:
     if axis == a.ndim - 1 and a.size >= 4 * size:
         difference = a - b
         mean = difference.mean(others, keepdims=True)
-        if np.abs(difference - mean).max() <= CLOSE * np.abs(difference).max():
+        many = np.count_nonzero(np.abs(mean) > CLOSE * np.abs(mean).max()) > size // 2
+        if many and np.abs(difference - mean).max() <= CLOSE * np.abs(difference).max():
             return f"a constant for each {name} (a bias)"
         with np.errstate(divide="ignore", invalid="ignore"):
             factor = (a * b).sum(others, keepdims=True) / (b * b).sum(others, keepdims=True)

@@ -64,7 +64,7 @@ def _padding(ours: Call, theirs: Call) -> Iterator[str]:
     sizes = x.shape[2:]
     a, b = (_edges(padding, reach, stride, sizes) for padding in (given, theirs.settings["padding"]))
     if a is not None and b is not None and a != b:
-        yield f"padding {given!r} puts {a[0]} at either end in JAX, {theirs.settings['padding']!r} {b[0]} in PyTorch"
+        yield f"padding {given!r} puts {a[0]} at either end in JAX, {b[0]} in PyTorch"
 
 
 def _spread(value: Any, times: int) -> list[int]:
