@@ -192,6 +192,38 @@ class BenchmarkArgs:
     """Where benchmark.json and benchmark.png go."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompileArgs:
+    """Compile a preset's programs for TPUs or GPUs that are not here: whether they fit, operations, traffic, and the speed that
+    follows at most. Nothing is run."""
+
+    config: Annotated[Preset, Flat]
+    topology: str
+    """CHIP:SIZE, as v5e:2x4 (TPU chips along each side) or h100:8 (GPUs); a chip alone says which sizes there are."""
+    what: tuple[Literal["train", "sample", "fid"], ...] = ("train",)
+    """A step of training, a walk of sample.num samples, the network of FID."""
+    effort: Literal["quick", "full"] = "quick"
+    """full: as for a device, up to half an hour; quick: minutes, memory and operations hold, traffic with memory is more."""
+    largest_batch: bool = False
+    """Find the largest batch that fits as well, by compiling several."""
+    out: Path | None = None
+    """Where to write the figures as JSON; nowhere unless given."""
+    parallel: ParallelConfig = ALL_DEVICES
+
+
+@dataclass(frozen=True)
+class DoctorArgs:
+    """Look at this machine: devices, versions, whether networks come out right in every precision, speed, memory, the folder for
+    runs. One screen; takes minutes at most, with an accelerator or without."""
+
+    folder: Path = Path("runs")
+    """Where runs are to be kept; nothing is left in it."""
+    out: Path | None = None
+    """Where to write all of it as JSON, for the report of a bug; nowhere unless given."""
+    seconds: float = 2.0
+    """How long calls are timed for each piece of work, in about."""
+
+
 @dataclass(frozen=True)
 class RunFolderArgs:
     """What a command that trains reads before the rest, whose defaults depend on it."""
@@ -222,6 +254,10 @@ BASICS: dict[type, tuple[str, ...]] = {
     EditArgs: (
         "kind", "how.images", "config.num", "how.mask", "how.strength", "how.labels", "config.sampler", "config.steps",
         "how.seed", "out",
+    ),
+    CompileArgs: (
+        "topology", "what", "effort", "largest_batch", "out", "config.model.image_size", "config.train.batch_size",
+        "config.train.dtype", "config.train.remat", "config.sample.num", "config.sample.steps", "parallel.mode",
     ),
     ConvertArgs: ("network", "weights", "to", "model.image_size", "model.channels", "model.num_classes"),
     ImportArgs: (

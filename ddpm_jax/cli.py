@@ -19,7 +19,9 @@ from ddpm_jax import cache, progress, signals
 from ddpm_jax.arguments import (
     BASICS,
     BenchmarkArgs,
+    CompileArgs,
     ConvertArgs,
+    DoctorArgs,
     EditArgs,
     EvaluateArgs,
     FinetuneArgs,
@@ -32,7 +34,7 @@ from ddpm_jax.arguments import (
 )
 from ddpm_jax.class_names import class_index
 from ddpm_jax.errors import UserError, meant
-from ddpm_jax.files import check_writable
+from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.launch import join, leave, several
 from ddpm_jax.parsing import HELP, Command, HelpShown
 from ddpm_jax.presets import RECIPES, SYSTEMS, Preset, SampleConfig, differences, preset
@@ -535,6 +537,47 @@ def _benchmark(name: str | None, rest: list[str]) -> int:
     return 0
 
 
+def _compile(name: str | None, rest: list[str]) -> int:
+    if "jax" not in sys.modules:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # devices that are here are not needed
+    if name is None:
+        print(f"Presets: {', '.join(RECIPES)}. Their options, with the defaults of {next(iter(RECIPES))}:\n")
+    chosen = preset(name or next(iter(RECIPES)))
+    args = _parse(CompileArgs, f"ddpm compile {name or 'PRESET'}", rest, config=chosen)
+    if args.out is not None:
+        check_writable(args.out.parent)
+
+    from ddpm_jax import compile as compiling
+
+    where = compiling.topology(args.topology)
+    found = []
+    for what in args.what:
+        options = {"spread": args.parallel, "name": name}
+        found.append(compiling.estimate(args.config, where, what, effort=args.effort, **options))
+        print(found[-1].table() + "\n", flush=True)
+        if args.largest_batch and what != "fid":
+            size = compiling.largest_batch(args.config, where, what, **options)
+            print(f"largest batch that fits: {size or 'none'}\n", flush=True)
+    if args.out is not None:
+        text = "[\n" + ",\n".join(each.to_json().rstrip() for each in found) + "\n]\n"
+        print(write_atomically(args.out, lambda path: path.write_text(text)))
+    return 0 if all(each.fits for each in found) else 1
+
+
+def _doctor(name: str | None, rest: list[str]) -> int:
+    args = _parse(DoctorArgs, "ddpm doctor", ([name] if name else []) + rest)
+    if args.out is not None:
+        check_writable(args.out.parent)
+
+    from ddpm_jax.doctor import examine
+
+    found = examine(args.folder, seconds=args.seconds)
+    print(found.table())
+    if args.out is not None:
+        print(write_atomically(args.out, lambda path: path.write_text(found.to_json())))
+    return 0 if found.ok else 1
+
+
 def _print_row(row: Any) -> None:
     compared = "" if row.ratio is None else f"; JAX is {row.ratio:.2f} times as fast"
     progress.say(f"{row.workload} {row.what} {row.contender}: {row.per_s:.1f} examples/s{compared}")
@@ -561,7 +604,9 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
     "import": (_import, "SOURCE", "weights of diffusers or OpenAI, from a path or the Hub"),
     "verify": (_verify, "[NAME ...]", "hold networks, or runs, to their PyTorch twins"),
+    "compile": (_compile, "PRESET", "does it fit, how fast at most: on devices that are not here"),
     "benchmark": (_benchmark, "[NAME ...]", "measure speed beside the PyTorch twin"),
+    "doctor": (_doctor, "[OPTIONS]", "whether this machine computes right, how fast, and where to"),
 }
 
 

@@ -19,7 +19,8 @@ LITTLE_WORK = 1e9
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """jax.jit(function, **options) with this platform's compiler options, settled at the first call rather than at import.
 
-    It has jax.jit's own `lower` and `trace`.
+    It has jax.jit's own `lower` and `trace`; and `elsewhere`, the same by jax.jit alone, to be lowered for a platform that is not
+    this one's.
     """
 
     @functools.cache
@@ -32,6 +33,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     for name in ("lower", "trace"):
         setattr(call, name, lambda *args, name=name, **kwargs: getattr(compiled(_unoptimised()), name)(*args, **kwargs))
+    call.elsewhere = jax.jit(function, **options)  # type: ignore[attr-defined]
     return call
 
 

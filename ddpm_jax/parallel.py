@@ -111,9 +111,13 @@ class Layout:
 
     # Within programs ----------------------------------------------------------------------------------------------
 
-    def brought_together(self, params: Any) -> Any:
-        """Parameters that may lie in shares, whole on every device to compute with; their gradients are put back into shares."""
-        return _gathered(params, self)
+    def brought_together(self, params: Any, dtype: Any = None) -> Any:
+        """Parameters that may lie in shares, whole on every device to compute with; their gradients are put back into shares, in
+        the dtype of the parameters.
+
+        dtype: what is computed in, and moved; None: the dtype of the parameters.
+        """
+        return _gathered(params, self, dtype)
 
     def as_state(self, tree: Any) -> Any:
         """A state, or part of one, kept as `place` lays it out."""
@@ -142,16 +146,24 @@ ALONE = Layout()
 """One device."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(params: Any, layout: Layout) -> Any:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(params: Any, layout: Layout, dtype: Any) -> Any:
+    if dtype is not None:
+        # XLA would move the cast behind the gather, which would move twice the bytes
+        params = jax.lax.optimization_barrier(layout.as_state(jax.tree.map(lambda a: a.astype(dtype), params)))
     return layout._constrained(params, P())
 
 
-# with_sharding_constraint alone would have the gradients whole on every device as well
-_gathered.defvjp(
-    lambda params, layout: (layout._constrained(params, P()), None),
-    lambda layout, _, grads: (layout.as_state(grads),),
-)
+def _gathered_forward(params: Any, layout: Layout, dtype: Any) -> Any:
+    return _gathered(params, layout, dtype), jax.tree.map(lambda a: jnp.zeros((), a.dtype), params)
+
+
+def _gathered_backward(layout: Layout, dtype: Any, like: Any, grads: Any) -> Any:
+    # with_sharding_constraint alone would have the gradients whole on every device as well
+    return (jax.tree.map(lambda g, a: g.astype(a.dtype), layout.as_state(grads), like),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def layout_of(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Layout:
@@ -210,7 +222,7 @@ def shared(update: Any, layout: Layout) -> Callable[..., Any]:
     if layout.mesh is None:
         return update
     if layout.mode == "fsdp":
-        update = dataclasses.replace(update, gather=layout.brought_together)
+        update = dataclasses.replace(update, gather=functools.partial(layout.brought_together, dtype=update.dtype))
     gradients = _mapped(update.gradients, layout.mesh) if layout.mode == "pmap" else update.gradients
 
     def program(state: Any, batch: Any, key: jax.Array) -> Any:

@@ -67,16 +67,17 @@ def test_large_logits_do_not_overflow():
 
 
 def test_fused_attention_is_the_same_function():
-    """The heads and pixels are where it expects them; cuDNN itself needs a GPU, and is asked only there."""
+    """The heads and pixels are where it expects them."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((2, 3, n, 8)), jnp.float32) for n in (5, 7, 7))
     np.testing.assert_allclose(attention._fused(q, k, v, "xla"), attention._plain(q, k, v), atol=1e-6)
-    assert not attention._cudnn_takes(5, 7, 8, jnp.dtype("bfloat16"))
+    assert not attention._cudnn_takes(5, 7, 8, jnp.dtype("float32"))
+    assert not attention._cudnn_takes(5, 7, 9, jnp.dtype("bfloat16"))  # no multiple of 8, with cuDNN or without
 
 
 def test_a_gpu_gets_the_fused_form_where_cudnn_takes_the_head(monkeypatch):
+    """Wherever its program is lowered: this host has none."""
     asked = []
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(attention, "_cudnn_takes", lambda *head: asked.append(head) or head[2] == 8)
     monkeypatch.setattr(attention, "_fused", lambda q, k, v: jnp.tanh(q))  # what the text of a program shows
 

@@ -23,6 +23,7 @@ from ddpm_jax import (
     data,
     denoisers,
     display,
+    doctor,
     editing,
     evaluation,
     models,
@@ -36,6 +37,7 @@ from ddpm_jax import (
     verify,
     weights,
 )
+from ddpm_jax import compile as compiling
 from ddpm_jax.data.folder import FolderSource
 from ddpm_jax.data.subset import ClassSubset
 from ddpm_jax.evaluation.likelihood import Likelihood
@@ -43,7 +45,7 @@ from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.training.samples import Batch, Samples
 
 PACKAGES = [
-    benchmark, data, denoisers, editing, evaluation, models, noise, parallel, presets, processes, samplers,
+    benchmark, compiling, data, denoisers, doctor, editing, evaluation, models, noise, parallel, presets, processes, samplers,
     schedules, training, verify, weights,
 ]  # fmt: skip
 CHAIN = processes.GaussianDiffusion(schedules.cosine(1000), "v", loss="huber", weighting="min_snr", min_snr_gamma=3.0)
@@ -100,7 +102,23 @@ def objects(finished_run):
         np.arange(64, dtype=np.uint8)[:, None, None, None] + images, np.arange(64) % 2, 2, epochs=1
     )
     step = training.make_step(CHAIN, optax.adam(1e-3), label_dropout=0.1, accumulate=2)
+    figures = compiling.Estimated(
+        preset="cifar10-ddpm", what="train", topology="v5e:2x4", devices=8, mode="data", dtype="bfloat16", examples=128, steps=1,
+        effort="quick", versions={"jax": "0.10.2"}, fits=True, memory=compiling.Memory(peak=1e9), compile_s=3.0,
+        convolutions=(compiling.Counted("bf16 NHWC", 155),) * 100,
+    )  # fmt: skip
+    exactness, speed = (
+        doctor.Exactness("unet", "highest", 1e-6, 1e-5, 3.0),
+        doctor.Speed("train", 100.0, 0.5, None, 1.0),
+    )
+    diagnosis = doctor.Diagnosis(
+        versions={"jax": "0.10.2"}, devices=[{"kind": "cpu"}], environment={}, exactness=[exactness] * 100, speed=[speed],
+        memory={}, folder={}, seconds=60.0,
+    )  # fmt: skip
     shown = [
+        figures, figures.memory, compiling.Moved("all-reduce", "f32", 2.0, 1e8), *figures.convolutions[:1], compiling.Costs(),
+        compiling.topology("v5e:2x4"), *compiling.CHIPS.values(), compiling.Program(None, 128), exactness, speed, diagnosis,
+        compiling.parse("ENTRY %main (x: f32[]) -> f32[] {\n  ROOT %x = f32[]{} parameter(0)\n}"),
         *named,
         schedules.zero_terminal_snr(schedules.linear(1000)),
         schedules.from_betas(np.full(1000, 0.1)),

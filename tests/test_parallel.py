@@ -225,6 +225,29 @@ def test_fsdp_takes_the_largest_dimension_that_can_be_shared():
     assert not any(map(any, specs(mode="data").values()))
 
 
+def test_parameters_are_cast_before_they_are_brought_together():
+    """What is moved, and multiplied, is in 16 bits; the gradients are those of the cast alone, in the parameters' own dtype."""
+    layout = replace(ALONE, mesh=mesh_of(1), mode="fsdp")
+    params = {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "bias": jnp.ones(4)}
+    x = jnp.linspace(0.0, 2.0, 3).astype(jnp.bfloat16)
+
+    def loss(cast, params):
+        params = cast(params)
+        return jnp.square(x @ params["kernel"] + params["bias"]).astype(jnp.float32).sum()
+
+    moved = jax.jit(jax.value_and_grad(lambda p: loss(lambda p: layout.brought_together(p, jnp.bfloat16), p)))
+    plain = jax.jit(jax.value_and_grad(lambda p: loss(lambda p: jax.tree.map(lambda a: a.astype(jnp.bfloat16), p), p)))
+    for ours, expected in zip(*map(jax.tree.leaves, (moved(params), plain(params))), strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_array_equal(ours, expected)
+    text = moved.lower(params).as_text()
+    assert (
+        "optimization_barrier" in text
+        and "tensor<3x4xbf16>" in text.partition("optimization_barrier")[2].splitlines()[0]
+    )
+    assert "optimization_barrier" not in jax.jit(layout.brought_together).lower(params).as_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [

@@ -288,7 +288,7 @@ class Extractor:
 
     def _features(self, images: np.ndarray) -> jax.Array:
         batch = jax.device_put(images, _sharding(jax.sharding.PartitionSpec("batch")))
-        return _apply(self.variables, batch, graphdef=self.graphdef)[0]
+        return apply(self.variables, batch, graphdef=self.graphdef)[0]
 
 
 def load_extractor(path: Path | None = None) -> Extractor:
@@ -349,9 +349,10 @@ def _batches(images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
 
 
 @functools.partial(jit, static_argnames="graphdef")
-def _apply(
+def apply(
     variables: models.Variables, images: UInt8[Array, "b h w c"], *, graphdef: nnx.GraphDef
 ) -> tuple[Array, Array]:
+    """uint8 images -> features (B, 2048) and logits; a single channel is repeated."""
     pixels = jnp.broadcast_to(images, (*images.shape[:3], 3)).astype(jnp.float32)
     with jax.default_matmul_precision("highest"):  # what accelerators do by default would show in the second digit
         return models.merge(graphdef, variables)(resize(pixels) / 127.5 - 1)

@@ -31,11 +31,12 @@ def attend(
 ) -> Float[Array, "b heads q d"]:
     """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1), in the dtype of q.
 
-    Very many weights are computed for a part of the queries at a time. NVIDIA GPUs take cuDNN's fused attention in 16 bits, where
-    it takes the head.
+    Very many weights are computed for a part of the queries at a time. In 16 bits, a program for NVIDIA GPUs has cuDNN's fused
+    attention, where cuDNN is known to take the head: it is asked where there is a GPU; elsewhere jax, if it has the CUDA plugin, by
+    the rules for GPUs of every age.
     """
     whole = _at_once if q.shape[2] * k.shape[2] <= _HUGE else _by_queries
-    if jax.default_backend() == "gpu" and _cudnn_takes(q.shape[2], k.shape[2], q.shape[3], q.dtype):
+    if _cudnn_takes(q.shape[2], k.shape[2], q.shape[3], q.dtype):
         return lax.platform_dependent(q, k, v, cuda=_fused, default=whole)
     return whole(q, k, v)
 
@@ -56,7 +57,9 @@ def _cudnn_takes(queries: int, keys: int, width: int, dtype: Any) -> bool:
         return False
     q, k = (jax.ShapeDtypeStruct((1, 1, n, width), dtype) for n in (queries, keys))
     try:
-        jax.jit(jax.grad(lambda *qkv: _fused(*qkv).sum(), argnums=(0, 1, 2))).lower(q, k, k).compile()
+        gradient = jax.jit(jax.grad(lambda *qkv: _fused(*qkv).sum(), argnums=(0, 1, 2))).trace(q, k, k)
+        if jax.default_backend() == "gpu":
+            gradient.lower().compile()
     except (NotImplementedError, RuntimeError, ValueError):
         return False
     return True
@@ -72,6 +75,6 @@ def _by_queries(q: Array, k: Array, v: Array) -> Array:
     rows = max(1, _PART // k.shape[2])
     while queries % rows:
         rows -= 1
-    part = jax.checkpoint(lambda q: _plain(q, k, v))
+    part = jax.checkpoint(lambda q: _plain(q, k, v), prevent_cse=False)  # a loop's body is apart from the rest as it is
     parts = jnp.moveaxis(q.reshape(batch, heads, queries // rows, rows, width), 2, 0)
     return jnp.moveaxis(jax.lax.map(part, parts), 0, 2).reshape(batch, heads, queries, v.shape[3])

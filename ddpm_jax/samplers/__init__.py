@@ -7,7 +7,7 @@ from ddpm_jax.samplers.ddim import DDIM, Euler, ddim_inversion, ddim_step
 from ddpm_jax.samplers.dpm_solver import DPMSolver, Past, dpmpp_2m_sde_step, dpmpp_2m_step, dpmpp_3m_step
 from ddpm_jax.samplers.grids import GRIDS, rows, times
 from ddpm_jax.samplers.heun import Heun, Midpoint, heun_step, midpoint_step
-from ddpm_jax.samplers.loop import as_sampler, check_finite, draw, lower, sample, sample_with_frames, walk
+from ddpm_jax.samplers.loop import as_sampler, check_finite, draw, lower, sample, sample_with_frames, trace, walk
 from ddpm_jax.samplers.strided import Strided, strided_step, strided_times
 from ddpm_jax.samplers.unipc import UniPC, unipc_step
 
@@ -48,6 +48,7 @@ __all__ = [
     "strided_step",
     "strided_times",
     "times",
+    "trace",
     "unipc_step",
     "walk",
 ]

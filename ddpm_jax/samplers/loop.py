@@ -121,9 +121,26 @@ def lower(
 
     denoise, key: arrays, or jax.ShapeDtypeStruct in their place, with the shardings of those devices.
     """
+    return trace(denoise, sampler, key, shape, num_steps, spacing=spacing).lower(lowering_platforms=platforms)
+
+
+def trace(
+    denoise: Denoiser,
+    sampler: Any,
+    key: Any,
+    shape: Any,
+    num_steps: int | None = None,
+    *,
+    spacing: Any = None,
+    elsewhere: bool = False,
+) -> jax.stages.Traced:
+    """The program of `sample`, traced: its `lower` takes the platforms it is wanted for.
+
+    elsewhere: without this platform's compiler options, to be compiled for another one. Otherwise as `lower`.
+    """
     arguments = _arguments(denoise, sampler, key, shape, num_steps, spacing)
-    traced = _from_noise.trace(*arguments, num_frames=0, kept=len(arguments[1]))  # type: ignore[attr-defined]
-    return traced.lower(lowering_platforms=platforms)
+    program: Any = _from_noise.elsewhere if elsewhere else _from_noise  # type: ignore[attr-defined]
+    return program.trace(*arguments, num_frames=0, kept=len(arguments[1]))
 
 
 @functools.partial(jit, static_argnames=("sampler", "shape", "num_frames"))

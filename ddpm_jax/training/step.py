@@ -130,9 +130,13 @@ class Step:
 
         return jit(train_steps, donate_argnums=0)
 
-    def program(self, *, stacked: bool = False) -> Callable[..., Any]:
-        """The compiled function behind a call, or behind `many`: its `lower` and `trace` take shapes in the place of arrays."""
-        return self._many if stacked else self._one
+    def program(self, *, stacked: bool = False, elsewhere: bool = False) -> Callable[..., Any]:
+        """The compiled function behind a call, or behind `many`: its `lower` and `trace` take shapes in the place of arrays.
+
+        elsewhere: to be lowered for a platform that is not this one's, without this one's compiler options.
+        """
+        found: Any = self._many if stacked else self._one
+        return found.elsewhere if elsewhere else found
 
     def _check(self, state: TrainState, batch: dict[str, Any], *, stacked: bool) -> None:
         if not isinstance(state, TrainState):
