@@ -324,7 +324,8 @@ class SigmoidCumprod(NamedSchedule, name="sigmoid_cumprod"):
 class LinearInclusive(Linear, name="linear_inclusive"):
     """betas evenly spaced with both ends included, t = 1..T: T + 1 entries, and A_0 = 1 - beta_start rather than 1.
 
-    Its `first` is 1. The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were trained so.
+    Its `first` is 1. The sampler's last step therefore ends at A_0, a little short of clean data; checkpoints of system 5 were
+    trained so.
 
     Raises:
         UserError: num_steps below 1, or a beta outside (0, 1].

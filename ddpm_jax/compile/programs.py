@@ -15,7 +15,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import inception
 from ddpm_jax.parallel import ALONE, AXIS, Layout
 from ddpm_jax.presets import Preset
-from ddpm_jax.training.objective import check, sampler_of, step_of
+from ddpm_jax.training.objective import check, step_of
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.samples import believed
 
@@ -91,8 +91,8 @@ def _sample(preset: Preset, layout: Layout) -> Program:
     variables = _everywhere(layout, run.abstract_state().variables(ema=True))
     denoise = believed(run.denoiser(labels, variables=variables, dtype=dtype), config)
     keys = jax.eval_shape(lambda: noise.sample_keys(0, num))
-    steps = None if config.sampler == "adaptive" else config.steps
-    sampler = sampler_of(config)
+    sampler = config.sampler
+    steps = None if isinstance(sampler, samplers.Adaptive) else config.steps
     traced = samplers.trace(
         denoise,
         sampler,
