@@ -490,7 +490,12 @@ def _verify_pair(args: VerifyArgs) -> int:
 
     inputs = loading.inputs_of(args.input, args.seed)
     jax_side, torch_side = (loading.load(spec) for spec in args.names)
-    options = {"dtype": args.dtype, "device": args.device, "training": args.training, "title": " and ".join(args.names)}
+    options: dict[str, Any] = {
+        "dtype": args.dtype,
+        "device": args.device,
+        "training": args.training,
+        "title": " and ".join(args.names),
+    }
     report = verify.compare(jax_side, torch_side, tuple(inputs.values()), names=names, **options)
     print(report.table(every_row=args.layers) + "\n", flush=True)
     for path in verify.write([report], args.out):

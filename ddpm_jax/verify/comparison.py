@@ -1,6 +1,5 @@
 """`compare`: any JAX side held to any PyTorch side on the same inputs, layer by layer, with the faults named."""
 
-import copy
 import dataclasses
 import fnmatch
 import inspect
@@ -213,7 +212,7 @@ class _Comparison:
 
     def _margin(self) -> float:
         torch = import_torch()
-        module = copy.deepcopy(self.torch_side.module).double().cpu()
+        module = self.torch_side.copied("float64")
         args, kwargs = self.torch_side.tensors(self.args, self.kwargs, "float64")
         with torch.no_grad():
             return relu_margin(module, args, kwargs, training=self.options.training)

@@ -35,7 +35,8 @@ def program_of(side: Any, state: Mapping[str, Any], options: Options) -> Program
     if pair and isinstance(side[0], _of("flax.linen", "Module")):
         from ddpm_jax.verify import linen_side
 
-        return linen_side.program_of(side[0], _weights(side[1], state, options), options)
+        module: Any = side[0]
+        return linen_side.program_of(module, _weights(side[1], state, options), options)
     if pair and isinstance(side[0], (*_of("haiku", "Transformed"), *_of("haiku", "TransformedWithState"))):
         from ddpm_jax.verify import haiku_side
 

@@ -130,7 +130,7 @@ class Observer:
                 jax.debug.callback(note, x)
             return x
 
-        @watch.def_vmap  # type: ignore[arg-type]
+        @watch.def_vmap
         def whole(axis_size: int, batched: list[bool], x: Any) -> tuple[Any, bool]:
             if isinstance(x, jax.core.Tracer):
                 return watch(x), True
@@ -187,7 +187,7 @@ def rebuilt(value: Any, replace: Callable[[str, Any], Any], place: str = "") -> 
         fields = [f.name for f in dataclasses.fields(value)]
         changed = {name: part(name, getattr(value, name)) for name in fields}
         same = all(changed[name] is getattr(value, name) for name in fields)
-        return value if same else dataclasses.replace(value, **changed)  # type: ignore[type-var]
+        return value if same else dataclasses.replace(value, **changed)
     return replace(place, value)
 
 

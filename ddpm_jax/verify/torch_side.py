@@ -136,7 +136,7 @@ class TorchSide:
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: str, *, gradients: bool) -> Recording:
         """Call it once, in evaluation or training mode; args, kwargs: NumPy arrays, and whatever else it takes."""
         torch, options = import_torch(), self.options
-        module = self._module(dtype)
+        module = self.copied(dtype)
         positional, named = self.tensors(args, kwargs, dtype)
         given = arguments(positional, named)
         parameters = None if self.parameters is None else self._tensor(self.parameters, dtype, gradients)
@@ -173,7 +173,8 @@ class TorchSide:
             k: self._tensor(v, dtype) for k, v in kwargs.items()
         }
 
-    def _module(self, dtype: str) -> Any:
+    def copied(self, dtype: str) -> Any:
+        """A copy of the module in a dtype and mode; None for a function."""
         if self.module is None:
             return None
         module = copy.deepcopy(self.module).to(getattr(import_torch(), dtype)).cpu().train(self.options.training)
