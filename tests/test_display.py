@@ -130,7 +130,6 @@ def objects(finished_run):
         evaluation.Metric("fid", 3.0), evaluation.Evaluation((evaluation.Metric("fid", 3.0),) * 4, {"step": 3}, {}),
         evaluation.Bound(jnp.ones(64), jnp.ones((1000, 64))), Likelihood({}, 3.0, 0.1, 1.0, (1.0,) * 1000), classifier,
         evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0], weights.Rule(("a name",) * 100), *trainings(),
-        verify.TraceError("a trace"),
         verify.TrainingReport("training", {}, [row] * 1000, cause="a cause"),
         verify.Proposal({"a": "b"} , ("a",) * 1000, ("a",) * 1000, (), {"a": "b"}),
     ]  # fmt: skip
