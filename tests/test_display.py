@@ -150,7 +150,6 @@ def objects(finished_run):
         *data.FORMS.values(), data.Batches(iter([]), ["on", "off"]), data.Reading(rows=np.arange(64)),
         presets.EditConfig(seed=3), presets.ImportConfig("ema"), presets.OpenAIConfig(num_heads=4), presets.DDPConfig("pred_v"),
         evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0], weights.Rule(("a name",) * 100), *trainings(),
-        verify.TraceError("a trace"),
         verify.TrainingReport("training", {}, [row] * 1000, cause="a cause"),
         verify.Proposal({"a": "b"} , ("a",) * 1000, ("a",) * 1000, (), {"a": "b"}),
     ]  # fmt: skip

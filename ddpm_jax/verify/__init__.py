@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ddpm_jax.verify.stages import verify, verify_run
     from ddpm_jax.verify.taps import tap
     from ddpm_jax.verify.tolerances import TOLERANCES, relative_error, tolerance
-    from ddpm_jax.verify.traces import TraceError, record
+    from ddpm_jax.verify.traces import record
 
 _HOMES = {
     "assert_parity": "comparison",
@@ -44,7 +44,6 @@ _HOMES = {
     "observed": "lockstep",
     "Proposal": "proposal",
     "propose": "proposal",
-    "TraceError": "traces",
     "record": "traces",
     "compare_traces": "held_traces",
 }
@@ -62,7 +61,6 @@ __all__ = [
     "Report",
     "Row",
     "TorchTraining",
-    "TraceError",
     "TrainingReport",
     "assert_parity",
     "compare",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ddpm_jax import display
 from ddpm_jax.models import layers, normalization
 from ddpm_jax.weights.structure import Layer
 
@@ -34,6 +35,8 @@ class Rule:
     shapes: tuple[Shape, ...] | None = None
     axes: tuple[int, ...] | None = None
     """Where the rule only moves axes: their order in PyTorch."""
+
+    __repr__ = display.of_fields
 
 
 def adjoint(make: Callable[..., Any], shapes: tuple[Shape, ...], array: Any) -> list[np.ndarray]:
