@@ -292,8 +292,8 @@ def _speed(seconds: float) -> tuple[list[Speed], dict[str, float | None]]:
         share = bound_s / (ours.call_ms / 1000) if what == "train" and bound_s else None
         beside = next((row.ratio for row in others), None)
         rows.append(Speed(what, ours.per_s, ours.share_of_peak, share, beside))
-    stats = jax.devices()[0].memory_stats() or {}
-    return rows, {"estimated_bytes": estimated, "used_bytes": stats.get("peak_bytes_in_use")}
+    used = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return rows, {"estimated_bytes": estimated, "used_bytes": None if used is None else float(used)}
 
 
 def _compiled_step(work: Workload) -> tuple[float, float | None]:
@@ -304,13 +304,18 @@ def _compiled_step(work: Workload) -> tuple[float, float | None]:
     step: Any = step_of(run.config).program()
     compiled = step.lower(run.abstract_state(), batch, key).compile(compiler_options())
     memory: Any = compiled.memory_analysis()
-    size = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    size = float(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
     chip = chip_of(jax.devices()[0].device_kind)
     if chip is None:
-        return size + memory.temp_size_in_bytes, None
+        return size, None
     counted = costs(parse(compiled.as_text() or ""))
     arithmetic = sum(flops / chip.peak(dtype) for dtype, flops in counted.matrix_flops.items())
-    return size + memory.temp_size_in_bytes, max(arithmetic, counted.bytes / chip.bandwidth)
+    return size, max(arithmetic, counted.bytes / chip.bandwidth)
 
 
 # The machine -----------------------------------------------------------------------------------------------------
