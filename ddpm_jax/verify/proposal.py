@@ -213,7 +213,7 @@ def _likeness(ours: str, theirs: str) -> float:
         return 100.0
     places, numbers = ([re.findall(p, path) for path in (ours, theirs)] for p in (r"(?:^|[._])(\d+)(?=[._]|$)", r"\d+"))
     words = [" ".join(re.findall(r"[a-z]+", path.lower())) for path in (ours, theirs)]
-    alike = difflib.SequenceMatcher(None, *words).ratio()
+    alike = difflib.SequenceMatcher(None, words[0], words[1]).ratio()
     return 5.0 * (places[0] == places[1]) + 1.0 * (numbers[0] == numbers[1]) + 3.0 * alike
 
 

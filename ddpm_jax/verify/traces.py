@@ -409,10 +409,10 @@ class _JaxSide:
             return noted
 
         before = {kind: kind.__dict__.get("__call__") for kind in kinds}
-        originals = {kind: kind.__call__ for kind in kinds}  # type: ignore[operator]
+        originals: dict[type[Any], Any] = {kind: kind.__call__ for kind in kinds}
         try:
-            for kind, call in originals.items():
-                type.__setattr__(kind, "__call__", wrap(kind, call))
+            for kind, original in originals.items():
+                type.__setattr__(kind, "__call__", wrap(kind, original))
             with jax.disable_jit():
                 yield
         finally:

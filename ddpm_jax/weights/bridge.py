@@ -159,7 +159,7 @@ class _Asked:
         for pattern in self.ignore:
             if any(re.fullmatch(pattern, key) for key in theirs):
                 self.used.add(pattern)
-        said = {"names": self.names, "rules": self.rules, "ignore": self.ignore}
+        said: dict[str, Any] = {"names": self.names, "rules": self.rules, "ignore": self.ignore}
         for argument, patterns in said.items():
             for pattern in patterns:
                 if pattern not in self.used:

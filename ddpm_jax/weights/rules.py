@@ -1,5 +1,6 @@
 """What the arrays of each type of layer are in PyTorch: one rule for every stock layer of NNX, linen and equinox."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -307,7 +308,8 @@ def _of_axes(rule: AXES, shapes: Shapes) -> dict[str, Rule]:
     found = {}
     for name, shape in shapes.items():
         if name in rule and len(shape) == len(rule[name][1]):
-            found[name] = transposition(*rule[name], shape)
+            key, axes = rule[name]
+            found[name] = transposition(key, axes, shape)
     return found
 
 
@@ -318,7 +320,8 @@ def local_rules(layer: Layer, theirs: Shapes) -> dict[str, Rule]:
         return rules_by_name(layer, theirs) if theirs else {}
     if callable(rule):
         return dict(rule(layer, theirs))
-    return {name: transposition(*rule[name], shape) for name, (_, shape) in layer.arrays.items() if name in rule}
+    shapes = {name: shape for name, (_, shape) in layer.arrays.items() if name in rule}
+    return {name: transposition(rule[name][0], rule[name][1], shape) for name, shape in shapes.items()}
 
 
 # Layers that PyTorch keeps as one and JAX as several
@@ -339,6 +342,11 @@ def fused(names: Shapes, theirs: Shapes) -> Iterator[tuple[str, Rule]]:
         yield from _recurrent(names, theirs, suffix)
 
 
+def _rows(array: Any, rows: slice, shape: Shape, turned: bool = False) -> Any:
+    """Rows of what PyTorch keeps as one, in the shape that JAX has them in."""
+    return (array[rows].T if turned else array[rows]).reshape(shape)
+
+
 def _attention(names: Shapes, theirs: Shapes) -> Iterator[tuple[str, Rule]]:
     dim = theirs["out_proj.weight"][0]
     for index, ours in enumerate(("query", "key", "value")):
@@ -348,16 +356,13 @@ def _attention(names: Shapes, theirs: Shapes) -> Iterator[tuple[str, Rule]]:
             if head not in (ours, f"{ours}_proj"):
                 continue
             if leaf == "bias":
-                make = lambda b, rows=rows, shape=shape: b[rows].reshape(shape)  # noqa: E731
-                yield path, Rule("in_proj_bias", make, (tuple(theirs.get("in_proj_bias", (3 * dim,))),))
+                of_bias = functools.partial(_rows, rows=rows, shape=shape)
+                yield path, Rule("in_proj_bias", of_bias, (tuple(theirs.get("in_proj_bias", (3 * dim,))),))
                 continue
             key, part = (
                 ("in_proj_weight", rows) if "in_proj_weight" in theirs else (f"{ours[0]}_proj_weight", slice(None))
             )
-            if leaf == "kernel":
-                make = lambda w, rows=part, shape=shape: w[rows].T.reshape(shape)  # noqa: E731
-            else:
-                make = lambda w, rows=part: w[rows]  # noqa: E731
+            make = functools.partial(_rows, rows=part, shape=shape, turned=leaf == "kernel")
             yield path, Rule(key, make, (tuple(theirs[key]),))
     for path, shape in names.items():
         head, _, leaf = path.rpartition(".")

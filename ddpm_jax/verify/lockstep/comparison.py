@@ -232,9 +232,9 @@ class _Comparison:
                 lambda: self.causes.rate(k, self.updates),
             )
             moved = sorted(set(ours.decay) & set(theirs.decay))
-            pair = [np.array([side.decay[name] for name in moved]) for side in (ours, theirs)]
+            one, other = (np.array([side.decay[name] for name in moved]) for side in (ours, theirs))
             floor = abs(theirs.rate) * (1e-4 if self.dtype == "float64" else 1)
-            row = self._row(k, "weight decay", f"of {len(moved)} parameters", *pair, floor=floor)
+            row = self._row(k, "weight decay", f"of {len(moved)} parameters", one, other, floor)
             yield row, lambda: self.causes.decay(ours, theirs)
         before = self.ours.before(k).params, self.theirs.before(k).params
         moves = {
