@@ -36,10 +36,10 @@ def ddpm(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], [], ["--version"], ["sample", "--help"], ["evaluate", "--help"], ["import", "--help-all"]],
+    [["--help"], [], ["--version"], ["plot", "--help"], ["verify", "--help"], ["import", "--help-all"]],
 )
 def test_help_does_not_wait_for_jax(arguments):
-    """In a process of its own: neither jax nor what brings it along is imported."""
+    """In a process of its own: neither jax nor what brings it along is imported, but for options of a sampler or a network."""
     code = (
         "import sys; from ddpm_jax.cli import main\n"
         "status = main(sys.argv[1:])\n"

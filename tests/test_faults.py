@@ -372,7 +372,7 @@ def poisoned(monkeypatch):
     def poison(*numbers):
         original = data.batches
 
-        def batches(*args, reading, **options):
+        def batches(*args, reading=data.Reading(), **options):
             for k, batch in enumerate(original(*args, reading=reading, **options), reading.start_step + 1):
                 yield batch | ({"x_0": batch["x_0"] * np.nan} if k in numbers else {})
 

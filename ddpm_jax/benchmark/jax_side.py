@@ -88,7 +88,8 @@ class JaxSide:
         denoise = denoise if config.clip is None else denoisers.clipped(denoise, config.clip)
         sampler, shape = config.sampler, (work.sample_size, *work.shape)
         args = denoise, sampler, self.key, shape, config.steps
-        num_steps = len(sampler.grid(self.process, config.steps, config.spacing))
+        adapts = isinstance(sampler, samplers.Adaptive)  # to its error: nobody knows beforehand in how many steps
+        num_steps = None if adapts else len(sampler.grid(self.process, config.steps, config.spacing))
 
         def lower(**options: Any) -> Any:
             return samplers.lower(*args, spacing=config.spacing, **options)
@@ -100,20 +101,22 @@ class JaxSide:
         )
 
 
-def _facts(lower: Callable[..., Any], times: int = 1) -> Facts:
+def _facts(lower: Callable[..., Any], times: int | None = 1) -> Facts:
     """What the compiler says of the program that lower(platforms=None) gives.
 
-    times: how often its loop's body runs, which the compiler counts once.
+    times: how often its loop's body runs, which the compiler counts once; None: unknown, and so are the operations.
     """
     jax.clear_caches()  # so that the program on disk is what is left of it
     begun = time.perf_counter()
     compiled = lower().compile()
     seconds = time.perf_counter() - begun
-    with cpu_forms.off():  # as for an accelerator: some forms are loops, whose bodies would count once
-        flops = (lower(platforms=("cuda",)).cost_analysis() or {}).get("flops")
+    flops = None
+    if times is not None:
+        with cpu_forms.off():  # as for an accelerator: some forms are loops, whose bodies would count once
+            flops = (lower(platforms=("cuda",)).cost_analysis() or {}).get("flops")
     memory = compiled.memory_analysis()
     return Facts(
-        flops=None if flops is None else times * flops,
+        flops=None if flops is None or times is None else times * flops,
         memory=None if memory is None else memory.temp_size_in_bytes,
         from_cache_s=seconds,
     )
