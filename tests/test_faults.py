@@ -372,8 +372,9 @@ def poisoned(monkeypatch):
     def poison(*numbers):
         original = data.batches
 
-        def batches(*args, reading=data.Reading(), **options):
-            for k, batch in enumerate(original(*args, reading=reading, **options), reading.start_step + 1):
+        def batches(*args, **options):
+            first = options["reading"].start_step + 1 if "reading" in options else 1
+            for k, batch in enumerate(original(*args, **options), first):
                 yield batch | ({"x_0": batch["x_0"] * np.nan} if k in numbers else {})
 
         monkeypatch.setattr(data, "batches", batches)

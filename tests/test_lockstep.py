@@ -119,13 +119,15 @@ def parts(module, optimizer, clip):
 
     def step(x, y):
         optimizer.zero_grad()
+        total = 0.0
         for half in range(2):
             value = torch_loss(module, x[4 * half : 4 * half + 4], y[4 * half : 4 * half + 4]) / 2
             value.backward()
+            total += value.detach()
         if clip:
             torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
         optimizer.step()
-        return torch_loss(module, x, y).detach()
+        return total
 
     return step
 
@@ -146,7 +148,7 @@ def halves(clip, average):
         total = jax.tree.map(lambda a, b: (a + b) * (1 if average else 2), *grads)
         updates, opt_state = tx.update(total, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "opt_state": opt_state}, of(params, x, y)
+        return {"params": params, "opt_state": opt_state}, of(state["params"], x, y)
 
     params = nnx.to_pure_dict(params)
     return verify.JaxTraining.of_step(step, {"params": params, "opt_state": tx.init(params)}, model=model)
@@ -304,6 +306,7 @@ def test_initial_weights_of_other_distributions_are_told():
     (lambda j, t: (j, verify.TorchTraining(loss, TorchNet(), t.optimizer), BATCHES), r"made of the module's parameters"),
     (lambda j, t: (verify.JaxTraining(loss, nnx.Linear(4, 3, rngs=nnx.Rngs(0)), optax.sgd(1.0)), t, BATCHES), r"do not correspond"),
 ])  # fmt: skip
+@pytest.mark.usefixtures("without_the_checker")
 def test_mistakes(wrong, message):
     module = TorchNet()
     ours = verify.JaxTraining(loss, Net(), optax.sgd(1.0))

@@ -237,6 +237,14 @@ MISTAKES = [
     ("benchmark tiny_unet --seconds 0", "seconds must be positive; got 0"),
     ("benchmark tiny_unet --batch-size 0", "batch_size must be at least 1"),
     ("benchmark tiny_unet --out FILE", "FILE is a file, not a folder"),
+    ("compile digits", "Missing from ddpm compile digits: --topology"),
+    ("compile digit --topology v5e:1x1", "Did you mean 'digits'"),
+    ("compile digits --topology v5:1x1", "with a chip of v5e, .*; got 'v5:1x1'"),
+    ("compile digits --topology h100:3", "h100 comes as h100:1, .*; got 'h100:3'"),
+    ("doctor --seconds 0", "seconds must be positive; got 0"),
+    ("doctor --seconds many", "parsing --seconds: .*'many'"),
+    ("doctor --folder FILE", "FILE is a file, not a folder"),
+    ("doctor here", "Unrecognized options: here"),
 ]
 
 

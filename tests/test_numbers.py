@@ -15,6 +15,7 @@ from flax import nnx
 from numbered_walks import SHAPE, WALKS, Small, drawn, noises
 
 from ddpm_jax import cli, denoisers, editing, noise, processes, samplers, schedules
+from ddpm_jax.samplers import Ancestral, DPMSolver
 from ddpm_jax.training import open_run, samples
 
 CLOSE = {"rtol": 0, "atol": 2e-4}
@@ -137,7 +138,7 @@ def test_edits_do_not_depend_on_what_is_edited_beside():
 # Runs and commands
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("sampler", [Ancestral(), DPMSolver(sde=True)], ids=["ancestral", "dpmpp_2m_sde"])
 def test_a_runs_samples_depend_neither_on_their_count_nor_on_the_batch(finished_run, sampler):
     """Nor do the frames: as many samples are animated, whatever the batch."""
     run = open_run(finished_run)

@@ -410,7 +410,7 @@ MISTAKES = {
         lambda: weights.load_torch(created(), None),
         "state_dict must map names to tensors, .* got a NoneType",
     ),
-    "weights of a name": (lambda: weights.load_torch("unet", {}), "model must be an nnx.Module; got a str"),
+    "weights of a name": (lambda: weights.load_torch("unet", {}), "model must be an nnx.Module, an equinox module or a tree of arrays; got a str"),
     "weights that are not there": (lambda: weights.read_tensors("/nowhere.npz"), "/nowhere.npz does not exist"),
     "a run that is not there": (lambda: training.open_run("runs/nowhere"), "runs/nowhere does not exist"),
     "an unknown twin": (lambda: verify.verify("unett"), "the network must be one of"),

@@ -47,7 +47,7 @@ class Row:
     @property
     def ok(self) -> bool:
         """Whether the error is within the tolerance."""
-        return self.error <= self.tolerance
+        return bool(self.error <= self.tolerance)
 
 
 @dataclass(frozen=True)

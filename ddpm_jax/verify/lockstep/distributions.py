@@ -54,4 +54,4 @@ def initialiser(array: np.ndarray) -> str:
     if not fits:
         return ""
     kind = "uniform" if reach < 1.75 * deviation else "truncated normal" if reach < 2.4 * deviation else "normal"
-    return f"{min(fits)[1]}; {kind}"
+    return f"{min(fits, key=lambda fit: fit[0])[1]}; {kind}"
