@@ -125,6 +125,7 @@ REASONS = {
         "training.Step.many",
         "training.Step.program",
         "samplers.lower",
+        "samplers.trace",
         "samplers.draw",
     ),
     "what is not finite is looked for, and told with advice": (

@@ -10,6 +10,7 @@ from ddpm_jax import compile as compiling
 from ddpm_jax import presets
 from ddpm_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("without_the_checker")  # shapes stand for arrays
 PLATFORMS = ("tpu", "cuda")
 LOOPS = {"imagenet-convnext": {"train": 8, "sample": 4}}
 """Loops beside the sampler's: attention over 50,176 pixels goes through its queries part by part, forward and back."""

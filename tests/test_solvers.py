@@ -400,7 +400,7 @@ def test_times_of_ones_own():
             "flow matching alone.*fit: ancestral, ddim, euler, dpmpp, heun, strided, unipc",
         ),
         (lambda: samplers.Strided().grid(FLOW), "chain of timesteps.*fit: adaptive, ancestral.*midpoint"),
-        (lambda: samplers.Ancestral("learned").grid(FINE), "learned_variance"),
+        (lambda: samplers.Ancestral("learned").grid(FINE), "learn_variance must be True"),
         (lambda: samplers.Ancestral("learned").grid(FLOW), "flow matching does not"),
         (lambda: samplers.DDIM(eta=1.5), "eta must lie in"),
         (lambda: samplers.Strided(eta=-0.1), "eta must lie in"),

@@ -162,7 +162,7 @@ def check_finite(bad: int, total: int, first: int, *, denoise: Denoiser, sampler
 
 def _arguments(
     denoise: Any, sampler: Any, key: Any, shape: Any, num_steps: Any, spacing: Any, num_frames: int = 0
-) -> tuple[Denoiser, jax.Array, np.ndarray, Sampler, tuple[int, ...]]:
+) -> tuple[Denoiser, Any, np.ndarray, Sampler, tuple[int, ...]]:
     denoise, sampler = as_denoiser(denoise), as_sampler(sampler)
     try:
         num, *rest = map(operator.index, shape)

@@ -8,7 +8,8 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.verify import traces
-from ddpm_jax.verify.holding import hold
+from ddpm_jax.verify.holding import DIGITS, hold
+from ddpm_jax.verify.measure import precision_of
 from ddpm_jax.verify.recording import Call, Recording
 from ddpm_jax.verify.report import Report
 from ddpm_jax.weights.bridge import renamed
@@ -30,7 +31,8 @@ def compare_traces(
 ) -> Report:
     """The report of two traces, of whichever frameworks; neither needs to be installed.
 
-    ours, theirs: files that `record` wrote; the first is compared to the second. names, layouts, tolerances, ignore: as `compare`
+    ours, theirs: files that `record` wrote; the first is compared to the second, as closely as the coarser of the two
+    allows. names, layouts, tolerances, ignore: as `compare`
     takes them.
 
     Raises:
@@ -39,6 +41,9 @@ def compare_traces(
     first, second = recording_of(ours), recording_of(theirs)
     _check_inputs(first, second, ours, theirs)
     _check_model(first, second, names or {})
+    coarser = min(map(_digits, (first, second)), key=DIGITS.index)
+    for recording in (first, second):
+        recording.environment["dtype"] = coarser
     report = hold(first, second, names=names, layouts=layouts, tolerances=tolerances, ignore=ignore)
     report.title = f"{os.fspath(ours)} against {os.fspath(theirs)}"
     return report
@@ -64,6 +69,12 @@ def recording_of(path: str | os.PathLike[str]) -> Recording:
         environment={**about["environment"], "model": about["model"]},
         layers=about["layers"],
     )
+
+
+def _digits(recording: Recording) -> str:
+    """The precision of a run: that of the finest of its outputs."""
+    found = [precision_of(array) for array in recording.outputs.values()]
+    return max(found, key=DIGITS.index, default="float64")
 
 
 def _check_inputs(first: Recording, second: Recording, ours: Any, theirs: Any) -> None:

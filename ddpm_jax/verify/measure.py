@@ -34,9 +34,8 @@ class Measure:
         for pattern, given in self.tolerances.items():
             if fnmatch.fnmatchcase(name.partition("#")[0], pattern) or pattern == quantity:
                 return given
-        if dtype in LOW:
-            return LOW[dtype]
-        return tolerance(quantity, dtype or self.dtype, self.device)
+        dtype = dtype or self.dtype
+        return LOW[dtype] if dtype in LOW else tolerance(quantity, dtype, self.device)
 
     def row(
         self,

@@ -38,6 +38,14 @@ class Site:
         return max((len(found) for found in (*self.inputs.values(), *self.outputs.values())), default=0)
 
 
+def _in_place(old: Any, new: Any) -> Any:
+    """What is given instead, in the caller's own list where it is one: a layer may take from its end, as a decoder takes skips."""
+    if type(old) is not list:
+        return new
+    old[:] = new
+    return old
+
+
 @dataclass
 class Feeding:
     """What to give the layers instead."""
@@ -63,7 +71,9 @@ class Observer:
         name = self._name(site.path)
         partner = self.feeding.partners.get(name) if self.feeding else None
         given = self._seen(site.inputs, arguments(args, kwargs), partner.inputs if partner else {}, name)
-        args, kwargs = tuple(given[str(i)] for i in range(len(args))), {key: given[key] for key in kwargs}
+        if partner is not None:
+            args = tuple(_in_place(old, given[str(i)]) for i, old in enumerate(args))
+            kwargs = {key: _in_place(old, given[key]) for key, old in kwargs.items()}
         output = function(*args, **kwargs)
         self.sites.append(site)
         return self._seen(site.outputs, output, partner.outputs if partner else {}, name)
