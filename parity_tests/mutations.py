@@ -193,16 +193,16 @@ ADD_NOISE, CLIP, STRIDED_TIMES = (
     strided.strided_times,
 )
 ANCESTRAL, DDIM = twin_ancestral.ancestral_step, ddim.ddim_step
-RATE, LINEAR, COSINE = twins.training.learning_rate, schedules.linear, twins.schedules.cosine_unclipped
+RATE, CURVE, COSINE = twins.training.learning_rate, schedules.Linear.curve, twins.schedules.cosine_unclipped
 ADAM = optax.scale_by_adam
 
 # fmt: off
 MUTATIONS = [
     # the schedule and the noise
     Mutation("schedule: beta_end 0.0201", "mlp", "schedule", "betas", TRAINING[:2],
-             setting(schedules, "linear", lambda num_steps, *_: LINEAR(num_steps, beta_end=0.0201))),
+             setting(schedules.Linear, "curve", lambda own: CURVE(SimpleNamespace(**vars(own) | {"beta_end": 0.0201})))),
     Mutation("schedule: cosine with s = 0.01", "convnext_unet", "schedule", "betas", ("schedule",),
-             setting(twins.schedules, "cosine_unclipped", functools.partial(COSINE, s=0.01))),
+             setting(twins.schedules, "cosine_unclipped", lambda num_steps, s: COSINE(num_steps, 0.01))),
     Mutation("schedule: beta for the posterior variance", "mlp", "schedule", "posterior_variance", TRAINING[:2],
              setting(schedules.Schedule, "posterior_variance", property(lambda schedule: schedule.betas))),
     Mutation("add_noise: t + 1", "mlp", "noising", "x_t", TRAINING[:2],
