@@ -266,5 +266,6 @@ def transposed_convolutions(x: np.ndarray, weight: np.ndarray, stride: int, padd
         for edge in sorted({padding, 0, size // 2, max(size - stride, 0) // 2}):
             if size - 1 - edge >= 0:
                 padded = np.pad(spread, ((0, 0), *[(size - 1 - edge,) * 2] * 2, (0, 0)))
-                found[f"{said}padding {edge}"] = _convolved(padded, kernel.swapaxes(0, 1), 1, 1, 1)
+                if min(padded.shape[1:3]) >= size:
+                    found[f"{said}padding {edge}"] = _convolved(padded, kernel.swapaxes(0, 1), 1, 1, 1)
     return found
