@@ -94,8 +94,10 @@ class Causes:
 
     def gradient(self, index: int, name: str) -> str:
         """Of the gradients of the loss."""
-        a, b = (step.gradients for step in self.steps(index))
-        return self._between(a, b, index, name, self.ours.before(index).params)
+        ours, theirs = self.steps(index)
+        found = self._between(ours.gradients, theirs.gradients, index, name, self.ours.before(index).params)
+        # what JAX's optimiser is given may have been clipped before, part by part
+        return found or self._clipped_by_parts(ours.gradients, theirs.fed, theirs)
 
     def _between(self, a: Arrays, b: Arrays, index: int, name: str, params: Arrays) -> str:
         factor = _along_all(a, b)
@@ -157,6 +159,19 @@ class Causes:
         found.pop(1, None)
         return found
 
+    def _clipped_by_parts(self, ours: Arrays, theirs: Arrays, step: Any) -> str:
+        """Whether one side clips each part of an accumulated gradient; theirs: what PyTorch's optimiser takes up."""
+        if len(step.parts) < 2:
+            return ""
+        limit = min(_norm(theirs), _norm(step.gradients))
+        for bound, share in itertools.product((limit, _norm(ours)), (1.0, 1 / len(step.parts))):
+            parts = [_clipped({k: g / share for k, g in part.items()}, bound) for part in step.parts]
+            split: Arrays = {key: sum(part[key] for part in parts) * share for key in step.gradients}  # type: ignore[misc]
+            if self._all_same(split, ours) or self._all_same(split, theirs):
+                side = "JAX" if self._all_same(split, ours) else "PyTorch"
+                return f"{side} clips the gradients of each part and then adds them up, the other the sum"
+        return ""
+
     def fed(self, index: int, ours: Arrays | None = None) -> str:
         """Of gradients as the optimiser takes them up: clipping, its order and kind, weight decay; ours: JAX's, if not seen."""
         a, b = self.steps(index)
@@ -171,15 +186,8 @@ class Causes:
             return f"JAX does not clip: the gradients' norm is {_number(norm)}, PyTorch makes it {_number(limit)}"
         if self._all_same(theirs, raw):
             return f"PyTorch does not clip: the gradients' norm is {_number(norm)}, JAX makes it {_number(_norm(ours))}"
-        if len(b.parts) > 1:
-            split: Arrays = {}
-            for bound in (limit, _norm(ours)):
-                for share in (1.0, 1 / len(b.parts)):
-                    parts = [_clipped({k: g / share for k, g in part.items()}, bound) for part in b.parts]
-                    split = {key: sum(part[key] for part in parts) * share for key in raw}  # type: ignore[misc]
-                    if self._all_same(split, ours) or self._all_same(split, theirs):
-                        side = "JAX" if self._all_same(split, ours) else "PyTorch"
-                        return f"{side} clips the gradients of each part and then adds them up, the other the sum"
+        if by_parts := self._clipped_by_parts(ours, theirs, b):
+            return by_parts
         factor = _along_all(ours, theirs)
         equal = factor is not None and self._all_same({key: factor * theirs[key] for key in theirs}, ours)
         if equal and abs(norm - limit) > 1e-6 * norm:
