@@ -83,11 +83,10 @@ def setting(owner: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch],
     return lambda patch: patch.setattr(owner, name, value)
 
 
-def sampling(sampler: str, **options: Any) -> Callable[[Verification], None]:
+def sampling(sampler: str, steps: int | None = None, **options: Any) -> Callable[[Verification], None]:
     """Not a fault: have the network sampled in another way."""
-    return lambda verification: setattr(
-        verification, "sampling", SampleConfig(Sampler.made(sampler, options), clip=None)
-    )
+    config = SampleConfig(Sampler.made(sampler, options), steps, clip=None)
+    return lambda verification: setattr(verification, "sampling", config)
 
 
 # Broken modules and functions ------------------------------------------------------------------------------------
