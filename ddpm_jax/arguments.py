@@ -141,12 +141,12 @@ class VerifyArgs:
     """Networks, or run folders, whose own weights they then are; all networks unless given. Or a pair of your own: jax_net:Model
     torch_net:Model, classes or functions without arguments of modules in this folder."""
     input: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Of a pair, for each argument in turn: NAME=SHAPE in PyTorch's order of axes, such as x=2,3,32,32; t=2:1000 for integers below
+    """For a pair, each argument in turn: NAME=SHAPE in PyTorch's order of axes, such as x=2,3,32,32; t=2:1000 for integers below
     1000; NAME=FILE.npy."""
     map: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Of a pair: JAX=TORCH, for layers that have another name there."""
+    """For a pair: JAX=TORCH, for layers that have another name there."""
     training: bool = False
-    """Of a pair: compare in training mode."""
+    """For a pair: compare in training mode."""
     traces: tuple[Path, Path] | None = None
     """Two files that verify.record wrote, to compare instead; with --map where layers are called differently."""
     all: bool = False

@@ -193,7 +193,7 @@ class NamedSchedule(Named, Schedule, family="schedule"):
     first: int = field(init=False, default=0, metadata=DERIVED)
     name: str = field(init=False, default="", metadata=DERIVED)  # type: ignore[misc]
     num_steps: int = 1000
-    """T, the number of timesteps; a flow scales its times by it for the network."""
+    """T, the number of timesteps."""
     zero_terminal_snr: bool = field(default=False, kw_only=True)
     """Rescale the schedule so that x_T holds no data at all; needs prediction v or x0."""
 

@@ -47,7 +47,7 @@ class Chip:
     source: str
     """Where all that is published."""
     gpu: GPU | None = None
-    """Of a GPU, the rest."""
+    """The rest of a GPU's figures."""
 
     def __repr__(self) -> str:
         return display.line(self, repr(self.name), f"{self.flops / TERA:g} TFLOP/s", f"{self.memory / GB:.3g} GB")

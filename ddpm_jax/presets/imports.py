@@ -59,8 +59,8 @@ class ImportConfig:
     scheduler: bool = True
     """Take the process and the sampler from the folder's scheduler; otherwise they are those of Ho et al. 2020."""
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
-    """Of a checkpoint of improved-diffusion or guided-diffusion."""
+    """For a checkpoint of improved-diffusion or guided-diffusion."""
     ddp: DDPConfig = field(default_factory=DDPConfig)
-    """Of a file of denoising-diffusion-pytorch."""
+    """For a file of denoising-diffusion-pytorch."""
 
     __repr__ = display.of_fields
