@@ -233,7 +233,7 @@ def test_a_failure_that_the_end_causes_is_not_told(start, tmp_path):
 out = Path({str(tmp_path / "out")!r})
 def grumble(path):
     print("ready")
-    while path.exists(): pass
+    while path.exists(): time.sleep(0.001)
     raise OSError("gone")
 threading.Thread(target=lambda: files.write_atomically(out / "b", grumble)).start()
 files.write_atomically(out / "a", grumble)
