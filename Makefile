@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
+# a process that cannot keep what it has compiled of the libraries compiles it anew: seconds for each command
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow check docs notebooks package format clean
 
 # the main job: train on 1,797 real digits, sample, evaluate
