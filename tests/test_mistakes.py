@@ -139,7 +139,7 @@ MISTAKES = [
     ("sample FILE", "FILE is a file, and a run is a folder", "--out FOLDER"),
     ("sample EMPTY", r"EMPTY holds no config\.json", "--out FOLDER"),
     ("sample BROKEN", r"BROKEN/config\.json cannot be read: Expecting"),
-    ("sample FORMAT", "has format 99; this version of ddpm-jax reads the formats 2 and 3"),
+    ("sample FORMAT", "has format 99; this version of ddpm-jax reads the formats 2 to 4"),
     ("sample BARE", r"config\.json cannot be read: 'config' is missing"),
     ("sample UNKNOWN", r"model has no option 'dimm'", r"Did you mean 'dim'\?"),
     ("sample TYPE", r"model\.dim must be a whole number; got 'four'"),
