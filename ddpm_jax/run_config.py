@@ -12,9 +12,9 @@ from ddpm_jax.typed import value_of
 
 CONFIG = "config.json"
 """Its name."""
-FORMAT = 3
-"""Version of the run folder's layout: 3 has manifests in its checkpoints."""
-READABLE = (2, FORMAT)
+FORMAT = 4
+"""Version of the run folder's layout: 3 has manifests in its checkpoints, 4 a config in which each option belongs to its noun."""
+READABLE = (2, 3, FORMAT)
 """Versions that can be read; a run that is resumed is written in the newest."""
 
 
@@ -64,8 +64,7 @@ def read_tree(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if version not in READABLE:
-        known = " and ".join(map(str, READABLE))
-        raise UserError(f"{path} has format {version!r}; this version of ddpm-jax reads the formats {known}.")
+        raise UserError(f"{path} has format {version!r}; this version of ddpm-jax reads the formats {READABLE[0]} to {FORMAT}.")
     return tree
 
 

@@ -169,7 +169,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged(finished_run, killed_run, recw
 
 
 def test_a_run_of_before_manifests(finished_run, killed_run):
-    """Format 2, as the version before left it: it loads, is resumed to the same bits, and is of format 3 from then on."""
+    """Format 2, as the version before left it: it loads, is resumed to the same bits, and is of format 4 from then on."""
     folder = killed_run(8)
     for checkpoint in (folder / "checkpoints").iterdir():
         (checkpoint / "manifest.json").unlink()
@@ -183,16 +183,16 @@ def test_a_run_of_before_manifests(finished_run, killed_run):
     assert open_run(folder).load_variables()[1] == 8
     train(open_run(folder).config, folder, resume=True)
     assert_same_runs(folder, finished_run)
-    assert json.loads((folder / "config.json").read_text())["format"] == 3
+    assert json.loads((folder / "config.json").read_text())["format"] == 4
     assert (folder / "checkpoints" / "12" / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize("version", [1, 4, "3", None, [3]])
+@pytest.mark.parametrize("version", [1, 5, "3", None, [3]])
 def test_a_run_of_another_format_says_so(killed_run, version):
     folder = killed_run(12)
     tree = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(tree | {"format": version}))
-    with pytest.raises(UserError, match=rf"has format {re.escape(repr(version))}; .* reads the formats 2 and 3"):
+    with pytest.raises(UserError, match=rf"has format {re.escape(repr(version))}; .* reads the formats 2 to 4"):
         open_run(folder)
 
 
