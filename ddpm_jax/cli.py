@@ -489,7 +489,7 @@ def _verify_pair(args: VerifyArgs) -> int:
     from ddpm_jax.verify import loading
 
     inputs = loading.inputs_of(args.input, args.seed)
-    jax_side, torch_side = (loading.load(spec) for spec in args.names)
+    jax_side, torch_side = (loading.load(spec, args.seed) for spec in args.names)
     options: dict[str, Any] = {
         "dtype": args.dtype,
         "device": args.device,

@@ -64,7 +64,9 @@ def read_tree(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if version not in READABLE:
-        raise UserError(f"{path} has format {version!r}; this version of ddpm-jax reads the formats {READABLE[0]} to {FORMAT}.")
+        raise UserError(
+            f"{path} has format {version!r}; this version of ddpm-jax reads the formats {READABLE[0]} to {FORMAT}."
+        )
     return tree
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -102,12 +103,15 @@ def test_mistakes(folder, arguments, said, capsys):
 
 
 def test_sides_and_inputs_by_name(folder):
-    assert type(loading.load("verified_jax:Model")).__name__ == "Model"
+    assert type(loading.load("verified_jax:Model", 0)).__name__ == "Model"
+    for spec, kernel in (("verified_jax:Model", "stem.kernel"), ("verified_torch:Model", "conv.weight")):
+        one, same, other = (attrgetter(kernel)(loading.load(spec, seed))[...] for seed in (3, 3, 4))
+        assert (one == same).all() and (one != other).all()
     found = loading.inputs_of(["x=2,3", "ids=4:10"], seed=0)
     assert found["x"].shape == (2, 3) and found["x"].dtype == np.float64
     assert found["ids"].shape == (4,) and found["ids"].min() >= 0 and found["ids"].max() < 10
     with pytest.raises(UserError, match="a side must be MODULE:NAME"):
-        loading.load("verified_jax")
+        loading.load("verified_jax", 0)
 
 
 RNG = np.random.default_rng(0)

@@ -51,7 +51,8 @@ def to_svg(picture: Picture) -> str:
     square = max(4, 160 // max(rows, columns))
     wide, high = square * columns, square * rows
     gap = 190 - min(wide, 160)
-    parts = [f"<svg class='heat' width='{3 * (wide + gap)}' height='{high + 22}'>"]
+    width, height = 3 * (wide + gap), high + 22
+    parts = [f"<svg class='heat' viewBox='0 0 {width} {height}' width='{width}'>"]
     maps = (
         (f"PyTorch, ±{size:.3g}", a, lambda x: _diverging(x / size)),
         ("JAX, same scale", b, lambda x: _diverging(x / size)),

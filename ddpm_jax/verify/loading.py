@@ -12,10 +12,11 @@ import numpy as np
 from ddpm_jax.errors import UserError, kind_of, meant
 
 
-def load(spec: str) -> Any:
+def load(spec: str, seed: int) -> Any:
     """What MODULE:NAME names: an object as it is; a class, or a function that makes a side, called without arguments.
 
-    The module is looked for in the current folder as well. Where `rngs` is asked for, it gets nnx.Rngs(0).
+    The module is looked for in the current folder as well. Its numbers are drawn from the seed: PyTorch's generator starts
+    there, and so does nnx.Rngs where `rngs` is asked for.
 
     Raises:
         UserError: there is no such module or name, or it needs arguments.
@@ -32,10 +33,10 @@ def load(spec: str) -> Any:
     if not hasattr(module, attribute):
         raise UserError(f"{name} has no {attribute!r}.{meant(attribute, vars(module))}")
     found = getattr(module, attribute)
-    return made(found, spec) if inspect.isclass(found) or inspect.isfunction(found) else found
+    return made(found, spec, seed) if inspect.isclass(found) or inspect.isfunction(found) else found
 
 
-def made(maker: Any, spec: str) -> Any:
+def made(maker: Any, spec: str, seed: int) -> Any:
     """What a class or function makes without arguments, but for rngs."""
     given: dict[str, Any] = {}
     # of a class its own constructor: nnx.Module's metaclass takes anything
@@ -50,14 +51,18 @@ def made(maker: Any, spec: str) -> Any:
     if "rngs" in needed:
         from flax import nnx
 
-        given["rngs"] = nnx.Rngs(0)
+        given["rngs"] = nnx.Rngs(seed)
     missing = [name for name in needed if name not in given]
     if missing:
         raise UserError(
             f"{spec} needs {', '.join(missing)}: name a function without arguments that makes it, "
             f"such as `def model(): return {getattr(maker, '__name__', 'Model')}(...)`."
         )
-    return maker(**given)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return maker(**given)
 
 
 def inputs_of(texts: Iterable[str], seed: int) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -78,19 +79,14 @@ def _section(report: Report) -> str:
     parts = [
         f"<h2>{html.escape(report.title)}</h2>",
         f"<p class='{'ok' if report.ok else 'bad'}'>{verdict}</p>",
-        *(f"<p class='fault'>{html.escape(fault.sentence())}</p>" for fault in report.faults),
+        *(f"<p class='fault'>{_code(fault.sentence())}</p>" for fault in report.faults),
         *(f"<p class='note'>{html.escape(warning)}</p>" for warning in report.warnings),
         f"<p class='env'>{environment}</p>",
     ]
     if report.picture is not None:
         parts.append(f"<p>{html.escape(report.picture.name)}, {report.picture.plane} in JAX's order of axes:</p>")
         parts.append(to_svg(report.picture))
-    parts.append(
-        "<table><tr><th>stage</th><th>PyTorch</th><th>JAX</th><th>error</th><th>allowed</th>"
-        "<th>jax vs float64</th><th>torch vs float64</th><th>1e-18 … 1</th><th></th></tr>"
-    )
-    parts += [_html_row(row) for row in report.rows]
-    parts.append("</table>")
+    parts += _table(report.rows)
     if report.coverage is not None:
         coverage = report.coverage
         parts.append(f"<p>{html.escape(coverage.words(most=0).partition(' (')[0])}</p>")
@@ -103,7 +99,22 @@ def _section(report: Report) -> str:
     return "\n".join(parts)
 
 
-def _html_row(row: Row) -> str:
+def _table(rows: Sequence[Row]) -> list[str]:
+    """Both sides beside each other; how far each is from float64, where that was computed."""
+    oracle = any(row.jax_error is not None for row in rows)
+    titles = ["stage", "PyTorch", "JAX", "error", "allowed", "1e-18 … 1", *_ORACLE * oracle, ""]
+    heading = "".join(f"<th>{title}</th>" for title in titles)
+    return [
+        f"<div class='wide'><table><tr>{heading}</tr>",
+        *(_html_row(row, oracle=oracle) for row in rows),
+        "</table></div>",
+    ]
+
+
+_ORACLE = ("jax vs float64", "torch vs float64")
+
+
+def _html_row(row: Row, *, oracle: bool) -> str:
     bar, mark = _position(row.error), _position(row.tolerance)
     chart = (
         f"<svg width='240' height='12'><rect width='{bar:.0f}' height='12' class='{'ok' if row.ok else 'bad'}'/>"
@@ -116,12 +127,17 @@ def _html_row(row: Row) -> str:
         f"{row.name} {_shape(row.shape)}",
         f"{row.error:.2e}",
         f"{row.tolerance:.0e}",
-        short(row.jax_error),
-        short(row.torch_error),
     ]
-    text = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    text = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + f"<td>{chart}</td>"
+    if oracle:
+        text += "".join(f"<td>{short(error)}</td>" for error in (row.jax_error, row.torch_error))
     note = html.escape("; ".join(part for part in (row.note, row.layout) if part))
-    return f"<tr{'' if row.ok else ' class=bad'}>{text}<td>{chart}</td><td class='env'>{note}</td></tr>"
+    return f"<tr{'' if row.ok else ' class=bad'}>{text}<td class='env'>{note}</td></tr>"
+
+
+def _code(sentence: str) -> str:
+    """A sentence in which names stand between backticks."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(sentence))
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -134,13 +150,15 @@ def _position(error: float) -> float:
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Parity report</title><style>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Parity report</title><style>
 body { font: 14px system-ui, sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse } th { text-align: left } td, th { padding: 1px 10px 1px 0; white-space: nowrap }
-td:nth-child(n+4):nth-child(-n+7) { font-family: monospace; text-align: right }
-p.ok { color: #17692c } p.bad, tr.bad td { color: #a11616; font-weight: 600 } .env, tr td.env { color: #666; font-weight: 400 }
+td:nth-child(4), td:nth-child(5), td:nth-child(n+7) { font-family: monospace; text-align: right } div.wide { overflow-x: auto }
+p.ok { color: #17692c } p.bad, tr.bad td { color: #a11616; font-weight: 600 }
+.env, tr td.env { color: #666; font: 400 12px system-ui, sans-serif }
 p.fault { margin: .4em 0; padding: .5em .8em; background: #fdf0ee; border-left: 4px solid #c0392b } p.note { color: #8a5a00 }
-svg.heat { background: none; margin: .5em 0 } svg.heat text { font: 12px system-ui, sans-serif }
+svg.heat { max-width: 100%; height: auto; background: none; margin: .5em 0 } svg.heat text { font: 12px system-ui, sans-serif }
 svg { background: #f0f0f0 } rect.ok { fill: #5b8fb9 } rect.bad { fill: #c0392b } line { stroke: #222 }
 </style></head><body><h1>Parity report</h1>
 <p>error = max |jax - torch| / max |torch|. The bar is the error on a logarithmic scale, the black line what is allowed.</p>
