@@ -10,6 +10,7 @@ from flax import nnx
 
 from ddpm_jax import cli, verify
 from ddpm_jax.errors import UserError
+from ddpm_jax.verify import stages
 from ddpm_jax.verify.jax_side import program_of
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.pages import to_html, to_json
@@ -386,3 +387,14 @@ def test_weights_of_another_network_are_refused(tmp_path, capsys):
     assert cli.main(arguments) == 2
     assert "conv_in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_adam_makes_of_rounding_is_told():
+    """Only of numbers whose gradients the two sides do not share: another fault of an optimiser has no such excuse."""
+    theirs = np.linspace(1, 2, 10)
+    ours = theirs + 0.1 * (np.arange(10) < 4)
+    exact = np.ones(10)
+    rounded = np.where(np.arange(10) < 3, 1e-9, 1.0)
+    noisy = [(exact, exact), (np.where(rounded < 1, -1e-9, 1.0), rounded)]
+    assert stages._of_rounding(ours, theirs, 1e-3, noisy).startswith("3 of the 4 numbers that differ had a gradient")
+    assert stages._of_rounding(ours, theirs, 1e-3, [(exact, exact)] * 3) == ""

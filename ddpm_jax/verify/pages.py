@@ -48,8 +48,9 @@ def to_markdown(reports: Sequence[Report]) -> str:
 
 
 def _told(report: Report) -> list[str]:
-    """What a table of errors does not say: the faults, and what was not compared."""
+    """What a table of errors does not say: why, and what was not compared."""
     lines = [f"{fault.sentence()}." for fault in report.faults]
+    lines += [f"{row.stage}, `{row.name}`: {row.note}." for row in report.worst().values() if row.note and not row.ok]
     if report.coverage is not None and report.coverage.left_out:
         lines.append(f"{report.coverage.words()}.")
     return lines

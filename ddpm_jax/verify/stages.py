@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,8 @@ BATCH = 3
 """Examples in a batch: enough for statistics, and few enough to be quick."""
 WALK = 8
 """Steps of the trajectory."""
+NOISY = 0.1
+"""Relative difference from which on a gradient is said to be mostly rounding."""
 DRAWS = 24
 """How often inputs are drawn, at most, for a network with ReLUs."""
 TRAINING = TrainConfig(lr=5e-4, warmup_steps=2, grad_clip=0.1, ema_decay=0.2)
@@ -232,22 +234,32 @@ class Verification:
         twin_state = twins.create_state(twin, twins.make_optimizer(twin.parameters(), rate))
         twin_update = twins.Update(self.twin_process, TRAINING.ema_decay, grad_clip=TRAINING.grad_clip)
         twin_labels = None if self.labels is None else self.torch.as_tensor(self.labels)
+        history: list[tuple[Any, Any]] = []
         for index in range(3):
             noise = (1 + index) * self.noise  # other gradients each time: Adam does not see a scale that they share
             examples = Examples(x_0, self._jax_images(noise), t, labels)
             found = gradients(state, examples)
             if index == 0:
                 yield from self._gradients(model, found.losses.mean(), found.params)
+            drawn = twins.Examples(
+                self._tensor(self.x_0), self._tensor(noise), self.torch.as_tensor(self.t), twin_labels
+            )
+            theirs = twin_update.gradients(twin_state, drawn)
+            history.append((to_torch(model, {"params": found.params}), copy.deepcopy(theirs.params)))
             state, _ = apply(state, examples, found)
-            drawn = self._tensor(self.x_0), self._tensor(noise), self.torch.as_tensor(self.t), twin_labels
-            twin_update.with_draws(twin_state, twins.Examples(*drawn))
+            twin_update.apply(twin_state, drawn, theirs)
         for stage, tree, theirs in (
             ("optimiser", state.params, twin_state.model),
             ("average", state.ema_params, twin_state.ema_model),
         ):
             tensors = dict(theirs.named_parameters())
-            for key, ours in to_torch(model, {"params": tree}).items():
-                yield self.measure.row("training", key, ours.numpy(), tensors[key].detach().numpy(), stage=stage)
+            for key, tensor in to_torch(model, {"params": tree}).items():
+                pair = tensor.numpy(), tensors[key].detach().numpy()
+                found = self.measure.row("training", key, *pair, stage=stage)
+                grads = [tuple(side[key].numpy() for side in step) for step in history]
+                yield (
+                    found if found.ok else dataclasses.replace(found, note=_of_rounding(*pair, found.tolerance, grads))
+                )
 
     def _gradients(self, model: nnx.Module, loss: jax.Array, grads: Any) -> Iterator[Row]:
         """Loss and gradients by parameter, in float32 with what float64 says of either side."""
@@ -385,6 +397,22 @@ class Verification:
 
     def _images(self, array: jax.Array) -> np.ndarray:
         return np.moveaxis(np.asarray(array), -1, 1) if array.ndim == 4 else np.asarray(array)
+
+
+def _of_rounding(ours: np.ndarray, theirs: np.ndarray, allowed: float, grads: Sequence[tuple[Any, ...]]) -> str:
+    """Why parameters part after steps of Adam, where their gradients are mostly rounding: it divides each by its own size.
+
+    grads: of each step, in JAX and in PyTorch.
+    """
+    off = np.abs(ours - theirs) > allowed * np.abs(theirs).max()
+    apart = np.max([np.abs(a - b) / np.maximum(np.abs(b), np.finfo(np.float32).tiny) for a, b in grads], axis=0)[off]
+    lost = apart > NOISY
+    if not lost.any():
+        return ""
+    return (
+        f"{lost.sum():,} of the {off.sum():,} numbers that differ had a gradient that is mostly rounding (the two sides' differ by "
+        f"{apart[lost].min():.0%} or more), and Adam divides a gradient by its own size"
+    )
 
 
 def verify(name: str, **options: Any) -> Report:
