@@ -57,7 +57,7 @@ def test_the_twin(name):
     assert_gradients_agree(rec, config, {key: p.grad for key, p in twin.named_parameters()}, x.grad.numpy())
 
 
-@pytest.mark.parametrize("name", WITH_JAX)
+@pytest.mark.parametrize("name", [WITH_JAX[0], pytest.param(WITH_JAX[1], marks=pytest.mark.slow)])
 def test_ours(name):
     rec, config, _, tensors, x_t = read(name)
     model = models.abstract(config)

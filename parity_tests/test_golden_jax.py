@@ -113,8 +113,10 @@ def test_network(name, precision):
         assert_agrees("call", ours, statistics[key], key)
 
 
-@PRECISIONS
-@pytest.mark.parametrize("expansion", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    ("expansion", "precision"),
+    [(3, "f64"), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, "f32"), (1, "f64"), (1, "f32")))],
+)
 def test_convnext_unet(expansion, precision):
     rec = record(f"convnext_unet_{precision}")
     t, labels = integers(rec["t"]), integers(rec["classes"])
@@ -127,7 +129,9 @@ def test_convnext_unet(expansion, precision):
         assert_agrees("call", channels_first(output), rec[f"eps_m{expansion}_{ending}"], ending)
 
 
-@pytest.mark.parametrize(("name", "options"), [("annotated_unet", {}), ("annotated_unet_rgb", RGB)])
+@pytest.mark.parametrize(
+    ("name", "options"), [("annotated_unet", {}), pytest.param("annotated_unet_rgb", RGB, marks=pytest.mark.slow)]
+)
 def test_annotated_unet(name, options):
     rec = record(name)
     model = network("annotated_unet", weights(rec), "f32", **options)

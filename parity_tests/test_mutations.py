@@ -1,6 +1,7 @@
 """`ddpm verify` notices every fault of the table, where it lies; without one, it notices nothing."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from mutations import MUTATIONS, OPTIONS, Mutation, verification
@@ -15,7 +16,21 @@ def table() -> Iterator[None]:
     print("\n" + "\n".join(FOUND))
 
 
-@pytest.mark.parametrize("network", OPTIONS)
+QUICK = 3
+"""Faults of a network that are planted always; the others, and those of the largest networks, are slow."""
+LARGE = ("convnext_unet", "tiny_unet")
+
+
+def faults() -> Iterator[Any]:
+    for index, mutation in enumerate(MUTATIONS):
+        before = sum(other.network == mutation.network for other in MUTATIONS[:index])
+        slow = before >= QUICK or mutation.network in LARGE
+        yield pytest.param(mutation, id=mutation.name, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize(
+    "network", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in OPTIONS]
+)
 def test_nothing_is_noticed_where_nothing_is_broken(network: str):
     """The control: all that any fault of this network is looked for in."""
     stages = {stage for mutation in MUTATIONS if mutation.network == network for stage in mutation.stages}
@@ -23,7 +38,7 @@ def test_nothing_is_noticed_where_nothing_is_broken(network: str):
     assert report.ok, report.table()
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("mutation", [*faults()])
 def test_the_fault_is_noticed_where_it_lies(mutation: Mutation, monkeypatch: pytest.MonkeyPatch):
     mutation.patch(monkeypatch)
     broken = verification(mutation.network)

@@ -95,7 +95,7 @@ def test_every_network_is_here():
     assert {network for network, *_ in CASES.values()} == set(MODELS)
 
 
-QUICK = ["unet", "tiny_unet", "mlp", "conv_net"]
+QUICK = ["mlp", "conv_net"]
 
 
 def is_slow(case, dtype):

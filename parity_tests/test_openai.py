@@ -65,7 +65,9 @@ def read(theirs, told, **options):
         return weights.from_openai(theirs.state_dict(), **told, **options)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "three levels" in name else ()) for name in CONFIGS]
+)
 def test_checkpoints(name):
     theirs, told = checkpoint(name)
     config, tensors = read(theirs, told)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from tolerances import assert_close
-from twins import indices, make_pair, normal, to_nchw
+from twins import make_pair, normal
 
-from ddpm_jax import models, processes, schedules, weights
+from ddpm_jax import processes, schedules, verify, weights
 from ddpm_jax.compilation import jit
 from ddpm_jax.presets import TrainConfig, system_of
 from ddpm_jax.training import Examples, Update, create_state, make_optimizer
@@ -38,50 +38,88 @@ def update_of(process):
     return jit(Update(process, make_optimizer(CONFIG), CONFIG.ema_decay).with_draws)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPTIONS]
-)
-def test_twenty_updates(name, dtype):
-    """Losses, parameters, statistics and the average, in either precision.
+class Both:
+    """One network's training in both frameworks, and what each step is given."""
 
-    Adam makes every gradient as long as the learning rate, those that are all rounding included (a bias before a norm): in float32
-    such a parameter may go anywhere within the twenty steps, and no further.
-    """
-    model, twin = make_pair(name, dtype, **OPTIONS[name])
-    process = system_of(models.configure(name, {}))[0]
-    twin_schedule = getattr(twin_schedules, process.schedule.name)(process.schedule.num_steps)
-    twin_process = twin_processes.GaussianDiffusion(
-        twin_schedule, process.prediction, process.loss, weighting=process.weighting
-    )
-    state = create_state(model, make_optimizer(CONFIG))
-    twin_state = twin_training.create_state(twin, torch.optim.Adam(twin.parameters(), lr=CONFIG.lr))
-    step, twin_update = update_of(process), twin_training.Update(twin_process, CONFIG.ema_decay)
-
-    # at 16, the inmost BatchNorm of some would see one pixel of each image
-    rng, batch, size = np.random.default_rng(0), 4 if name in SLOW else 8, OPTIONS[name].get("image_size", 32)
-    shape = (batch, 2) if name == "mlp" else (batch, size, size, model.config.channels)
-    first, last = process.schedule.timesteps[[0, -1]]
-    for k in range(UPDATES):
-        x_0, noise = normal(dtype, *shape, seed=2 * k), normal(dtype, *shape, seed=2 * k + 1)
-        t, tt = indices(rng.integers(first, last + 1, batch))
-        labels, tlabels = (
-            indices(rng.integers(0, 10, batch)) if getattr(model.config, "num_classes", None) else (None,) * 2
+    def __init__(self, name, dtype):
+        self.model, self.twin = make_pair(name, dtype, **OPTIONS[name])
+        process = system_of(self.model.config)[0]
+        twin_schedule = getattr(twin_schedules, process.schedule.name)(process.schedule.num_steps)
+        twin_process = twin_processes.GaussianDiffusion(
+            twin_schedule, process.prediction, process.loss, weighting=process.weighting
         )
-        state, metrics = step(state, Examples(jnp.asarray(x_0), jnp.asarray(noise), t, labels))
-        tensors = map(torch.from_numpy if name == "mlp" else to_nchw, (x_0, noise))
-        _, found = twin_update.with_draws(twin_state, twin_training.Examples(*tensors, tt, tlabels))
-        assert_close("training", metrics["loss"], np.asarray(found["loss"], dtype), f"{name}: loss {k}")
+        self.state = create_state(self.model, make_optimizer(CONFIG))
+        self.twin_state = twin_training.create_state(self.twin, torch.optim.Adam(self.twin.parameters(), lr=CONFIG.lr))
+        self.update, self.twin_update = update_of(process), twin_training.Update(twin_process, CONFIG.ema_decay)
+        # at 16, the inmost BatchNorm of some would see one pixel of each image
+        rng, batch, size = np.random.default_rng(0), 4 if name in SLOW else 8, OPTIONS[name].get("image_size", 32)
+        shape = (batch, 2) if name == "mlp" else (batch, size, size, self.model.config.channels)
+        first, last = process.schedule.timesteps[[0, -1]]
+        self.batches = []
+        for k in range(UPDATES):
+            x_0, noise = (normal(dtype, *shape, seed=2 * k + part) for part in range(2))
+            t = rng.integers(first, last + 1, batch)
+            labels = rng.integers(0, 10, batch) if getattr(self.model.config, "num_classes", None) else None
+            self.batches.append((x_0, noise, t) if labels is None else (x_0, noise, t, labels))
+        self.twin_batches = [tuple(np.moveaxis(a, -1, 1) if a.ndim == 4 else a for a in b) for b in self.batches]
+
+    def step(self, state, *drawn):
+        state, metrics = self.update(state, Examples(*map(jnp.asarray, drawn)))
+        return state, metrics["loss"]
+
+    def twin_step(self, *drawn):
+        return self.twin_update.with_draws(self.twin_state, twin_training.Examples(*map(torch.as_tensor, drawn)))[1][
+            "loss"
+        ]
+
+
+def each_system(test):
+    slow = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPTIONS]
+    return pytest.mark.parametrize("name", slow)(test)
+
+
+@each_system
+def test_twenty_updates(name):
+    """In lockstep, by the comparison that strangers' trainings go through."""
+    both = Both(name, "float64")
+    report = verify.compare_training(
+        verify.JaxTraining.of_step(both.step, both.state, model=both.model),
+        verify.TorchTraining.of_step(
+            both.twin_step, both.twin, both.twin_state.optimizer, ema=both.twin_state.ema_model
+        ),
+        both.batches,
+        torch_batches=both.twin_batches,
+        steps=UPDATES,
+    )
+    assert report.ok, report.table()
+    seen = {row.stage.partition(" ")[2].partition(" ")[2] for row in report.rows}
+    always = {"data", "loss", "first moment", "second moment", "learning rate", "weight decay", "update", "average"}
+    assert seen == always | ({"statistics"} if both.state.batch_stats else set())
+
+
+@each_system
+def test_twenty_updates_in_float32(name):
+    """Losses, parameters, statistics and the average.
+
+    Adam makes every gradient as long as the learning rate, those that are all rounding included (a bias before a norm): such a
+    parameter may go anywhere within the twenty steps, and no further.
+    """
+    both, dtype = Both(name, "float32"), "float32"
+    state, twin, twin_state = both.state, both.twin, both.twin_state
+    for k, (drawn, twin_drawn) in enumerate(zip(both.batches, both.twin_batches, strict=True)):
+        state, loss = both.step(state, *drawn)
+        assert_close("training", loss, np.asarray(both.twin_step(*twin_drawn), dtype), f"{name}: loss {k}")
 
     moments = {key: twin_state.optimizer.state[p]["exp_avg_sq"].sqrt().max() for key, p in twin.named_parameters()}
     rounding = {key for key, size in moments.items() if size < ROUNDING * max(moments.values())}
     assert len(rounding) < len(moments) / 2
-    ours = weights.to_numpy(model, {"params": state.params, "batch_stats": state.batch_stats})
-    averages = weights.to_numpy(model, {"params": state.ema_params})
+    ours = weights.to_numpy(both.model, {"params": state.params, "batch_stats": state.batch_stats})
+    averages = weights.to_numpy(both.model, {"params": state.ema_params})
     for what, arrays, theirs in (("", ours, twin), ("average of ", averages, twin_state.ema_model)):
         tensors = theirs.state_dict()
         for key, array in arrays.items():
             # a running mean takes in the bias before its norm
-            if dtype == "float32" and (key in rounding or key.endswith("running_mean")):
+            if key in rounding or key.endswith("running_mean"):
                 apart = np.abs(array - tensors[key].numpy()).max()
                 assert apart <= 2 * UPDATES * CONFIG.lr, f"{what}{key}"
             else:

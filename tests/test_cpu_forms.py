@@ -63,7 +63,7 @@ def compiled(function, *args):
     return jax.jit(function, compiler_options=once())(*args)
 
 
-QUICK = ("conv_net", "mlp", "tiny_unet", "unet")
+QUICK = ("conv_net", "mlp", "unet")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=pytest.mark.slow if place.startswith("before") else ()) for place in PLACES]
+)
 def test_sigterm_saves_and_leaves(ddpm, finished_run, tmp_path, monkeypatch, place):
     """A second one changes nothing; no time is spent on pictures; the run goes on to the bits of the undisturbed one."""
     owner, name, call, step = PLACES[place]
@@ -402,6 +404,7 @@ def test_a_run_skips_and_counts_and_may_be_killed_meanwhile(ddpm, tmp_path, pois
     assert_same_runs(folder, whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_goes_on_skipping(ddpm, tmp_path, poisoned):
     poisoned(5)
     status, said = ddpm()

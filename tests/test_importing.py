@@ -286,6 +286,7 @@ def test_a_checkpoint_of_openai(tmp_path, monkeypatch, capsys):
     assert "pass num_heads or head_dim" in error
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_convolutions_that_resample(tmp_path, monkeypatch, capsys):
     """conv_resample = False is read off the numbers that are left out; the run samples, and goes out and in again."""
     monkeypatch.setattr(weights.openai, "GROUPS", 4)

@@ -87,6 +87,7 @@ def test_guided_and_self_conditioned_samples_do_not_depend_on_the_batch():
     np.testing.assert_allclose(np.concatenate([draw(3, 0), draw(5, 3)]), draw(8, 0), **CLOSE)
 
 
+@pytest.mark.slow
 def test_each_sample_of_the_adaptive_solver_takes_its_own_steps():
     """One that is hard to solve gives the others no more steps than they take alone."""
     process = processes.FlowMatching()
@@ -138,7 +139,13 @@ def test_edits_do_not_depend_on_what_is_edited_beside():
 # Runs and commands
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(), DPMSolver(sde=True)], ids=["ancestral", "dpmpp_2m_sde"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(Ancestral(), id="ancestral", marks=pytest.mark.slow),
+        pytest.param(DPMSolver(sde=True), id="dpmpp_2m_sde"),
+    ],
+)
 def test_a_runs_samples_depend_neither_on_their_count_nor_on_the_batch(finished_run, sampler):
     """Nor do the frames: as many samples are animated, whatever the batch."""
     run = open_run(finished_run)

@@ -86,6 +86,7 @@ def test_bits_per_dimension(rich_run, capsys):
     assert found["bits_per_dim"] > 3
 
 
+@pytest.mark.slow
 def test_flows(tiny, tmp_path):
     """A run by flow matching draws, plots and evaluates as another; its samples come from the velocity."""
     folder = tmp_path / "flow"
@@ -227,7 +228,7 @@ def test_mistakes_with_a_run(arguments, says, finished_run, capsys):
     assert says in refusal(capsys, *(str(finished_run) if part == "RUN" else part for part in arguments.split()))
 
 
-@pytest.mark.parametrize("kind", ["flow", "blending"])
+@pytest.mark.parametrize("kind", ["flow", pytest.param("blending", marks=pytest.mark.slow)])
 def test_every_kind_of_process_is_chosen(kind, tiny, tmp_path):
     options = ["--process.kind", kind, "--sample.sampler", "euler", "--sample.steps", 2]
     assert ddpm("train", "digits", *tiny, *options, "--out", tmp_path / "run") == 0

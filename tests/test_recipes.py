@@ -177,6 +177,7 @@ def _leaves(tree):
     ]
 
 
+@pytest.mark.slow
 def test_a_finetuned_run_is_resumed_without_its_origin(points_run, tmp_path):
     origin = open_run(points_run)
     config = replace(origin.config, data=replace(origin.config.data, source="disc-grid:100"))

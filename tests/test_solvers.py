@@ -123,7 +123,7 @@ def test_mean_and_deviation(process, sampler):
     assert (np.abs(x_0.std(0) - STD) < 4 * error + 0.04 * STD).all()
 
 
-@pytest.mark.parametrize("process", [FLOW, BLEND])
+@pytest.mark.parametrize("process", [pytest.param(FLOW, marks=pytest.mark.slow), BLEND])
 def test_an_adaptive_solver_keeps_its_tolerance(process):
     x_T = np.random.default_rng(0).standard_normal((50, 3))
     errors, counts = [], []

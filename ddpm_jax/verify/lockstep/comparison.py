@@ -24,6 +24,10 @@ QUANTITY = {"data": "process", "loss": "loss", "statistics": "statistics", "grad
 """What is compared -> whose tolerance it has; all else has that of "training"."""
 
 
+MOST_CORRECTED = 10.0
+"""How much larger a first moment is made, at most, to make up for its start at zero: 1 / (1 - 0.9)."""
+
+
 @dataclass
 class TrainingReport(Report):
     """Rows in the order in which a training computes them, and why the first that diverges does."""
@@ -223,6 +227,15 @@ class _Comparison:
                 yield row, lambda kind=kind: self.causes.moment(k, kind)
         yield from self._update(k)
 
+    def _due_to_rounding(self, k: int, name: str) -> np.ndarray | float:
+        """How far moves may part because first moments do, which agree: Adam divides each by its size, be it rounding alone."""
+        a, b = self.causes.steps(k)
+        if any(name not in side.moments.get(kind, {}) for side in (a, b) for kind in ("first", "second")):
+            return 0.0
+        apart = np.abs(a.moments["first"][name] - b.moments["first"][name])
+        size = np.sqrt(b.moments["second"][name]) + self.theirs.settings.get("eps", 1e-8)
+        return MOST_CORRECTED * b.rates.get(name, 0.0) * apart / size
+
     def _update(self, k: int) -> Iterator[tuple[Row, Any]]:
         a, b = self.causes.steps(k)
         ours, theirs = self.updates[k]
@@ -244,6 +257,8 @@ class _Comparison:
         }
         top = max((float(np.abs(move).max(initial=0.0)) for _, move in moves.values()), default=0.0)
         for name, (mine, other) in moves.items():
+            due = self._due_to_rounding(k, name)
+            mine = mine - np.clip(mine - other, -due, due)
             yield self._row(k, "update", name, mine, other, top * 1e-2), lambda: self.causes.update(k, ours, theirs)
         for name in (name for name in b.average if name in a.average):
             row = self._row(k, "average", name, a.average[name], b.average[name])

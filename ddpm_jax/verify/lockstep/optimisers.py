@@ -10,7 +10,7 @@ from ddpm_jax.verify.lockstep.history import Arrays, History
 
 EPSILONS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-10, 1e-12, 1e-16, 0.0)
 """Values that are tried, beside PyTorch's own."""
-MOST = 20_000
+MOST = 2_000
 """Numbers of one parameter that a fit looks at."""
 
 
