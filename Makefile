@@ -42,9 +42,9 @@ package: $(VENV)/bin/python
 	cd build/package && bin/ddpm --version
 	cd build/package && bin/python -c 'import sys, ddpm_jax; sys.exit(bool(sys.modules.keys() & {"torch", "tensorflow", "sklearn"}))'
 
-# two of the examples as notebooks with their pictures: minutes of training
+# three of the examples as notebooks with their pictures: minutes of training
 notebooks: $(VENV)/installed-docs
-	for name in points digits; do \
+	for name in points digits verify_port; do \
 		$(BIN)/jupytext examples/$$name.py --to ipynb --set-kernel python3 --execute --run-path . --output docs/notebooks/$$name.ipynb || exit 1; \
 	done
 

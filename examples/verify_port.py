@@ -1,10 +1,12 @@
-"""Is a port the same function? A PyTorch network, and it in Flax NNX twice: right, and with flax's defaults where PyTorch's differ.
+# %% [markdown]
+"""
+# Is a port the same function?
 
-verify.compare gives both the PyTorch weights and the same inputs, and holds everything that they compute against each other. The
-first layer that differs is the one to look at: those after it may only have inherited its error. It needs PyTorch: pip install
-"ddpm-jax[torch]".
+A PyTorch network, and it in Flax NNX: right, and with flax's defaults where PyTorch's differ. `verify.compare` gives both the same
+weights and inputs, and holds everything that they compute against each other. PyTorch is needed: `pip install "ddpm-jax[torch]"`.
 """
 
+# %%
 import numpy as np
 import torch
 from flax import nnx
@@ -34,8 +36,14 @@ class TorchDenoiser(torch.nn.Module):
         return self.net(x_t + self.time(t[:, None].to(x_t.dtype) / 1000)[:, :, None, None])
 
 
+# %% [markdown]
+# ## The port
+# Epsilon of the norm, and padding of the convolution with stride 2, are what one gets wrong.
+
+
+# %%
 class Denoiser(nnx.Module):
-    """The port; epsilon of the norm, and padding of the convolution with stride 2, are what one gets wrong."""
+    """The same, in JAX's order of axes."""
 
     def __init__(self, epsilon, padding, *, rngs):
         self.first = nnx.Conv(1, DIM, (3, 3), rngs=rngs)
@@ -51,22 +59,34 @@ class Denoiser(nnx.Module):
         return self.up(nnx.silu(self.down(x)))
 
 
-# PyTorch's order of axes, images and integers alike; and the layers that have another name there
+# %% [markdown]
+# ## Compare
+# Inputs are in PyTorch's order of axes. Layers that have another name there are mapped.
+
+# %%
 rng = np.random.default_rng(0)
 inputs = rng.standard_normal((4, 1, 16, 16)), np.array([0, 10, 500, 999])
 names = {"first": "net.0", "norm": "net.1", "down": "net.3", "up": "net.5"}
 
 torch.manual_seed(0)
 original = TorchDenoiser()
-ports = {
-    "right": Denoiser(epsilon=1e-5, padding=1, rngs=nnx.Rngs(0)),
-    "wrong padding": Denoiser(epsilon=1e-5, padding="SAME", rngs=nnx.Rngs(0)),
-    "wrong epsilon, wrong padding": Denoiser(epsilon=1e-6, padding="SAME", rngs=nnx.Rngs(0)),
-}
-reports = {title: verify.compare(port, original, inputs, names=names, title=title) for title, port in ports.items()}
-for report in reports.values():
-    print(report.table(), end="\n\n")
+right = Denoiser(epsilon=1e-5, padding=1, rngs=nnx.Rngs(0))
+report = verify.compare(right, original, inputs, names=names, title="the right port")
+assert report.ok
+print(report.table())
 
-assert reports["right"].ok
-assert reports["wrong padding"].first_divergence.name == "down"
-assert reports["wrong epsilon, wrong padding"].first_divergence.name == "norm"
+# %% [markdown]
+# ## Two faults at once
+# Each is found at its own layer: every layer is fed what its partner in PyTorch was fed, so that none answers for another's fault.
+
+# %%
+wrong = Denoiser(epsilon=1e-6, padding="SAME", rngs=nnx.Rngs(0))
+report = verify.compare(wrong, original, inputs, names=names, title="flax's defaults")
+assert [fault.name for fault in report.faults] == ["norm", "down"]
+print(report.table())
+
+# %% [markdown]
+# A report shows itself: both sides beside each other, and the first layer that differs.
+
+# %%
+report

@@ -69,7 +69,12 @@ def to_json(reports: Iterable[Report]) -> str:
 
 def to_html(reports: Iterable[Report]) -> str:
     """One page that stands alone: the faults, the first layer that diverges, both sides' layers beside each other."""
-    return _PAGE.replace("{body}", "\n".join(_section(report) for report in reports))
+    return _PAGE.replace("{style}", _STYLE).replace("{body}", "\n".join(_section(report) for report in reports))
+
+
+def to_fragment(report: Report) -> str:
+    """The same of one report, to be shown within another page: a notebook's."""
+    return f"{_STYLE}<div class='parity'>{_section(report)}</div>"
 
 
 def _section(report: Report) -> str:
@@ -150,19 +155,27 @@ def _position(error: float) -> float:
     return 240 * min(max((math.log10(max(error, 1e-18)) + 18) / 18, 0.0), 1.0) if math.isfinite(error) else 240.0
 
 
+_STYLE = """<style>
+.parity { font: 14px system-ui, sans-serif; color: #222 }
+.parity table { border-collapse: collapse } .parity th { text-align: left }
+.parity td, .parity th { padding: 1px 10px 1px 0; white-space: nowrap; text-align: left }
+.parity td:nth-child(4), .parity td:nth-child(5), .parity td:nth-child(n+7) { font-family: monospace; text-align: right }
+.parity div.wide { overflow-x: auto }
+.parity p.ok { color: #17692c } .parity p.bad, .parity tr.bad td { color: #a11616; font-weight: 600 }
+.parity .env, .parity tr td.env { color: #666; font: 400 12px system-ui, sans-serif }
+.parity p.fault { margin: .4em 0; padding: .5em .8em; background: #fdf0ee; border-left: 4px solid #c0392b }
+.parity p.note { color: #8a5a00 }
+.parity svg { background: #f0f0f0 } .parity svg line { stroke: #222 }
+.parity rect.ok { fill: #5b8fb9 } .parity rect.bad { fill: #c0392b }
+.parity svg.heat { max-width: 100%; height: auto; background: none; margin: .5em 0 }
+.parity svg.heat text { font: 12px system-ui, sans-serif }
+</style>
+"""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>Parity report</title><style>
-body { font: 14px system-ui, sans-serif; margin: 2em; color: #222 }
-table { border-collapse: collapse } th { text-align: left } td, th { padding: 1px 10px 1px 0; white-space: nowrap }
-td:nth-child(4), td:nth-child(5), td:nth-child(n+7) { font-family: monospace; text-align: right } div.wide { overflow-x: auto }
-p.ok { color: #17692c } p.bad, tr.bad td { color: #a11616; font-weight: 600 }
-.env, tr td.env { color: #666; font: 400 12px system-ui, sans-serif }
-p.fault { margin: .4em 0; padding: .5em .8em; background: #fdf0ee; border-left: 4px solid #c0392b } p.note { color: #8a5a00 }
-svg.heat { max-width: 100%; height: auto; background: none; margin: .5em 0 } svg.heat text { font: 12px system-ui, sans-serif }
-svg { background: #f0f0f0 } rect.ok { fill: #5b8fb9 } rect.bad { fill: #c0392b } line { stroke: #222 }
-</style></head><body><h1>Parity report</h1>
+<meta name="viewport" content="width=device-width"><title>Parity report</title>
+{style}</head><body style="margin: 2em"><div class="parity"><h1>Parity report</h1>
 <p>error = max |jax - torch| / max |torch|. The bar is the error on a logarithmic scale, the black line what is allowed.</p>
 {body}
-</body></html>
+</div></body></html>
 """

@@ -106,6 +106,12 @@ class Report:
         found = "agreement" if first is None else f"DIVERGENCE, first at {first.stage}: {display.short(first.name)}"
         return display.line("Report", display.short(self.title), f"{len(self.rows)} quantities", found)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: both sides' layers beside each other, the faults, and the first layer that diverges."""
+        from ddpm_jax.verify.pages import to_fragment
+
+        return to_fragment(self)
+
     @property
     def ok(self) -> bool:
         """Whether every row is within its tolerance, and no fault hides below it."""
