@@ -1,6 +1,6 @@
 """What each form for XLA's CPU compiler gains in whole networks: python scripts/measure_cpu_forms.py [NETWORK ...] [--out FILE].
 
-A network is run with all forms and with all but one, in turn and in one process; compilation is apart. Where its program is the same
+A network is run with all forms and with all but one, in turn and in one process; compilation is apart. Where a program is the same
 without a form, the gain is null. What is measured is written after each pair, and a file that is there is gone on with.
 """
 
