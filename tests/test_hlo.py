@@ -197,6 +197,33 @@ def test_loops_count_as_often_as_they_turn():
     assert ours.loops == [None] and ours.matrix_flops == {"f32": 2 * 2 * 16**3}
 
 
+IN_PARTS = """HloModule jit_f
+
+%begin (p: bf16[64,256]) -> bf16[256,256] {{
+  %p = bf16[64,256]{{1,0}} parameter(0)
+  ROOT %gather = bf16[256,256]{{1,0}} all-gather(%p), channel_id=2, dimensions={{0}}, frontend_attributes={{chain_id="1"}}
+}}
+
+%end (q: bf16[64,256]) -> bf16[256,256] {{
+  %q = bf16[64,256]{{1,0}} parameter(0)
+  ROOT %gather.1 = bf16[256,256]{{1,0}} all-gather(%q), channel_id={channel}, dimensions={{0}}, frontend_attributes={{chain_id="1"}}
+}}
+
+ENTRY %main (x: bf16[64,256]) -> bf16[256,256] {{
+  %x = bf16[64,256]{{1,0}} parameter(0)
+  %started = bf16[256,256]{{1,0}} fusion(%x), kind=kCustom, calls=%begin
+  ROOT %ended = bf16[256,256]{{1,0}} fusion(%x), kind=kCustom, calls=%end
+}}
+"""
+
+
+def test_a_collective_in_parts_counts_once():
+    for channel, count in ((2, 1), (3, 2)):
+        found = costs(parse(IN_PARTS.format(channel=channel)))
+        assert dict(found.collectives) == {("all-gather", "bf16"): count}
+        assert dict(found.collective_bytes) == {("all-gather", "bf16"): count * 256 * 256 * 2}
+
+
 def test_of_branches_the_costliest_counts():
     def function(x, which):
         return lax.switch(which, [lambda x: x, lambda x: x @ x @ x, lambda x: x @ x], x)

@@ -86,6 +86,18 @@ def costs(module: Module) -> Costs:
 class _Counting:
     module: Module
 
+    @functools.cached_property
+    def _told_before(self) -> set[int]:
+        """What is one collective in parts: TPUs start it in one fusion, go on with it in others, and all of them name it."""
+        seen, again = set[tuple[str | None, ...]](), set[int]()
+        for computation in self.module.computations.values():
+            for each in computation.instructions.values():
+                if chain := re.search(r'chain_id="(\d+)"', each.rest):
+                    part = each.opcode, each.attribute("channel_id"), chain[1]
+                    again |= {id(each)} if part in seen else set()
+                    seen.add(part)
+        return again
+
     @functools.cache  # noqa: B019  # it lives as long as one program is counted
     def of(self, name: str, within_fusion: bool = False) -> Costs:
         total = Costs()
@@ -98,7 +110,8 @@ class _Counting:
         opcode = each.opcode
         total.flops += float(self._flops(computation, each))
         _add_products(total, computation, each)
-        _add_collective(total, each)
+        if id(each) not in self._told_before:
+            _add_collective(total, each)
         if opcode == "custom-call":
             total.custom_calls[each.attribute("custom_call_target") or "?"] += 1
         if opcode == "while":
