@@ -1,9 +1,11 @@
 """`compare`: any JAX side held to any PyTorch side on the same inputs, layer by layer, with the faults named."""
 
+import contextlib
 import dataclasses
 import fnmatch
 import inspect
 import itertools
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.verify import program
+from ddpm_jax.verify.carrying import carry
 from ddpm_jax.verify.faults import diagnose
 from ddpm_jax.verify.holding import agreeing, hidden, rows_held
 from ddpm_jax.verify.jax_side import program_of
@@ -25,6 +28,7 @@ from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.recording import Recording, arguments, leaves
 from ddpm_jax.verify.report import KINK, Report
 from ddpm_jax.verify.torch_side import TorchSide, import_torch
+from ddpm_jax.weights.structure import noted_modules
 
 TRIALS = 8
 """Orders of the inputs' axes that are tried, at most."""
@@ -74,10 +78,11 @@ class _Comparison:
         self.args, self.kwargs = as_arguments(inputs)
         adapted = inputs if options.adapt_inputs is None else options.adapt_inputs(inputs)
         self.jax_args, self.jax_kwargs = as_arguments(adapted)
-        state = torch_side.state()
-        check_finite(state)
+        tensors = torch_side.weights()
+        check_finite(tensors.arrays)
         with jax.enable_x64(True):
-            self.program = program_of(jax_model, state, options)
+            self.program = program_of(jax_model, tensors.arrays, options)
+            carry(self.program, tensors, options, self._linen_modules)
 
     def report(self) -> Report:
         """Run both, hold them to each other, and, where they part, once more with each layer fed alike."""
@@ -152,6 +157,15 @@ class _Comparison:
         # the fewer inputs leave the likeliest order, the earlier
         combinations.sort(key=lambda one: sum(layout != choices[place][0] for place, layout in one.items()))
         yield from combinations[:TRIALS]
+
+    def _linen_modules(self) -> dict[str, Any]:
+        """Linen's layers by path, found by tracing a call with the inputs in the first order that it takes; nothing is computed."""
+        for layouts in self._layouts() if "flax.linen" in sys.modules else ():
+            given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, self.options.dtype)
+            with contextlib.suppress(Exception), noted_modules() as found:  # what it raises is told when it runs
+                program.traced(self.program, given)
+                return found
+        return {}
 
     def _run(self, layouts: program.Placed, dtype: str, feeding: Feeding | None = None) -> tuple[Recording, set[str]]:
         given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, dtype)

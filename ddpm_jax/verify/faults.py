@@ -11,7 +11,8 @@ from ddpm_jax import display
 from ddpm_jax.verify.causes import cause_of, cause_of_statistics
 from ddpm_jax.verify.evidence import Evidence
 from ddpm_jax.verify.layouts import comparable
-from ddpm_jax.verify.matching import Matched, dotted, paired
+from ddpm_jax.paths import loosely
+from ddpm_jax.verify.matching import Matched, paired
 from ddpm_jax.verify.measure import LOW, Measure, precision_of
 from ddpm_jax.verify.places import place_of
 from ddpm_jax.verify.recording import Arrays, Call, Recording
@@ -297,10 +298,10 @@ def _of_outputs(
 
 
 def _of_statistics(ours: Recording, theirs: Recording, measure: Measure) -> list[Fault]:
-    mine = {dotted(name).lower(): array for name, array in ours.statistics.items()}
+    mine = {loosely(name): array for name, array in ours.statistics.items()}
     calls = {call.path: call for call in theirs.calls}
     for name, array in theirs.statistics.items():
-        key = dotted(name).lower()
+        key = loosely(name)
         if key not in mine:
             continue
         row: Row = measure.row("statistics", name, mine[key], array)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import listed, loosely
 from ddpm_jax.verify.faults import diagnose, differ
 from ddpm_jax.verify.heat import Picture, picture_of
-from ddpm_jax.verify.matching import Matched, dotted, listed, match, paired
+from ddpm_jax.verify.matching import Matched, match, paired
 from ddpm_jax.verify.measure import LOW, Measure, precision_of
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.recording import Arrays, Call, Recording
@@ -116,8 +117,8 @@ def coverage_of(ours: Recording, theirs: Recording, matched: Matched) -> Coverag
     """What was compared, and what was not: called on one side only, or held by a side and never seen to be called."""
     seen = {call.path for call in ours.calls}
     seen |= {parent for path in seen for parent in _parents(path)}
-    seen_in_torch = {dotted(call.path).lower() for call in theirs.calls}
-    hidden = [path for path in ours.layers if path not in seen and dotted(path).lower() in seen_in_torch]
+    seen_in_torch = {loosely(call.path) for call in theirs.calls}
+    hidden = [path for path in ours.layers if path not in seen and loosely(path) in seen_in_torch]
     return Coverage(len(matched.pairs), tuple(matched.alone_in_jax), tuple(matched.alone_in_torch), tuple(hidden))
 
 
@@ -215,7 +216,7 @@ def _statistics(
     ours: Recording, theirs: Recording, exact: Recording | None, measure: Measure, ignore: Sequence[str]
 ) -> list[Row]:
     def spelt(arrays: Arrays) -> dict[str, str]:
-        return {dotted(name).lower(): name for name in arrays}
+        return {loosely(name): name for name in arrays}
 
     mine = spelt(ours.statistics)
     return [

@@ -13,6 +13,7 @@ from ddpm_jax.verify.layouts import Layout
 from ddpm_jax.verify.observing import Feeding, Observer, observed, rebuilt
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.recording import Arrays, Recording, arguments, arrays_of, leaves, to_array
+from ddpm_jax.weights.structure import Path, leaves_by_path, with_leaves
 
 CONCRETE = (
     jax.errors.ConcretizationTypeError,
@@ -41,11 +42,47 @@ class Program:
     """Gradients of the weights -> by PyTorch name and in its order; None: PyTorch's names are not known."""
     statistics: Callable[[Any], Arrays] | None = None
     """What call returned of statistics -> by PyTorch name."""
+    tree: Any = None
+    """What its arrays are known by, as `weights.layout` takes it; None: it has none."""
+    carried: bool = False
+    """Whether it is given PyTorch's weights unless the options say otherwise."""
+    joined: Callable[[Any], Any] = lambda values: values
+    """Weights, their gradients or statistics, as call takes them -> in the form of its tree."""
+    parted: Callable[[Any], Any] = lambda tree: tree
+    """The way back."""
+    arrays: list[str] = field(default_factory=list)
+    """Names of all parameters and statistics."""
+
+    def by_path(self, values: Any) -> dict[Path, Any]:
+        """Weights, gradients or statistics by their path in its tree."""
+        return leaves_by_path(self.joined(values))
+
+    def own(self) -> dict[Path, Any]:
+        """Its weights and statistics by path."""
+        return self.by_path({**_as_dict(self.weights), **_as_dict(self.fixed)})
+
+    def fill(self, arrays: Mapping[Path, Any]) -> None:
+        """Put other arrays in the place of its own."""
+        before = self.joined({**_as_dict(self.weights), **_as_dict(self.fixed)})
+        after = self.parted(with_leaves(before, arrays))
+        self.weights = {name: after[name] for name in _as_dict(self.weights)}
+        self.fixed = {name: after[name] for name in _as_dict(self.fixed)}
 
 
-def own_weights(options: Options, state: Mapping[str, Any]) -> bool:
-    """Whether either side keeps its own weights."""
-    return options.weights == "own" or (options.weights is None and not state)
+def own_weights(options: Options, *, carried: bool) -> bool:
+    """Whether JAX keeps its own weights; carried: what is done unless the options say so."""
+    return options.weights == "own" or (options.weights is None and not carried)
+
+
+def traced(program: Program, given: Mapping[str, Any]) -> None:
+    """Trace a program's call without computing anything; given: of placed_inputs."""
+    arrays, places = _parted(given)
+
+    def call(variables: Any, arrays: list[Any]) -> Any:
+        args, kwargs = _arguments(_joined(given, arrays, places))
+        return _arrays(program.call(variables, args, kwargs)[0])
+
+    jax.eval_shape(call, {**_as_dict(program.weights), **_as_dict(program.fixed)}, arrays)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
@@ -110,7 +147,7 @@ def run(
             values, after = forward(variables, arrays)
     calls = observer.calls()
     outputs = {name: array for name, array in zip(names, map(to_array, values), strict=True) if array is not None}
-    recording = Recording("JAX", calls, arrays_of(dict(given)), outputs, layers=program.layers)
+    recording = Recording("JAX", calls, arrays_of(dict(given)), outputs, layers=program.layers, arrays=program.arrays)
     if options.training and program.statistics:
         recording.statistics = program.statistics(after)
     return recording, observer

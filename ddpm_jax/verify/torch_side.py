@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,20 @@ def recorded(module: Any) -> Iterator[Recorder]:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """The floating-point tensors of a torch module, by name."""
+
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    computed: frozenset[str] = frozenset()
+    """Buffers that are no running statistics, such as a table of positions: JAX may have them or compute them."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Another name of a tensor -> its first."""
+
+    def __bool__(self) -> bool:
+        return bool(self.arrays)
+
+
 class TorchSide:
     """A torch module, a function of inputs, or a pair (function, parameters), ready to be called in a dtype."""
 
@@ -126,12 +141,16 @@ class TorchSide:
         shown = self.module if self.module is not None else self.function
         return getattr(shown, "__name__", type(shown).__name__)
 
-    def state(self) -> Arrays:
+    def weights(self) -> Tensors:
         """The floating-point entries of the module's state dict; none for a function."""
         if self.module is None:
-            return {}
+            return Tensors()
         tensors = {key: x for key, x in self.module.state_dict().items() if x.is_floating_point()}
-        return {key: as_numpy(tensor) for key, tensor in tensors.items()}
+        buffers = {key for key, _ in self.module.named_buffers() if "running" not in key}
+        firsts = {id(x): key for key, x in self.module.named_parameters()}
+        every = self.module.named_parameters(remove_duplicate=False)
+        tied = {key: firsts[id(x)] for key, x in every if firsts[id(x)] != key}
+        return Tensors({key: as_numpy(tensor) for key, tensor in tensors.items()}, frozenset(buffers), tied)
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: str, *, gradients: bool) -> Recording:
         """Call it once, in evaluation or training mode; args, kwargs: NumPy arrays, and whatever else it takes."""
@@ -157,6 +176,7 @@ class TorchSide:
             arrays_of(output),
             environment={"dtype": dtype, "torch": str(torch.__version__), "precision": _lowest(recorder.outside)},
             layers=[] if module is None else [name for name, _ in module.named_modules() if name],
+            arrays=[] if module is None else list(module.state_dict()),
         )
         if options.training and module is not None:
             buffers = {key: x for key, x in module.named_buffers() if x.is_floating_point()}
