@@ -23,7 +23,6 @@ from ddpm_jax.weights.bridge import (
     without_rule,
 )
 
-
 SAME = 1e-5
 """Relative error within which an array is PyTorch's tensor."""
 

@@ -21,7 +21,7 @@ from ddpm_jax.verify.holding import agreeing, hidden, rows_held
 from ddpm_jax.verify.jax_side import program_of
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.layouts import Layout, of_order, ordinary
-from ddpm_jax.verify.matching import match
+from ddpm_jax.verify.matching import match, paired
 from ddpm_jax.verify.measure import Measure
 from ddpm_jax.verify.observing import Feeding
 from ddpm_jax.verify.options import Options
@@ -78,6 +78,7 @@ class _Comparison:
         self.args, self.kwargs = as_arguments(inputs)
         adapted = inputs if options.adapt_inputs is None else options.adapt_inputs(inputs)
         self.jax_args, self.jax_kwargs = as_arguments(adapted)
+        self.warnings: list[str] = []
         tensors = torch_side.weights()
         check_finite(tensors.arrays)
         with jax.enable_x64(True):
@@ -96,8 +97,8 @@ class _Comparison:
         exact_ours = None
         if exact is not None:
             exact_ours, _ = self._run(layouts, "float64")
-        if options.gradients and theirs.gradients:
-            self._add_gradients(ours, layouts, theirs)
+        if options.gradients:
+            self._add_gradients(ours, layouts, theirs, exact)
         ours.environment |= environment(dtype, options.device)
         report, matched, measure = rows_held(ours, theirs, exact, options)
         report.title = options.title or self.torch_side.name
@@ -119,7 +120,9 @@ class _Comparison:
         for layouts in self._layouts():
             try:
                 ours, _ = self._run(layouts, self.options.dtype)
-            except (TypeError, ValueError, AssertionError, ZeroDivisionError, IndexError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # whatever the user's code or library raises of shapes that it did not expect
                 refused = refused or error
                 continue
             number, all_agree = agreeing(ours, theirs, self.options)
@@ -175,10 +178,27 @@ class _Comparison:
         recording.environment = {"dtype": dtype}
         return recording, observer.fed
 
-    def _add_gradients(self, ours: Recording, layouts: program.Placed, theirs: Recording) -> None:
+    def _add_gradients(
+        self, ours: Recording, layouts: program.Placed, theirs: Recording, exact: Recording | None
+    ) -> None:
+        """Gradients of both sides' losses, which are made of the outputs that both have."""
+        compared = paired(list(ours.outputs), list(theirs.outputs))
+        places = [their for _, their in compared]
+        theirs.gradients = self.torch_side.gradients(self.options.dtype, places)
+        if exact is not None:
+            exact.gradients = self.torch_side.gradients("float64", places)
+        if not theirs.gradients:
+            return
         given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, self.options.dtype)
-        by_weight, by_input = program.gradients(self.program, given, self.options.dtype, self.options)
+        by_weight, by_input = program.gradients(
+            self.program, given, self.options.dtype, self.options, [mine for mine, _ in compared]
+        )
         ours.gradients = dict(by_weight)
+        for key, row in self.torch_side.skipped().items():
+            if key in ours.gradients and key in theirs.gradients:
+                ours.gradients[key] = ours.gradients[key].copy()
+                ours.gradients[key][row] = theirs.gradients[key][row]
+                self.warnings.append(f"padding_idx: PyTorch gives row {row} of {key} no gradient; it is not compared.")
         for place, grad in by_input.items():
             shape = theirs.inputs[place].shape if place in theirs.inputs else grad.shape
             moved = layouts[place].to_torch(grad, shape) if place in layouts else grad
@@ -208,6 +228,7 @@ class _Comparison:
 
     def _note(self, report: Report) -> None:
         options, side = self.options, self.torch_side
+        report.warnings += self.warnings
         if options.training and options.dropout:
             report.warnings.append(
                 "dropout is left on: the two sides draw different masks, and differ wherever one is drawn."

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import display
+from ddpm_jax.paths import loosely
 from ddpm_jax.verify.causes import cause_of, cause_of_statistics
 from ddpm_jax.verify.evidence import Evidence
-from ddpm_jax.verify.layouts import comparable
-from ddpm_jax.paths import loosely
+from ddpm_jax.verify.layouts import comparable, repeated
 from ddpm_jax.verify.matching import Matched, paired
 from ddpm_jax.verify.measure import LOW, Measure, precision_of
 from ddpm_jax.verify.places import place_of
@@ -190,6 +190,7 @@ def differ(name: str, ours: np.ndarray, theirs: np.ndarray, measure: Measure) ->
     row = measure.row("layer", name, ours, theirs, free=True)
     if row.ok:
         return None
+    theirs, ours = repeated(theirs, ours)
     layout, _ = measure.layout(name, theirs, ours, row.tolerance) if theirs.shape and ours.shape else (None, False)
     aligned = theirs if layout is None else layout.to_jax(theirs)
     return row.error, ours, aligned

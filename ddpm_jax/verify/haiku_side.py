@@ -21,6 +21,20 @@ def program_of(transformed: Any, variables: Any) -> Program:
     with_state = isinstance(transformed, haiku.TransformedWithState)
     params, state = variables if with_state else (variables, {})
 
+    def call(variables: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        given = (variables["params"], variables["state"]) if with_state else (variables["params"],)
+        with watched():
+            found = transformed.apply(*given, jax.random.key(0), *args, **kwargs)
+        return found if with_state else (found, {})
+
+    return Program(
+        {"params": dict(params)}, {"state": dict(state)}, call, tree={"params": dict(params)} if params else None
+    )
+
+
+def watched() -> Any:
+    """While entered, calls of haiku's modules are taken note of."""
+
     def around(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], context: Any) -> Any:
         observer = current()
         path = dotted((context.module.module_name,))
@@ -29,12 +43,4 @@ def program_of(transformed: Any, variables: Any) -> Program:
         site = Site(path, type(context.module).__name__, settings_of(context.module), dict)
         return observer.call(site, partial(function), args, kwargs)
 
-    def call(variables: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        given = (variables["params"], variables["state"]) if with_state else (variables["params"],)
-        with haiku.intercept_methods(around):
-            found = transformed.apply(*given, jax.random.key(0), *args, **kwargs)
-        return found if with_state else (found, {})
-
-    return Program(
-        {"params": dict(params)}, {"state": dict(state)}, call, tree={"params": dict(params)} if params else None
-    )
+    return haiku.intercept_methods(around)

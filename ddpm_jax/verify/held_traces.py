@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import renamed
 from ddpm_jax.verify import traces
 from ddpm_jax.verify.holding import DIGITS, hold
 from ddpm_jax.verify.measure import precision_of
 from ddpm_jax.verify.recording import Call, Recording
 from ddpm_jax.verify.report import Report
-from ddpm_jax.paths import renamed
 
 SHOWN = 8
 """Layers that an error lists of either side."""

@@ -183,10 +183,10 @@ def _in_its_digits(row: Row, ours: Call, theirs: Call, measure: Measure, coarse:
 
 
 def lowest(call: Call, dtype: str) -> str:
-    """The dtype of the fewest digits that a call shows: in what it was seen to compute, or in its outputs."""
+    """The dtype of the fewest digits that a call shows: in what it was seen to compute, in its outputs, or in what it was given."""
     found = [call.precision or dtype, dtype]
     found += [precision_of(array) for array in call.outputs.values()]
-    found += [str(array.dtype) for array in call.outputs.values() if array.dtype.kind == "f"]
+    found += [str(array.dtype) for array in (*call.inputs.values(), *call.outputs.values()) if array.dtype.kind == "f"]
     return min((one for one in found if one in DIGITS), key=DIGITS.index)
 
 

@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import jax
+import jax.numpy
 from flax import nnx
 
 from ddpm_jax.errors import UserError, kind_of
@@ -66,10 +67,22 @@ def _function(function: Any, params: Any, state: Mapping[str, Any], options: Opt
         params = equinox_side.prepared(params, options)
         layers = [path for path, _ in equinox_side.modules(params) if path]
     arrays, joined = _partition(params)
+    frozen = {jax.numpy.dtype(array.dtype) for array in arrays}
 
     def call(variables: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         whole = joined(variables["params"])
-        with equinox_side.watched(whole) if with_modules and current() else nullcontext():
+        with ExitStack() as stack:
+            if with_modules and current():
+                stack.enter_context(equinox_side.watched(whole))
+            if "haiku" in sys.modules:
+                from ddpm_jax.verify import haiku_side
+
+                stack.enter_context(haiku_side.watched())
+            if "flax.linen" in sys.modules:
+                from ddpm_jax.verify import linen_side
+
+                dtype = next((x.dtype for x in variables["params"]), options.dtype)
+                stack.enter_context(linen_side.intercepted(dtype, frozen, options))
             return function(whole, *args, **kwargs), {}
 
     return Program(

@@ -53,7 +53,10 @@ def program_of(module: linen.Module, variables: Mapping[str, Any], options: Opti
 
 @contextmanager
 def intercepted(dtype: Any, frozen: set[Any], options: Options) -> Any:
-    """While entered, calls of linen modules are watched; those that settled their dtype follow the parameters; dropout is off."""
+    """While entered, calls of linen modules are watched; those that settled their dtype follow the parameters; dropout is off.
+
+    dtype: of the parameters. frozen: dtypes that are given up for it.
+    """
 
     def around(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], context: Any) -> Any:
         module = context.module

@@ -1,7 +1,6 @@
 """Which call of a JAX layer is the partner of which call of a PyTorch one, and which arrays of theirs correspond."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddpm_jax.errors import UserError, meant

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.verify.layouts import Layout, decide, exchanged, of_order
+from ddpm_jax.verify.layouts import Layout, decide, exchanged, of_order, repeated
 from ddpm_jax.verify.report import Row
 from ddpm_jax.verify.tolerances import relative_error, tolerance
 
@@ -56,6 +56,9 @@ class Measure:
         """
         ours, theirs = np.asarray(ours), np.asarray(theirs)
         exact = None if oracle is None else np.asarray(oracle)
+        if quantity == "layer":
+            exact = None if exact is None else repeated(exact, ours)[0]
+            theirs, ours = repeated(theirs, ours)
         whole = ours.dtype.kind in EXACT_DTYPES and theirs.dtype.kind in EXACT_DTYPES
         allowed = 0.0 if whole else self.allowed(quantity, name)
         stage, note, their_shape = stage or quantity, "", theirs.shape

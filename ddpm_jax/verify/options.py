@@ -28,7 +28,7 @@ class Options:
     """{JAX path: PyTorch path} for layers, or arrays, that are called differently; what lies within them follows. A path may be a
     regular expression, "block_(\\d+)": r"layers.\\1"."""
     rules: Mapping[str, Any] = field(default_factory=dict)
-    """{regular expression of a JAX array's path: `weights.Rule`, how it is made of PyTorch's tensors}, before those of the layers."""
+    """{regular expression of a JAX array's path: `weights.Rule`, how it is made of PyTorch's tensors}, before the layers' own."""
     layouts: Mapping[str, Any] = field(default_factory=dict)
     """{input, or layer: order in JAX of PyTorch's axes, or None for as they are}; wildcards are allowed. The rest is found."""
     tolerances: Mapping[str, float] = field(default_factory=dict)

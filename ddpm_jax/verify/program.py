@@ -1,6 +1,6 @@
 """A JAX side as a program: pure in its weights and inputs, run once with every layer watched, and once for its gradients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,8 +153,13 @@ def run(
     return recording, observer
 
 
-def gradients(program: Program, given: Mapping[str, Any], dtype: str, options: Options) -> tuple[Arrays, Arrays]:
-    """Of the loss: by parameter, under PyTorch's names and in its order, and by input, in JAX's."""
+def gradients(
+    program: Program, given: Mapping[str, Any], dtype: str, options: Options, places: Collection[str]
+) -> tuple[Arrays, Arrays]:
+    """Of the loss: by parameter, under PyTorch's names and in its order, and by input, in JAX's.
+
+    places: of the outputs that are compared, of which the loss is made unless given.
+    """
     weights, fixed = cast(_as_dict(program.weights), dtype), cast(_as_dict(program.fixed), dtype)
     arrays, rest = _parted(given)
     names = [place for place, leaf in leaves(given) if isinstance(leaf, jax.Array)]
@@ -169,8 +174,10 @@ def gradients(program: Program, given: Mapping[str, Any], dtype: str, options: O
         of_jax = options.loss[0] if isinstance(options.loss, tuple) else options.loss
         if of_jax:
             return of_jax(output)
-        found = _arrays(options.adapt_output(output) if options.adapt_output else output).values()
-        return sum(jnp.square(x).mean() for x in found if jnp.issubdtype(x.dtype, jnp.floating))
+        found = _arrays(options.adapt_output(output) if options.adapt_output else output).items()
+        return sum(
+            jnp.square(x).mean() for name, x in found if name in places and jnp.issubdtype(x.dtype, jnp.floating)
+        )
 
     floats = [x for x, is_float in zip(arrays, floating, strict=True) if is_float]
     program_of_both = jax.grad(loss, argnums=(0, 1))
