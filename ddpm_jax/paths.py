@@ -24,15 +24,21 @@ def prefixes(path: str) -> list[str]:
 def renamed(path: str, names: Mapping[str, str]) -> tuple[str, str | None]:
     """A path in PyTorch, and the entry of names that made it.
 
-    names: {path, or regular expression: path}. The longest path that it is, or is within, is replaced; or else what the first
-    expression that fits its beginning makes of it; or else "" stands for all that is left. None: it is as it was.
+    names: {path, or regular expression: path}. Of those that fit the path's beginning that decides which fits most of it, and what
+    is below follows; "" stands for all that is left. None: it is as it was.
     """
-    for prefix in sorted(names, key=len, reverse=True):
-        if prefix and (path == prefix or path.startswith(f"{prefix}.")):
-            return (names[prefix] + path[len(prefix) :]).lstrip("."), prefix
-    for pattern, name in names.items():
-        if pattern and (match := re.match(rf"(?:{pattern})(?=\.|$)", path)):
-            return (match.expand(name) + path[match.end() :]).lstrip("."), pattern
+    found: tuple[int, str, str] | None = None
+    for entry, name in names.items():
+        if entry and (path == entry or path.startswith(f"{entry}.")):
+            end, beginning = len(entry), name
+        elif entry and (match := re.match(rf"(?:{entry})(?=\.|$)", path)):
+            end, beginning = match.end(), match.expand(name)
+        else:
+            continue
+        if found is None or end > found[0]:
+            found = end, (beginning + path[end:]).lstrip("."), entry
+    if found is not None:
+        return found[1:]
     return (f"{names['']}.{path}".strip("."), "") if "" in names else (path, None)
 
 

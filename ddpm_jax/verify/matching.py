@@ -72,6 +72,7 @@ def check_names(names: Mapping[str, str], ours: Recording, theirs: Recording) ->
         side: list(dict.fromkeys(prefix for path in _paths(recording) for prefix in prefixes(path)))
         for side, recording in (("JAX", ours), ("PyTorch", theirs))
     }
+    spelt = set(map(loosely, known["PyTorch"]))
     made: dict[str, set[str]] = {}
     for path in known["JAX"]:
         name, entry = renamed(path, names)
@@ -81,7 +82,7 @@ def check_names(names: Mapping[str, str], ours: Recording, theirs: Recording) ->
             continue
         if name not in made:
             raise _unknown(name, "JAX", known["JAX"])
-        if theirs_name and not made[name] & set(known["PyTorch"]):
+        if theirs_name and not set(map(loosely, made[name])) & spelt:
             raise _unknown(theirs_name, "PyTorch", known["PyTorch"])
 
 
