@@ -9,8 +9,9 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import listed, loosely
-from ddpm_jax.verify.faults import diagnose, differ
+from ddpm_jax.verify.faults import around, diagnose, differ
 from ddpm_jax.verify.heat import Picture, picture_of
+from ddpm_jax.verify.layouts import comparable
 from ddpm_jax.verify.matching import Matched, match, paired
 from ddpm_jax.verify.measure import LOW, Measure, precision_of
 from ddpm_jax.verify.options import Options
@@ -66,10 +67,11 @@ def rows_held(
     oracle = exact.by_name() if exact else {}
     known = dict(theirs.environment) | dict(ours.environment)
     report = Report("", {name: value for name, value in known.items() if name != "precision"})
-    layers, coarse = _layers(matched, oracle, measure)
+    layers, coarse = _layers(ours, theirs, matched, oracle, measure)
     rows = _outputs(ours, theirs, exact, measure)
     if coarse is None and measure.dtype == "float64":
-        single = "float32" in {theirs.environment.get("precision"), *map(precision_of, theirs.outputs.values())}
+        outside = {side.environment.get("precision") for side in (ours, theirs)}
+        single = "float32" in {*outside, *map(precision_of, theirs.outputs.values())}
         coarse = "the whole" if single and all(row.ok for row in layers) else None
     rows += _statistics(ours, theirs, exact, measure, options.ignore)
     rows += _gradients(ours, theirs, exact, measure, options.ignore)
@@ -90,7 +92,7 @@ def hidden(
     """The first quantity that agrees in the report and differs between both sides' float64 runs; and their calls side by side."""
     sharp = replace(measure_of(exact_ours, exact_theirs, options), dtype="float64", tolerances={"*": ROUNDED})
     between = match(exact_ours, exact_theirs, options.names, options.ignore)
-    found, coarse = _layers(between, {}, sharp)
+    found, coarse = _layers(exact_ours, exact_theirs, between, {}, sharp)
     found += [_after(row, coarse, sharp) for row in _outputs(exact_ours, exact_theirs, None, sharp)]
     return next((row for row in found if not row.ok), None) if report.ok else None, between
 
@@ -98,7 +100,7 @@ def hidden(
 def agreeing(ours: Recording, theirs: Recording, options: Options) -> tuple[int, bool]:
     """How many layers agree before the first that does not, and whether everything does."""
     measure = measure_of(ours, theirs, options)
-    rows, coarse = _layers(match(ours, theirs, options.names, options.ignore), {}, measure)
+    rows, coarse = _layers(ours, theirs, match(ours, theirs, options.names, options.ignore), {}, measure)
     rows += [_after(row, coarse, measure) for row in _outputs(ours, theirs, None, measure)]
     first = next((index for index, row in enumerate(rows) if not row.ok), len(rows))
     return first, first == len(rows)
@@ -139,7 +141,9 @@ def _parents(path: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
-def _layers(matched: Matched, oracle: Mapping[str, Call], measure: Measure) -> tuple[list[Row], str | None]:
+def _layers(
+    our_recording: Recording, their_recording: Recording, matched: Matched, oracle: Mapping[str, Call], measure: Measure
+) -> tuple[list[Row], str | None]:
     """Rows of all layers, and the first that computes in float32 where all else is in float64."""
     rows: list[Row] = []
     coarse: str | None = None
@@ -153,7 +157,12 @@ def _layers(matched: Matched, oracle: Mapping[str, Call], measure: Measure) -> t
             )
             row = replace(row, partner=theirs.name)
             if not row.ok:
-                row, coarse = _in_its_digits(row, ours, theirs, measure, coarse)
+                lows = {"JAX": lowest(ours, measure.dtype), "PyTorch": lowest(theirs, measure.dtype)}
+                if not coarse and _fed_apart(ours, theirs, measure):
+                    for call, recording in ((ours, our_recording), (theirs, their_recording)):
+                        if "float32" in around(call, recording):
+                            lows[recording.side] = "float32"
+                row, coarse = _in_its_digits(row, lows, measure, coarse)
             rows.append(row)
     return rows, coarse
 
@@ -167,14 +176,23 @@ def _after(row: Row, coarse: str | None, measure: Measure) -> Row:
     return replace(row, tolerance=allowed, note=f"after float32 in {coarse}")
 
 
-def _in_its_digits(row: Row, ours: Call, theirs: Call, measure: Measure, coarse: str | None) -> tuple[Row, str | None]:
-    """A row that is off, held to what its layer's own dtype allows, or that of a layer before it; and the first such layer."""
-    lows = {side: lowest(call, measure.dtype) for side, call in (("JAX", ours), ("PyTorch", theirs))}
+def _fed_apart(ours: Call, theirs: Call, measure: Measure) -> bool:
+    """Whether a layer is not fed alike."""
+    pairs = paired(list(ours.inputs), list(theirs.inputs))
+    found = [(ours.inputs[mine], theirs.inputs[their]) for mine, their in pairs]
+    return any(comparable(b, a) and differ(ours.name, a, b, measure) is not None for a, b in found)
+
+
+def _in_its_digits(row: Row, lows: Mapping[str, str], measure: Measure, coarse: str | None) -> tuple[Row, str | None]:
+    """A row that is off, held to what its layer's own dtype allows, or that of a layer before it; and the first such layer.
+
+    lows: what either side computes in, or what feeds it is computed in.
+    """
     single = [side for side, low in lows.items() if low == "float32"]
     if measure.dtype == "float64" and single and not coarse:
-        found = _after(row, ours.name, measure)
+        found = _after(row, row.name, measure)
         if found.ok:
-            return replace(found, note=f"{' and '.join(single)} computes in float32 here"), ours.name
+            return replace(found, note=f"{' and '.join(single)} computes in float32 here"), row.name
     if lows["JAX"] in LOW and lows["JAX"] == lows["PyTorch"]:
         return replace(
             row, tolerance=measure.allowed("layer", row.name, lows["JAX"]), note=f"both in {lows['JAX']}"

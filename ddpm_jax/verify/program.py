@@ -1,6 +1,6 @@
 """A JAX side as a program: pure in its weights and inputs, run once with every layer watched, and once for its gradients."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax.compilation import compile_for
 from ddpm_jax.verify.layouts import Layout
-from ddpm_jax.verify.observing import Feeding, Observer, observed, rebuilt
+from ddpm_jax.verify.observing import LAYER, Feeding, Observer, observed, rebuilt
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.recording import Arrays, Recording, arguments, arrays_of, leaves, to_array
 from ddpm_jax.weights.structure import Path, leaves_by_path, with_leaves
@@ -151,6 +151,34 @@ def run(
     if options.training and program.statistics:
         recording.statistics = program.statistics(after)
     return recording, observer
+
+
+def precisions(program: Program, given: Mapping[str, Any], options: Options) -> dict[str, str]:
+    """{path of a layer: float32}, for those that compute in it within a float64 run, "" for what is in none; by tracing alone."""
+    variables = cast({**_as_dict(program.weights), **_as_dict(program.fixed)}, "float64")
+    arrays, places = _parted(given)
+
+    def call(variables: Any, arrays: list[Any]) -> Any:
+        args, kwargs = _arguments(_joined(given, arrays, places))
+        output, _ = program.call(variables, args, kwargs)
+        return _arrays(options.adapt_output(output) if options.adapt_output else output)
+
+    try:
+        with observed(Observer()):
+            traced = jax.make_jaxpr(call)(variables, arrays)
+    except CONCRETE:
+        return {}
+    return dict.fromkeys(_single(traced.jaxpr, ""), "float32")
+
+
+def _single(jaxpr: Any, within: str) -> Iterator[str]:
+    """Paths of the layers in which arrays are made in float32."""
+    for equation in jaxpr.eqns:
+        scope = f"{within}/{equation.source_info.name_stack}"
+        if any(getattr(v.aval, "ndim", 0) and v.aval.dtype == jnp.float32 for v in equation.outvars):
+            yield scope.rpartition(LAYER)[2].partition("/")[0] if LAYER in scope else ""
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _single(inner, scope)
 
 
 def gradients(

@@ -132,9 +132,11 @@ def test_a_strided_padding_is_located():
 def test_the_convnext_as_it_comes():
     """Its norms add 1e-12, as the configuration says; in PyTorch only the last does, the others 1e-6."""
     report = verify.compare(*convnexts(), IMAGES, names=CONVNEXT)
-    assert len(report.faults) == 9, report.table()
     assert {fault.cause for fault in report.faults} == {"epsilon 1e-12 in JAX, 1e-06 in PyTorch"}
-    assert "norm" not in {fault.name for fault in report.faults}
+    named = {fault.name for fault in report.faults}
+    blocks = {"0.layers.0", "1.layers.0", "2.layers.0", "2.layers.1", "3.layers.0"}
+    assert {"embedding_layer.layers.1", *(f"stages.{block}.norm" for block in blocks)} <= named, report.table()
+    assert "norm" not in named
 
 
 def test_the_convnext_with_one_epsilon():
