@@ -339,7 +339,7 @@ def test_haiku():
         f"mlp/~/linear_{i}": {"w": layer.weight.detach().numpy().T, "b": layer.bias.detach().numpy()}
         for i, layer in enumerate((twin[0], twin[2]))
     }
-    report = agree((net, params), twin, normal(4, 3), names={"mlp.linear.0": "0", "mlp.linear.1": "2"})
+    report = agree((net, params), twin, normal(4, 3), names={"mlp.linear_0": "0", "mlp.linear_1": "2"})
     assert report.coverage.compared == 2
 
 

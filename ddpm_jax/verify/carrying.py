@@ -48,7 +48,10 @@ def carry(program: Program, theirs: Tensors, options: Options, modules: Callable
         if not own or options.rules:
             raise
         return
-    arrays = arrays_from(entries, theirs.arrays)
+    summed = {key for entry in entries if len(entry.keys) > 1 for key in entry.keys}  # of two biases one
+    arrays = arrays_from(
+        entries, {key: x.astype(np.float64) if key in summed else x for key, x in theirs.arrays.items()}
+    )
     held = program.own()
     check_made(entries, arrays, held)
     if not own:

@@ -17,7 +17,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.verify import program
 from ddpm_jax.verify.carrying import carry
 from ddpm_jax.verify.faults import diagnose
-from ddpm_jax.verify.holding import agreeing, hidden, rows_held
+from ddpm_jax.verify.holding import AFTER, agreeing, hidden, rows_held
 from ddpm_jax.verify.jax_side import program_of
 from ddpm_jax.verify.kinks import SAFE, relu_margin
 from ddpm_jax.verify.layouts import Layout, of_order, ordinary
@@ -104,6 +104,11 @@ class _Comparison:
         report, matched, measure = rows_held(ours, theirs, exact, options)
         if not report.ok and dtype == "float64" and self._mark_single(ours, layouts):
             report, matched, measure = rows_held(ours, theirs, exact, options)
+        if report.ok and options.single_step is not False and excused(report):
+            # a fault may hide in what float32 leaves of the free run; fed alike, it does not
+            found = self._fed_faults(report, layouts, ours, theirs, measure) or []
+            if any(fault.kind not in ("gradient", "statistics") for fault in found):
+                report, matched, measure = rows_held(ours, theirs, exact, options, strict=True)
         report.title = options.title or self.torch_side.name
         runs = [(ours, theirs, measure)]
         if exact_ours is not None and exact is not None:
@@ -223,25 +228,30 @@ class _Comparison:
         self, report: Report, layouts: program.Placed, runs: list[tuple[Recording, Recording, Measure]]
     ) -> list[Any]:
         """The faults of a run in which every layer is fed as its partner was: of the first of the free runs that shows any."""
-        options, free = self.options, []
+        options, free = self.options, list[Any]()
         for ours, theirs, measure in runs:
-            matched = match(ours, theirs, options.names, options.ignore)
-            feeding = Feeding(matched.partners, measure.allowed("layer", ""))
-            try:
-                fed_ours, fed = self._run(layouts, measure.dtype, feeding)
-            except Exception as error:
-                report.warnings.append(
-                    f"layers could not be fed one by one: {type(error).__name__}: {first_line(error)}"
-                )
-                free += diagnose(ours, theirs, matched, measure)
-                continue
-            fed_ours.gradients, fed_ours.statistics = ours.gradients, ours.statistics
-            if measure.dtype == "float64":
-                self._mark_single(fed_ours, layouts)
-            found = diagnose(fed_ours, theirs, match(fed_ours, theirs, options.names, options.ignore), measure, fed)
+            found = self._fed_faults(report, layouts, ours, theirs, measure)
             if found:
                 return found
+            if found is None:
+                free += diagnose(ours, theirs, match(ours, theirs, options.names, options.ignore), measure)
         return free
+
+    def _fed_faults(
+        self, report: Report, layouts: program.Placed, ours: Recording, theirs: Recording, measure: Measure
+    ) -> list[Any] | None:
+        """The faults of a run in which every layer is fed as its partner was; None: they could not be fed, which is noted."""
+        options = self.options
+        feeding = Feeding(match(ours, theirs, options.names, options.ignore).partners, measure.allowed("layer", ""))
+        try:
+            fed_ours, fed = self._run(layouts, measure.dtype, feeding)
+        except Exception as error:
+            report.warnings.append(f"layers could not be fed one by one: {type(error).__name__}: {first_line(error)}")
+            return None
+        fed_ours.gradients, fed_ours.statistics = ours.gradients, ours.statistics
+        if measure.dtype == "float64":
+            self._mark_single(fed_ours, layouts)
+        return diagnose(fed_ours, theirs, match(fed_ours, theirs, options.names, options.ignore), measure, fed)
 
     def _note(self, report: Report) -> None:
         options, side = self.options, self.torch_side
@@ -268,6 +278,11 @@ class _Comparison:
         args, kwargs = self.torch_side.tensors(self.args, self.kwargs, "float64")
         with torch.no_grad():
             return relu_margin(module, args, kwargs, training=self.options.training)
+
+
+def excused(report: Report) -> bool:
+    """Whether some of it agrees for no other reason than that something before it computes in float32."""
+    return any(row.note.startswith(AFTER) for row in report.rows)
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

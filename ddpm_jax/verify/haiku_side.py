@@ -37,9 +37,9 @@ def watched() -> Any:
 
     def around(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], context: Any) -> Any:
         observer = current()
-        path = dotted((context.module.module_name,))
         if observer is None or context.method_name != "__call__":
             return function(*args, **kwargs)
+        path = dotted((context.module.module_name,))
         site = Site(path, type(context.module).__name__, settings_of(context.module), dict)
         return observer.call(site, partial(function), args, kwargs)
 

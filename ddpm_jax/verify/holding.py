@@ -18,6 +18,12 @@ from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.recording import Arrays, Call, Recording
 from ddpm_jax.verify.report import Coverage, Report, Row
 
+WHOLE = "the whole"
+"""What computes in float32 where no layer alone does."""
+
+AFTER = "after float32"
+"""How the note begins of what is held to float32's tolerance for the sake of something before it."""
+
 DIGITS = ("bfloat16", "float16", "float32", "float64")
 """Floating-point dtypes, the coarsest first."""
 
@@ -59,10 +65,13 @@ def hold(
 
 
 def rows_held(
-    ours: Recording, theirs: Recording, exact: Recording | None, options: Options
+    ours: Recording, theirs: Recording, exact: Recording | None, options: Options, *, strict: bool = False
 ) -> tuple[Report, Matched, Measure]:
-    """The report without its faults, the calls side by side, and how they were measured; exact: PyTorch's in float64."""
-    measure = measure_of(ours, theirs, options)
+    """The report without its faults, the calls side by side, and how they were measured.
+
+    exact: PyTorch's in float64. strict: as `Measure` has it.
+    """
+    measure = replace(measure_of(ours, theirs, options), strict=strict)
     matched = match(ours, theirs, options.names, options.ignore)
     oracle = exact.by_name() if exact else {}
     known = dict(theirs.environment) | dict(ours.environment)
@@ -72,11 +81,11 @@ def rows_held(
     if coarse is None and measure.dtype == "float64":
         outside = {side.environment.get("precision") for side in (ours, theirs)}
         single = "float32" in {*outside, *map(precision_of, theirs.outputs.values())}
-        coarse = "the whole" if single and all(row.ok for row in layers) else None
+        coarse = WHOLE if single and all(row.ok for row in layers) else None
     rows += _statistics(ours, theirs, exact, measure, options.ignore)
     rows += _gradients(ours, theirs, exact, measure, options.ignore)
     rows = [_after(row, coarse, measure) for row in rows]
-    if coarse and any(row.note.startswith("after float32") for row in rows + layers):
+    if coarse and any(row.note.startswith(AFTER) for row in rows + layers):
         report.warnings.append(
             f"`{coarse}` computes in float32: it, and what comes of it, is held to float32's tolerance."
         )
@@ -171,9 +180,10 @@ def _after(row: Row, coarse: str | None, measure: Measure) -> Row:
     """A row that is off for no other reason than that a layer before it computes in float32, held to float32's tolerance."""
     quantity = row.stage if row.stage in ("output", "statistics", "gradient") else "layer"
     allowed = measure.allowed(quantity, row.name, "float32")
-    if row.ok or not coarse or row.error > allowed:
+    excused = coarse and (not measure.strict or coarse in (row.name, WHOLE))
+    if row.ok or not excused or row.error > allowed:
         return row
-    return replace(row, tolerance=allowed, note=f"after float32 in {coarse}")
+    return replace(row, tolerance=allowed, note=f"{AFTER} in {coarse}")
 
 
 def _fed_apart(ours: Call, theirs: Call, measure: Measure) -> bool:

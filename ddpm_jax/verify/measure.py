@@ -28,6 +28,8 @@ class Measure:
     """Name of a layer or quantity, with wildcards -> largest relative error, before the table's."""
     layouts: Mapping[str, Any] = field(default_factory=dict)
     """Name of a layer, with wildcards -> order of PyTorch's axes in JAX, or None."""
+    strict: bool = False
+    """Whether float32 excuses those layers alone that compute in it, and not what comes of them."""
 
     def allowed(self, quantity: str, name: str, dtype: str | None = None) -> float:
         """The largest relative error of a quantity of that name."""

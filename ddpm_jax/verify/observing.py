@@ -20,7 +20,6 @@ from ddpm_jax.verify.layouts import comparable, decide
 from ddpm_jax.verify.matching import paired
 from ddpm_jax.verify.recording import Arrays, Call, arguments, leaves, numbered, to_array
 
-
 LAYER = "layer:"
 """What the scopes begin with in which layers are traced: by them a program tells which layer an operation belongs to."""
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from ddpm_jax import verify
 from flax import nnx
+
+from ddpm_jax import verify
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")

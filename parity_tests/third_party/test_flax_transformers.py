@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from ddpm_jax import verify
 from ddpm_jax.weights import Rule
 
