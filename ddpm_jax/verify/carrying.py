@@ -67,10 +67,11 @@ def _name(program: Program, entries: list[Entry], theirs: Tensors) -> None:
     def gradients(grads: Any) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
         for key, grad in gradients_by_tensor(entries, program.by_path(grads)).items():
-            first = theirs.tied.get(key, key)  # PyTorch adds what comes to a tensor by all its names
+            first = tied.get(key, key)  # PyTorch adds what comes to a tensor by all its names
             found[first] = found[first] + grad if first in found else grad
         return found
 
+    tied = theirs.tied  # the tensors themselves need not be kept
     running = [entry for entry in entries if entry.path[0] == "batch_stats"]
     program.gradients = gradients
     if running:

@@ -91,15 +91,15 @@ class _Comparison:
         options, dtype = self.options, self.options.dtype
         with refusing("PyTorch"):
             theirs = self.torch_side.run(self.args, self.kwargs, dtype, gradients=options.gradients)
-        exact = None
-        if dtype != "float64":
-            exact = self.torch_side.run(self.args, self.kwargs, "float64", gradients=options.gradients)
         ours, layouts = self._ours(theirs)
-        exact_ours = None
-        if exact is not None:
-            exact_ours, _ = self._run(layouts, "float64")
         if options.gradients:
-            self._add_gradients(ours, layouts, theirs, exact)
+            self._add_gradients(ours, layouts, theirs)
+        exact = exact_ours = None
+        if dtype != "float64":  # one precision after the other: both at once would not fit where one does
+            exact = self.torch_side.run(self.args, self.kwargs, "float64", gradients=options.gradients)
+            if options.gradients:
+                exact.gradients = self.torch_side.gradients("float64", [their for _, their in compared(ours, theirs)])
+            exact_ours, _ = self._run(layouts, "float64")
         ours.environment |= environment(dtype, options.device)
         report, matched, measure = rows_held(ours, theirs, exact, options)
         if not report.ok and dtype == "float64" and self._mark_single(ours, layouts):
@@ -198,20 +198,15 @@ class _Comparison:
         ours.environment["precision"] = self.single.get("", "")
         return bool(self.single)
 
-    def _add_gradients(
-        self, ours: Recording, layouts: program.Placed, theirs: Recording, exact: Recording | None
-    ) -> None:
+    def _add_gradients(self, ours: Recording, layouts: program.Placed, theirs: Recording) -> None:
         """Gradients of both sides' losses, which are made of the outputs that both have."""
-        compared = paired(list(ours.outputs), list(theirs.outputs))
-        places = [their for _, their in compared]
-        theirs.gradients = self.torch_side.gradients(self.options.dtype, places)
-        if exact is not None:
-            exact.gradients = self.torch_side.gradients("float64", places)
+        places = compared(ours, theirs)
+        theirs.gradients = self.torch_side.gradients(self.options.dtype, [their for _, their in places])
         if not theirs.gradients:
             return
         given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, self.options.dtype)
         by_weight, by_input = program.gradients(
-            self.program, given, self.options.dtype, self.options, [mine for mine, _ in compared]
+            self.program, given, self.options.dtype, self.options, [mine for mine, _ in places]
         )
         ours.gradients = dict(by_weight)
         for key, row in self.torch_side.skipped().items():
@@ -278,6 +273,11 @@ class _Comparison:
         args, kwargs = self.torch_side.tensors(self.args, self.kwargs, "float64")
         with torch.no_grad():
             return relu_margin(module, args, kwargs, training=self.options.training)
+
+
+def compared(ours: Recording, theirs: Recording) -> list[tuple[str, str]]:
+    """Places of the outputs that correspond."""
+    return paired(list(ours.outputs), list(theirs.outputs))
 
 
 def excused(report: Report) -> bool:

@@ -161,7 +161,7 @@ class TorchSide:
         firsts = {id(x): key for key, x in self.module.named_parameters()}
         every = self.module.named_parameters(remove_duplicate=False)
         tied = {key: firsts[id(x)] for key, x in every if firsts[id(x)] != key}
-        return Tensors({key: as_numpy(tensor) for key, tensor in tensors.items()}, frozenset(buffers), tied)
+        return Tensors({key: as_numpy(tensor, copy=False) for key, tensor in tensors.items()}, frozenset(buffers), tied)
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: str, *, gradients: bool) -> Recording:
         """Call it once, in evaluation or training mode; args, kwargs: NumPy arrays, and whatever else it takes."""
@@ -250,7 +250,7 @@ class TorchSide:
         order = sorted(parameters, key=lambda key: -last.get(key.rpartition(".")[0], math.inf))
         # what the output does not depend on has no gradient in PyTorch, and zeros in JAX
         grads = {key: parameters[key].grad for key in order} | {f"input {key}": x.grad for key, x in floats.items()}
-        return {key: grad.numpy().copy() for key, grad in grads.items() if grad is not None}
+        return {key: grad.numpy() for key, grad in grads.items() if grad is not None}
 
 
 def floating(output: Any, places: Collection[str]) -> list[Any]:
@@ -261,9 +261,9 @@ def floating(output: Any, places: Collection[str]) -> list[Any]:
     ]
 
 
-def as_numpy(tensor: Any) -> np.ndarray:
-    """A NumPy array of a tensor."""
-    array = to_array(tensor)
+def as_numpy(tensor: Any, *, copy: bool = True) -> np.ndarray:
+    """A NumPy array of a tensor; copy: or else a view of its numbers."""
+    array = to_array(tensor, copy=copy)
     assert array is not None
     return array
 
