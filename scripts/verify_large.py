@@ -6,6 +6,7 @@ Run it alone: `python scripts/verify_large.py`; `--library linen` compares a lin
 import argparse
 import resource
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,9 +121,8 @@ def main() -> None:
     size = (given.depth, 768, 12)
     theirs = TorchTransformer(*size)
     x = np.random.default_rng(0).standard_normal((2, given.tokens, 768)).astype(np.float32)
-    if given.library == "nnx":
-        ours = Transformer(*size, nnx.Rngs(0))
-    else:
+    ours: Any = Transformer(*size, nnx.Rngs(0))
+    if given.library == "linen":
         import jax
 
         module = LinenTransformer(*size)

@@ -138,6 +138,7 @@ def test_what_is_ignored_needs_no_partner():
         ),
         ({"names": {**NAMES, r"layers_(\d)": r"blocks.\1"}}, r"holds 'layers_"),
         ({"names": {**NAMES, r"hea(d)": r"foot_\1"}}, "do not correspond"),
+        ({"names": {**NAMES, "haed": "head", "head": "x"}}, "names: 'haed' fits no path"),
     ],
 )
 def test_mistakes(options, said):

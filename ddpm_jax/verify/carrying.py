@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.paths import listed
+from ddpm_jax.paths import listed, renamed
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.program import Program, own_weights
 from ddpm_jax.verify.tolerances import relative_error
@@ -97,7 +97,13 @@ def entries_of(program: Program, theirs: Tensors, options: Options, modules: Map
             raise without_rule(full, layer)
     program.arrays = asked.paths
     asked.check_used(["rules"])
-    check_pair(entries, theirs, options.ignore)
+    try:
+        check_pair(entries, theirs, options.ignore)
+    except UserError:  # a name that fits nothing is the likelier reason, unless it is a layer's that holds no arrays
+        layers = [*program.layers, *modules]
+        asked.names = {one: to for one, to in asked.names.items() if not any(renamed(p, {one: to})[1] for p in layers)}
+        asked.check_used(["names"])
+        raise
     return entries
 
 
