@@ -175,6 +175,34 @@ def test_a_tied_tensor_is_one_array():
     assert report.ok and parameters(report) == {"embed.weight"}, report.table()
 
 
+class Apart(nnx.Module):
+    def __init__(self):
+        self.q, self.k = (nnx.Linear(4, 6, use_bias=False, rngs=nnx.Rngs(seed)) for seed in range(2))
+
+    def __call__(self, x):
+        return self.q(x) @ self.k(x).T
+
+
+class Fused(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qk = torch.nn.Linear(4, 12, bias=False)
+
+    def forward(self, x):
+        q, k = self.qk(x).chunk(2, -1)
+        return q @ k.T
+
+
+def test_parts_of_a_fused_tensor():
+    """A function with no layer that both have: its gradient is put together of both parts."""
+    rules = {"q.kernel": Rule("qk.weight", lambda w: w[:6].T), "k.kernel": Rule("qk.weight", lambda w: w[6:].T)}
+    x = RNG.standard_normal((3, 4))
+    report = verify.compare(Apart(), Fused(), x, rules=rules)
+    assert report.ok and parameters(report) == {"qk.weight"}, report.table()
+    exchanged = dict(zip(rules, reversed(rules.values()), strict=True))
+    assert not verify.compare(Apart(), Fused(), x, rules=exchanged).ok
+
+
 class Single(nnx.Module):
     """Some code in the middle computes in float32, and returns float64."""
 
