@@ -8,7 +8,7 @@ RUN ?= runs/demo
 # a process that cannot keep what it has compiled of the libraries compiles it anew: seconds for each command
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow check docs notebooks package format clean
+.PHONY: demo test test-slow test-third-party check docs notebooks package format clean
 
 # the main job: train on 1,797 real digits, sample, evaluate
 demo: $(VENV)/installed
@@ -21,6 +21,23 @@ test: check
 # what takes long: variants of the networks, and twenty training steps of the larger ones, in both frameworks
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# real pairs of transformers, diffusers, bonsai, equinox and haiku, in an environment of their own: the last versions that hold Flax
+# models; bonsai has no release with its models, so its source is fetched, and its pairs are skipped where it cannot be had
+THIRD_PARTY ?= build/third-party
+BONSAI ?= https://github.com/jax-ml/bonsai
+BONSAI_COMMIT := 36284254cf738d99c1c5d1e3a292d27656a0a365
+test-third-party: $(THIRD_PARTY)/installed
+	PYTHONPATH=$(THIRD_PARTY)/bonsai $(THIRD_PARTY)/bin/python -m pytest -n 2 -m slow parity_tests/third_party
+
+$(THIRD_PARTY)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(THIRD_PARTY)
+	$(THIRD_PARTY)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable ".[torch]" \
+		"beartype>=0.19" "pytest>=8" "pytest-xdist>=3.6" "transformers==4.46.*" "diffusers==0.32.*" equinox dm-haiku
+	rm -rf $(THIRD_PARTY)/bonsai
+	git clone --quiet $(BONSAI) $(THIRD_PARTY)/bonsai && git -C $(THIRD_PARTY)/bonsai checkout --quiet $(BONSAI_COMMIT) || \
+		echo "$(BONSAI) cannot be had: its pairs are skipped"
+	touch $@
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ INTERNAL = {
     "launch",
     "named",
     "parsing",
+    "paths",
     "pictures",
     "run_config",
     "progress",

@@ -173,12 +173,13 @@ def test_a_torch_layer_that_computes_in_float32():
 
 def test_a_fault_below_float32s_tolerance():
     """An epsilon: the float64 runs of both sides tell what float32 does not."""
+    torch.manual_seed(0)
     layers = {"first": nnx.Linear(6, 6, rngs=RNGS), "norm": nnx.LayerNorm(6, epsilon=1e-6, rngs=RNGS)}
     theirs = {"first": torch.nn.Linear(6, 6), "norm": torch.nn.LayerNorm(6)}
     ours = Pair(lambda m, x: m.norm(m.first(x)), **layers)
     twin = TorchPair(lambda m, x: m.norm(m.first(x)), **theirs)
     # the gradient of a norm's mean square is its epsilon alone, and differs in float32 as well
-    report = verify.compare(ours, twin, 3 * normal(4, 6), dtype="float32", gradients=False)
+    report = verify.compare(ours, twin, 6 * normal(4, 6), dtype="float32", gradients=False)
     assert all(row.ok for row in report.rows), report.table(every_row=True)
     assert not report.ok and report.hidden.name == "norm"
     assert report.verdict().startswith("agrees in float32; differs in float64, first at layer: norm")
@@ -339,7 +340,7 @@ def test_haiku():
         f"mlp/~/linear_{i}": {"w": layer.weight.detach().numpy().T, "b": layer.bias.detach().numpy()}
         for i, layer in enumerate((twin[0], twin[2]))
     }
-    report = agree((net, params), twin, normal(4, 3), names={"mlp.linear.0": "0", "mlp.linear.1": "2"})
+    report = agree((net, params), twin, normal(4, 3), names={"mlp.linear_0": "0", "mlp.linear_1": "2"})
     assert report.coverage.compared == 2
 
 

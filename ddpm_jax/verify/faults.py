@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import display
+from ddpm_jax.paths import loosely
 from ddpm_jax.verify.causes import cause_of, cause_of_statistics
 from ddpm_jax.verify.evidence import Evidence
-from ddpm_jax.verify.layouts import comparable
-from ddpm_jax.verify.matching import Matched, dotted, paired
+from ddpm_jax.verify.layouts import comparable, repeated
+from ddpm_jax.verify.matching import Matched, paired
 from ddpm_jax.verify.measure import LOW, Measure, precision_of
 from ddpm_jax.verify.places import place_of
 from ddpm_jax.verify.recording import Arrays, Call, Recording
@@ -101,7 +102,7 @@ def diagnose(
     for event in _events(pairs):
         is_fed = fed is not None and event.ours.name in fed
         clean = clean or is_fed
-        difference = _difference(event, theirs, measure)
+        difference = _difference(event, ours, theirs, measure)
         if difference is None or _is_echo(difference, apart):
             continue
         fault: Fault | None = None
@@ -112,7 +113,7 @@ def diagnose(
                 fault = Fault(kind, name, event.after, difference[0])
         else:
             inner = _last_within(pairs, event.index)
-            alike = is_fed or _fed_alike(event, theirs, measure)
+            alike = is_fed or _fed_alike(event, ours, theirs, measure)
             if alike and not (within and not is_fed):
                 fault = Fault("within" if inner else "layer", name, inner, difference[0])
         clean = clean and is_fed  # what was not fed goes on with its own result
@@ -156,7 +157,7 @@ Difference = tuple[float, np.ndarray, np.ndarray]
 """The error, JAX's array, and PyTorch's in the same order of axes."""
 
 
-def _difference(event: _Event, theirs: Recording, measure: Measure) -> Difference | None:
+def _difference(event: _Event, ours: Recording, theirs: Recording, measure: Measure) -> Difference | None:
     """The first pair of arrays of an event that disagree beyond what their digits allow; None where all agree."""
     ours_arrays, their_arrays = event.arrays
     for mine, their in paired(list(ours_arrays), list(their_arrays)):
@@ -167,7 +168,7 @@ def _difference(event: _Event, theirs: Recording, measure: Measure) -> Differenc
         if found is None:
             continue
         single = measure.dtype == "float64" and found[0] <= measure.allowed("layer", event.ours.name, "float32")
-        if single and "float32" in _digits(event, theirs, b, a):
+        if single and "float32" in _digits(event, ours, theirs, b, a):
             continue
         low = precision_of(a)
         if event.kind == "out" and low == precision_of(b) and found[0] <= LOW.get(low, 0.0):
@@ -189,23 +190,30 @@ def differ(name: str, ours: np.ndarray, theirs: np.ndarray, measure: Measure) ->
     row = measure.row("layer", name, ours, theirs, free=True)
     if row.ok:
         return None
+    theirs, ours = repeated(theirs, ours)
     layout, _ = measure.layout(name, theirs, ours, row.tolerance) if theirs.shape and ours.shape else (None, False)
     aligned = theirs if layout is None else layout.to_jax(theirs)
     return row.error, ours, aligned
 
 
-def _digits(event: _Event, theirs: Recording, *arrays: np.ndarray) -> set[str]:
+def _digits(event: _Event, ours: Recording, theirs: Recording, *arrays: np.ndarray) -> set[str]:
     """The dtypes in which what an event is about was computed, as far as it shows."""
     found = {precision_of(array) for array in arrays} | {str(array.dtype) for array in arrays}
     if event.kind == "out":
-        return found | {event.theirs.precision}
-    parents = [call for call in theirs.calls if event.theirs.path.startswith(f"{call.path}.")]
-    return found | {call.precision for call in parents} | {str(theirs.environment.get("precision", ""))}
+        given = {str(array.dtype) for call in (event.ours, event.theirs) for array in call.inputs.values()}
+        return found | given | {event.theirs.precision, event.ours.precision}
+    return found | around(event.ours, ours) | around(event.theirs, theirs)
 
 
-def _fed_alike(event: _Event, theirs: Recording, measure: Measure) -> bool:
+def around(call: Call, recording: Recording) -> set[str]:
+    """The dtypes in which the code around a layer computes."""
+    parents = [one.precision for one in recording.calls if call.path.startswith(f"{one.path}.")]
+    return {*parents, str(recording.environment.get("precision", ""))}
+
+
+def _fed_alike(event: _Event, ours: Recording, theirs: Recording, measure: Measure) -> bool:
     feed = replace_kind(event)
-    return bool(event.ours.inputs) and bool(event.theirs.inputs) and _difference(feed, theirs, measure) is None
+    return bool(event.ours.inputs) and bool(event.theirs.inputs) and _difference(feed, ours, theirs, measure) is None
 
 
 def replace_kind(event: _Event) -> _Event:
@@ -287,7 +295,8 @@ def _of_outputs(
     for mine, their in paired(list(ours.outputs), list(theirs.outputs)):
         difference = differ("output", ours.outputs[mine], theirs.outputs[their], measure)
         if difference is not None and not _is_echo(difference, echoes):
-            single = "float32" in {precision_of(theirs.outputs[their]), theirs.environment.get("precision")}
+            outside = {side.environment.get("precision") for side in (ours, theirs)}
+            single = "float32" in {precision_of(theirs.outputs[their]), *outside}
             if single and difference[0] <= measure.allowed("output", "output", "float32"):
                 continue
             sources = sources_before(pairs, len(pairs), "", theirs, measure)
@@ -297,10 +306,10 @@ def _of_outputs(
 
 
 def _of_statistics(ours: Recording, theirs: Recording, measure: Measure) -> list[Fault]:
-    mine = {dotted(name).lower(): array for name, array in ours.statistics.items()}
+    mine = {loosely(name): array for name, array in ours.statistics.items()}
     calls = {call.path: call for call in theirs.calls}
     for name, array in theirs.statistics.items():
-        key = dotted(name).lower()
+        key = loosely(name)
         if key not in mine:
             continue
         row: Row = measure.row("statistics", name, mine[key], array)

@@ -7,10 +7,10 @@ from typing import Any
 import haiku
 import jax
 
-from ddpm_jax.verify.matching import dotted
 from ddpm_jax.verify.observing import Site, current
 from ddpm_jax.verify.program import Program
 from ddpm_jax.verify.settings import settings_of
+from ddpm_jax.weights.structure import dotted
 
 
 def program_of(transformed: Any, variables: Any) -> Program:
@@ -21,18 +21,26 @@ def program_of(transformed: Any, variables: Any) -> Program:
     with_state = isinstance(transformed, haiku.TransformedWithState)
     params, state = variables if with_state else (variables, {})
 
-    def around(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], context: Any) -> Any:
-        observer = current()
-        path = dotted(context.module.module_name)
-        if observer is None or context.method_name != "__call__":
-            return function(*args, **kwargs)
-        site = Site(path, type(context.module).__name__, settings_of(context.module), dict)
-        return observer.call(site, partial(function), args, kwargs)
-
     def call(variables: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         given = (variables["params"], variables["state"]) if with_state else (variables["params"],)
-        with haiku.intercept_methods(around):
+        with watched():
             found = transformed.apply(*given, jax.random.key(0), *args, **kwargs)
         return found if with_state else (found, {})
 
-    return Program({"params": dict(params)}, {"state": dict(state)}, call)
+    return Program(
+        {"params": dict(params)}, {"state": dict(state)}, call, tree={"params": dict(params)} if params else None
+    )
+
+
+def watched() -> Any:
+    """While entered, calls of haiku's modules are taken note of."""
+
+    def around(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], context: Any) -> Any:
+        observer = current()
+        if observer is None or context.method_name != "__call__":
+            return function(*args, **kwargs)
+        path = dotted((context.module.module_name,))
+        site = Site(path, type(context.module).__name__, settings_of(context.module), dict)
+        return observer.call(site, partial(function), args, kwargs)
+
+    return haiku.intercept_methods(around)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import renamed
 from ddpm_jax.verify import traces
 from ddpm_jax.verify.holding import DIGITS, hold
 from ddpm_jax.verify.measure import precision_of
 from ddpm_jax.verify.recording import Call, Recording
 from ddpm_jax.verify.report import Report
-from ddpm_jax.weights.bridge import renamed
 
 SHOWN = 8
 """Layers that an error lists of either side."""
@@ -91,7 +91,7 @@ def _check_inputs(first: Recording, second: Recording, ours: Any, theirs: Any) -
 
 def _check_model(first: Recording, second: Recording, names: Mapping[str, str]) -> None:
     """Raises a UserError where no layer of the one is a layer of the other."""
-    ours = {renamed(call.path, names) for call in first.calls} | {call.path for call in first.calls}
+    ours = {renamed(call.path, names)[0] for call in first.calls} | {call.path for call in first.calls}
     theirs = {call.path for call in second.calls}
     if ours and theirs and not ours & theirs:
         lists = [", ".join(sorted(paths)[:SHOWN]) for paths in ({call.path for call in first.calls}, theirs)]

@@ -8,13 +8,21 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.verify.faults import diagnose, differ
+from ddpm_jax.paths import listed, loosely
+from ddpm_jax.verify.faults import around, diagnose, differ
 from ddpm_jax.verify.heat import Picture, picture_of
-from ddpm_jax.verify.matching import Matched, dotted, listed, match, paired
+from ddpm_jax.verify.layouts import comparable
+from ddpm_jax.verify.matching import Matched, match, paired
 from ddpm_jax.verify.measure import LOW, Measure, precision_of
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.recording import Arrays, Call, Recording
 from ddpm_jax.verify.report import Coverage, Report, Row
+
+WHOLE = "the whole"
+"""What computes in float32 where no layer alone does."""
+
+AFTER = "after float32"
+"""How the note begins of what is held to float32's tolerance for the sake of something before it."""
 
 DIGITS = ("bfloat16", "float16", "float32", "float64")
 """Floating-point dtypes, the coarsest first."""
@@ -57,23 +65,27 @@ def hold(
 
 
 def rows_held(
-    ours: Recording, theirs: Recording, exact: Recording | None, options: Options
+    ours: Recording, theirs: Recording, exact: Recording | None, options: Options, *, strict: bool = False
 ) -> tuple[Report, Matched, Measure]:
-    """The report without its faults, the calls side by side, and how they were measured; exact: PyTorch's in float64."""
-    measure = measure_of(ours, theirs, options)
+    """The report without its faults, the calls side by side, and how they were measured.
+
+    exact: PyTorch's in float64. strict: as `Measure` has it.
+    """
+    measure = replace(measure_of(ours, theirs, options), strict=strict)
     matched = match(ours, theirs, options.names, options.ignore)
     oracle = exact.by_name() if exact else {}
     known = dict(theirs.environment) | dict(ours.environment)
     report = Report("", {name: value for name, value in known.items() if name != "precision"})
-    layers, coarse = _layers(matched, oracle, measure)
+    layers, coarse = _layers(ours, theirs, matched, oracle, measure)
     rows = _outputs(ours, theirs, exact, measure)
     if coarse is None and measure.dtype == "float64":
-        single = "float32" in {theirs.environment.get("precision"), *map(precision_of, theirs.outputs.values())}
-        coarse = "the whole" if single and all(row.ok for row in layers) else None
+        outside = {side.environment.get("precision") for side in (ours, theirs)}
+        single = "float32" in {*outside, *map(precision_of, theirs.outputs.values())}
+        coarse = WHOLE if single and all(row.ok for row in layers) else None
     rows += _statistics(ours, theirs, exact, measure, options.ignore)
     rows += _gradients(ours, theirs, exact, measure, options.ignore)
     rows = [_after(row, coarse, measure) for row in rows]
-    if coarse and any(row.note.startswith("after float32") for row in rows + layers):
+    if coarse and any(row.note.startswith(AFTER) for row in rows + layers):
         report.warnings.append(
             f"`{coarse}` computes in float32: it, and what comes of it, is held to float32's tolerance."
         )
@@ -89,7 +101,7 @@ def hidden(
     """The first quantity that agrees in the report and differs between both sides' float64 runs; and their calls side by side."""
     sharp = replace(measure_of(exact_ours, exact_theirs, options), dtype="float64", tolerances={"*": ROUNDED})
     between = match(exact_ours, exact_theirs, options.names, options.ignore)
-    found, coarse = _layers(between, {}, sharp)
+    found, coarse = _layers(exact_ours, exact_theirs, between, {}, sharp)
     found += [_after(row, coarse, sharp) for row in _outputs(exact_ours, exact_theirs, None, sharp)]
     return next((row for row in found if not row.ok), None) if report.ok else None, between
 
@@ -97,7 +109,7 @@ def hidden(
 def agreeing(ours: Recording, theirs: Recording, options: Options) -> tuple[int, bool]:
     """How many layers agree before the first that does not, and whether everything does."""
     measure = measure_of(ours, theirs, options)
-    rows, coarse = _layers(match(ours, theirs, options.names, options.ignore), {}, measure)
+    rows, coarse = _layers(ours, theirs, match(ours, theirs, options.names, options.ignore), {}, measure)
     rows += [_after(row, coarse, measure) for row in _outputs(ours, theirs, None, measure)]
     first = next((index for index, row in enumerate(rows) if not row.ok), len(rows))
     return first, first == len(rows)
@@ -116,8 +128,8 @@ def coverage_of(ours: Recording, theirs: Recording, matched: Matched) -> Coverag
     """What was compared, and what was not: called on one side only, or held by a side and never seen to be called."""
     seen = {call.path for call in ours.calls}
     seen |= {parent for path in seen for parent in _parents(path)}
-    seen_in_torch = {dotted(call.path).lower() for call in theirs.calls}
-    hidden = [path for path in ours.layers if path not in seen and dotted(path).lower() in seen_in_torch]
+    seen_in_torch = {loosely(call.path) for call in theirs.calls}
+    hidden = [path for path in ours.layers if path not in seen and loosely(path) in seen_in_torch]
     return Coverage(len(matched.pairs), tuple(matched.alone_in_jax), tuple(matched.alone_in_torch), tuple(hidden))
 
 
@@ -138,7 +150,9 @@ def _parents(path: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
-def _layers(matched: Matched, oracle: Mapping[str, Call], measure: Measure) -> tuple[list[Row], str | None]:
+def _layers(
+    our_recording: Recording, their_recording: Recording, matched: Matched, oracle: Mapping[str, Call], measure: Measure
+) -> tuple[list[Row], str | None]:
     """Rows of all layers, and the first that computes in float32 where all else is in float64."""
     rows: list[Row] = []
     coarse: str | None = None
@@ -152,7 +166,12 @@ def _layers(matched: Matched, oracle: Mapping[str, Call], measure: Measure) -> t
             )
             row = replace(row, partner=theirs.name)
             if not row.ok:
-                row, coarse = _in_its_digits(row, ours, theirs, measure, coarse)
+                lows = {"JAX": lowest(ours, measure.dtype), "PyTorch": lowest(theirs, measure.dtype)}
+                if not coarse and _fed_apart(ours, theirs, measure):
+                    for call, recording in ((ours, our_recording), (theirs, their_recording)):
+                        if "float32" in around(call, recording):
+                            lows[recording.side] = "float32"
+                row, coarse = _in_its_digits(row, lows, measure, coarse)
             rows.append(row)
     return rows, coarse
 
@@ -161,19 +180,29 @@ def _after(row: Row, coarse: str | None, measure: Measure) -> Row:
     """A row that is off for no other reason than that a layer before it computes in float32, held to float32's tolerance."""
     quantity = row.stage if row.stage in ("output", "statistics", "gradient") else "layer"
     allowed = measure.allowed(quantity, row.name, "float32")
-    if row.ok or not coarse or row.error > allowed:
+    excused = coarse and (not measure.strict or coarse in (row.name, WHOLE))
+    if row.ok or not excused or row.error > allowed:
         return row
-    return replace(row, tolerance=allowed, note=f"after float32 in {coarse}")
+    return replace(row, tolerance=allowed, note=f"{AFTER} in {coarse}")
 
 
-def _in_its_digits(row: Row, ours: Call, theirs: Call, measure: Measure, coarse: str | None) -> tuple[Row, str | None]:
-    """A row that is off, held to what its layer's own dtype allows, or that of a layer before it; and the first such layer."""
-    lows = {side: lowest(call, measure.dtype) for side, call in (("JAX", ours), ("PyTorch", theirs))}
+def _fed_apart(ours: Call, theirs: Call, measure: Measure) -> bool:
+    """Whether a layer is not fed alike."""
+    pairs = paired(list(ours.inputs), list(theirs.inputs))
+    found = [(ours.inputs[mine], theirs.inputs[their]) for mine, their in pairs]
+    return any(comparable(b, a) and differ(ours.name, a, b, measure) is not None for a, b in found)
+
+
+def _in_its_digits(row: Row, lows: Mapping[str, str], measure: Measure, coarse: str | None) -> tuple[Row, str | None]:
+    """A row that is off, held to what its layer's own dtype allows, or that of a layer before it; and the first such layer.
+
+    lows: what either side computes in, or what feeds it is computed in.
+    """
     single = [side for side, low in lows.items() if low == "float32"]
     if measure.dtype == "float64" and single and not coarse:
-        found = _after(row, ours.name, measure)
+        found = _after(row, row.name, measure)
         if found.ok:
-            return replace(found, note=f"{' and '.join(single)} computes in float32 here"), ours.name
+            return replace(found, note=f"{' and '.join(single)} computes in float32 here"), row.name
     if lows["JAX"] in LOW and lows["JAX"] == lows["PyTorch"]:
         return replace(
             row, tolerance=measure.allowed("layer", row.name, lows["JAX"]), note=f"both in {lows['JAX']}"
@@ -182,10 +211,10 @@ def _in_its_digits(row: Row, ours: Call, theirs: Call, measure: Measure, coarse:
 
 
 def lowest(call: Call, dtype: str) -> str:
-    """The dtype of the fewest digits that a call shows: in what it was seen to compute, or in its outputs."""
+    """The dtype of the fewest digits that a call shows: in what it was seen to compute, in its outputs, or in what it was given."""
     found = [call.precision or dtype, dtype]
     found += [precision_of(array) for array in call.outputs.values()]
-    found += [str(array.dtype) for array in call.outputs.values() if array.dtype.kind == "f"]
+    found += [str(array.dtype) for array in (*call.inputs.values(), *call.outputs.values()) if array.dtype.kind == "f"]
     return min((one for one in found if one in DIGITS), key=DIGITS.index)
 
 
@@ -215,7 +244,7 @@ def _statistics(
     ours: Recording, theirs: Recording, exact: Recording | None, measure: Measure, ignore: Sequence[str]
 ) -> list[Row]:
     def spelt(arrays: Arrays) -> dict[str, str]:
-        return {dotted(name).lower(): name for name in arrays}
+        return {loosely(name): name for name in arrays}
 
     mine = spelt(ours.statistics)
     return [

@@ -2,16 +2,17 @@
 
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import jax
+import jax.numpy
 from flax import nnx
 
 from ddpm_jax.errors import UserError, kind_of
 from ddpm_jax.verify.observing import current
 from ddpm_jax.verify.options import Options
-from ddpm_jax.verify.program import Program, own_weights
+from ddpm_jax.verify.program import Program
 
 TAKEN = (
     "an nnx.Module, an equinox.Module, or a pair: (linen module, variables), (haiku.Transformed, params), "
@@ -65,14 +66,34 @@ def _function(function: Any, params: Any, state: Mapping[str, Any], options: Opt
 
         params = equinox_side.prepared(params, options)
         layers = [path for path, _ in equinox_side.modules(params) if path]
-    arrays, static = _partition(params)
+    arrays, joined = _partition(params)
+    frozen = {jax.numpy.dtype(array.dtype) for array in arrays}
 
     def call(variables: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        whole = static(variables["params"])
-        with equinox_side.watched(whole) if with_modules and current() else nullcontext():
+        whole = joined(variables["params"])
+        with ExitStack() as stack:
+            if with_modules and current():
+                stack.enter_context(equinox_side.watched(whole))
+            if "haiku" in sys.modules:
+                from ddpm_jax.verify import haiku_side
+
+                stack.enter_context(haiku_side.watched())
+            if "flax.linen" in sys.modules:
+                from ddpm_jax.verify import linen_side
+
+                dtype = next((x.dtype for x in variables["params"]), options.dtype)
+                stack.enter_context(linen_side.intercepted(dtype, frozen, options))
             return function(whole, *args, **kwargs), {}
 
-    return Program({"params": arrays}, {}, call, layers=layers)
+    return Program(
+        {"params": arrays},
+        {},
+        call,
+        layers=layers,
+        tree=params if arrays else None,
+        joined=lambda values: joined(values["params"]),
+        parted=lambda tree: {"params": _partition(tree)[0]},
+    )
 
 
 def _partition(tree: Any) -> tuple[list[Any], Any]:
@@ -98,11 +119,6 @@ def _each_example(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 def _weights(own: Any, state: Mapping[str, Any], options: Options) -> Any:
     if callable(options.weights):
         return options.weights(state)
-    if not own_weights(options, state) and options.weights == "carried":
-        raise UserError(
-            'weights="carried" is for NNX modules; give others their weights beforehand, or weights=a function from PyTorch\'s '
-            "state dict to the parameters."
-        )
     return own
 
 

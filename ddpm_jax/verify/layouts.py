@@ -98,6 +98,18 @@ def comparable(theirs: np.ndarray, ours: np.ndarray) -> bool:
     return alike and bool(fitting(theirs.shape, ours.shape))
 
 
+def repeated(theirs: np.ndarray, ours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in one shape, where one side computes for each example what the other computes once: positions (1, N, C), (B, N, C)."""
+    if theirs.shape and ours.shape and math.prod(theirs.shape) != math.prod(ours.shape):
+        try:
+            shape = np.broadcast_shapes(theirs.shape, ours.shape)
+        except ValueError:
+            return theirs, ours
+        if shape in (theirs.shape, ours.shape):
+            return np.broadcast_to(theirs, shape), np.broadcast_to(ours, shape)
+    return theirs, ours
+
+
 def exchanged(
     theirs: np.ndarray, ours: np.ndarray, tolerance: float, *, conventions: bool = False
 ) -> tuple[int, ...] | None:

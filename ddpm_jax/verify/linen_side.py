@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from ddpm_jax.verify.matching import dotted, renamed
+from ddpm_jax.paths import renamed
 from ddpm_jax.verify.observing import Site, current
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.program import Program
 from ddpm_jax.verify.recording import Arrays, arrays_of, leaves, to_array
 from ddpm_jax.verify.settings import settings_of
+from ddpm_jax.weights.structure import COLLECTIONS
 
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 """What a running statistic of linen is called in PyTorch."""
@@ -43,15 +44,19 @@ def program_of(module: linen.Module, variables: Mapping[str, Any], options: Opti
             path, _, name = place.rpartition(".")
             array = to_array(leaf)
             if array is not None:
-                found[f"{renamed(dotted(path), options.names)}.{STATISTICS.get(name, name)}"] = array
+                found[f"{renamed(path, options.names)[0]}.{STATISTICS.get(name, name)}"] = array
         return found
 
-    return Program({"params": variables["params"]}, others, call, statistics=statistics)
+    tree = {name: variables[name] for name in COLLECTIONS if variables.get(name)}
+    return Program({"params": variables["params"]}, others, call, statistics=statistics, tree=tree or None)
 
 
 @contextmanager
 def intercepted(dtype: Any, frozen: set[Any], options: Options) -> Any:
-    """While entered, calls of linen modules are watched; those that settled their dtype follow the parameters; dropout is off."""
+    """While entered, calls of linen modules are watched; those that settled their dtype follow the parameters; dropout is off.
+
+    dtype: of the parameters. frozen: dtypes that are given up for it.
+    """
 
     def around(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], context: Any) -> Any:
         module = context.module

@@ -1,11 +1,10 @@
 """Which call of a JAX layer is the partner of which call of a PyTorch one, and which arrays of theirs correspond."""
 
-import fnmatch
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddpm_jax.errors import UserError, meant
+from ddpm_jax.paths import listed, loosely, prefixes, renamed
 from ddpm_jax.verify.recording import Call, Recording
 
 
@@ -34,11 +33,11 @@ def match(ours: Recording, theirs: Recording, names: Mapping[str, str], ignore: 
     ours_left = [call for call in ours.calls if call.path and not listed(call.path, ignore)]
     theirs_left = [call for call in theirs.calls if call.path and not listed(call.path, ignore)]
     partner_of: dict[str, Call] = {}
-    for spelling in (str, _loosely):
+    for spelling in (str, loosely):
         taken = {call.name for call in partner_of.values()}
         free = {_spelt(call.path, call, spelling): call for call in theirs_left if call.name not in taken}
         for call in ours_left:
-            partner = free.get(_spelt(renamed(call.path, names), call, spelling))
+            partner = free.get(_spelt(renamed(call.path, names)[0], call, spelling))
             if call.name not in partner_of and partner is not None:
                 partner_of[call.name] = partner
     partner_of |= _stacks(ours_left, theirs_left, partner_of, names)
@@ -63,48 +62,39 @@ def paired(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str]]:
     return []
 
 
-def renamed(path: str, names: Mapping[str, str]) -> str:
-    """A path with its longest prefix in `names` replaced."""
-    for prefix in sorted(names, key=len, reverse=True):
-        if path == prefix or path.startswith(f"{prefix}."):
-            return (names[prefix] + path[len(prefix) :]).lstrip(".")
-    return path
-
-
-def dotted(path: str) -> str:
-    """A path with the numbers that flax and haiku append to names apart: "layers_0.Dense_1" -> "layers.0.Dense.1"."""
-    return re.sub(r"(?<=[A-Za-z])_(\d+)(?=\.|$)", r".\1", path.replace("/~/", ".").replace("/", "."))
-
-
-def listed(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name is one of those listed, or within one of them; patterns may hold wildcards."""
-    return any(fnmatch.fnmatchcase(name, one) or fnmatch.fnmatchcase(name, f"{one}.*") for one in patterns)
-
-
 def check_names(names: Mapping[str, str], ours: Recording, theirs: Recording) -> None:
-    """See that every entry of a map of names names something on both sides.
+    """See that every entry of a map of names names something on both sides: a layer, or an array of one.
 
     Raises:
         UserError: one does not.
     """
-    for side, recording, wanted in (("JAX", ours, names.keys()), ("PyTorch", theirs, names.values())):
-        paths = [*dict.fromkeys(call.path for call in recording.calls), *recording.layers]
-        known = list(dict.fromkeys(prefix for path in paths for prefix in _prefixes(path)))
-        for name in wanted:
-            if name and known and name not in known:
-                raise UserError(
-                    f"names holds {name!r}, which is no layer of the {side} side.{meant(name, known)} It has "
-                    f"{', '.join(known[:40])}{' and more' if len(known) > 40 else ''}."
-                )
+    known = {
+        side: list(dict.fromkeys(prefix for path in _paths(recording) for prefix in prefixes(path)))
+        for side, recording in (("JAX", ours), ("PyTorch", theirs))
+    }
+    spelt = set(map(loosely, known["PyTorch"]))
+    made: dict[str, set[str]] = {}
+    for path in known["JAX"]:
+        name, entry = renamed(path, names)
+        made.setdefault(entry or "", set()).add(name)
+    for name, theirs_name in names.items():
+        if not name or not all(known.values()):
+            continue
+        if name not in made:
+            raise _unknown(name, "JAX", known["JAX"])
+        if theirs_name and not set(map(loosely, made[name])) & spelt:
+            raise _unknown(theirs_name, "PyTorch", known["PyTorch"])
 
 
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+def _paths(recording: Recording) -> list[str]:
+    return [*dict.fromkeys(call.path for call in recording.calls), *recording.layers, *recording.arrays]
 
 
-def _loosely(path: str) -> str:
-    return dotted(path).lower()
+def _unknown(name: str, side: str, known: list[str]) -> UserError:
+    return UserError(
+        f"names holds {name!r}, which is no layer of the {side} side.{meant(name, known)} It has "
+        f"{', '.join(known[:40])}{' and more' if len(known) > 40 else ''}."
+    )
 
 
 def _spelt(path: str, call: Call, spelling: Callable[[str], str]) -> str:
@@ -123,7 +113,7 @@ def _stacks(
     for path, turns in calls.items():
         if turns[0].name in taken or len(turns) < 2:
             continue
-        parts = renamed(path, names).split(".")
+        parts = renamed(path, names)[0].split(".")
         for depth in range(len(parts), 0, -1):
             theirs_names = [".".join([*parts[:depth], str(k), *parts[depth:]]) for k in range(len(turns))]
             partners = [free.get(name) for name in theirs_names]

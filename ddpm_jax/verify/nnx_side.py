@@ -1,7 +1,6 @@
 """Flax NNX: a module whose weights are PyTorch's, or its own, as a program of its arrays."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -9,17 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.verify.observing import Site, current
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.patching import patched
-from ddpm_jax.verify.program import Program, cast, own_weights
-from ddpm_jax.verify.recording import Arrays, arrays_of
+from ddpm_jax.verify.program import Program, cast
+from ddpm_jax.verify.recording import arrays_of
 from ddpm_jax.verify.settings import settings_of
-from ddpm_jax.weights.bridge import Entry, at, from_torch, layout
 
 TAG = "_verified_as"
 """Attribute by which a copy of a module knows its path, also where a transformation of NNX takes it apart and puts it together."""
@@ -43,16 +39,9 @@ def program_of(
     training = options.training
     view = nnx.view(model, deterministic=not training, use_running_average=not training, raise_if_not_found=False)
     graphdef, params, stats, rest = nnx.split(view, nnx.Param, nnx.BatchStat, ...)  # type: ignore[misc]
-    entries: list[Entry] = []
-    if own_weights(options, state):
-        given: dict[str, Any] = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
-    elif callable(options.weights):
-        given = options.weights(state)
-    else:
-        entries = layout(model, options.names)
-        check_pair(entries, state)
-        given = from_torch(entries, {key: np.asarray(array) for key, array in state.items()})
-    given = {"batch_stats": {}, **given}
+    given: dict[str, Any] = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
+    if callable(options.weights):
+        given |= options.weights(state)
     frozen = {jnp.dtype(x.dtype) for x in jax.tree.leaves(params) if hasattr(x, "dtype")}
 
     def call(params: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -67,19 +56,15 @@ def program_of(
         kinds = {type(part) for _, part in nnx.iter_modules(module)}
         with patched(kinds, _observed) if current() else nullcontext():
             output = run(*args, **kwargs)
-        return output, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
-
-    def named(tree: Any, collection: str) -> Arrays:
-        tree = {collection: tree}
-        return {e.key: e.to_torch(at(tree, e.path)) for e in entries if e.path[0] == collection}
+        return output, {"batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))}
 
     return Program(
         {"params": given["params"]},
         {"batch_stats": given["batch_stats"]},
         call,
         layers=[_path(path) for path, _ in nnx.iter_modules(model) if path],
-        gradients=(lambda grads: named(grads["params"], "params")) if entries else None,
-        statistics=lambda after: named(after, "batch_stats"),
+        tree=model if given["params"] or given["batch_stats"] else None,
+        carried=bool(state),
     )
 
 
@@ -118,26 +103,3 @@ def _observed(call: Callable[..., Any], module: Any, args: tuple[Any, ...], kwar
     }
     site = Site(tag.path, type(module).__name__, settings_of(module), lambda: arrays_of(concrete, copy=False))
     return observer.call(site, partial(call, module), args, kwargs)
-
-
-def check_pair(entries: list[Entry], state: Mapping[str, Any]) -> None:
-    """See that a network's arrays and those of a state dict correspond.
-
-    Raises:
-        UserError: names or shapes that do not match (both lists side by side).
-    """
-    ours = {entry.key: tuple(entry.shape) for entry in entries}
-    theirs = {key: tuple(array.shape) for key, array in state.items()}
-    if ours == theirs:
-        return
-    left = [f"{key} {shape}" for key, shape in sorted(ours.items()) if theirs.get(key) != shape]
-    right = [f"{key} {shape}" for key, shape in sorted(theirs.items()) if ours.get(key) != shape]
-    width = max(map(len, [*left, "JAX"]))
-    lines = [
-        f"  {a:<{width}}  |  {b}" for a, b in itertools.zip_longest(["JAX", *left], ["PyTorch", *right], fillvalue="")
-    ]
-    raise UserError(
-        f"the modules' arrays do not correspond ({len(left)} of JAX's and {len(right)} of PyTorch's stand alone):\n"
-        + "\n".join(lines)
-        + "\nRename attributes, or pass names={'path in JAX': 'path in PyTorch'}."
-    )

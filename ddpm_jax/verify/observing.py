@@ -20,6 +20,9 @@ from ddpm_jax.verify.layouts import comparable, decide
 from ddpm_jax.verify.matching import paired
 from ddpm_jax.verify.recording import Arrays, Call, arguments, leaves, numbered, to_array
 
+LAYER = "layer:"
+"""What the scopes begin with in which layers are traced: by them a program tells which layer an operation belongs to."""
+
 
 @dataclass
 class Site:
@@ -74,7 +77,8 @@ class Observer:
         if partner is not None:
             args = tuple(_in_place(old, given[str(i)]) for i, old in enumerate(args))
             kwargs = {key: _in_place(old, given[key]) for key, old in kwargs.items()}
-        output = function(*args, **kwargs)
+        with jax.named_scope(f"{LAYER}{site.path}"):
+            output = function(*args, **kwargs)
         self.sites.append(site)
         return self._seen(site.outputs, output, partner.outputs if partner else {}, name)
 

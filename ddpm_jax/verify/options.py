@@ -25,16 +25,20 @@ class Options:
     gradients: bool = True
     """Of the loss, by input and, where the weights were carried over, by parameter."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """{JAX path: PyTorch path} for layers that are called differently; what lies within them follows."""
+    """{JAX path: PyTorch path} for layers, or arrays, that are called differently; what lies within them follows. A path may be a
+    regular expression, "block_(\\d+)": r"layers.\\1"."""
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    """{regular expression of a JAX array's path: `weights.Rule`, how it is made of PyTorch's tensors}, before the layers' own."""
     layouts: Mapping[str, Any] = field(default_factory=dict)
     """{input, or layer: order in JAX of PyTorch's axes, or None for as they are}; wildcards are allowed. The rest is found."""
     tolerances: Mapping[str, float] = field(default_factory=dict)
     """{quantity or layer: largest relative error}, instead of the table's; wildcards are allowed."""
     ignore: Sequence[str] = ()
-    """Layers and parameters that are left out of the comparison; wildcards are allowed."""
+    """Layers and parameters of either side that are left out of the comparison, and need no partner; wildcards and regular
+    expressions are allowed."""
     weights: str | Callable[[Mapping[str, Any]], Any] | None = None
-    """carried: JAX gets PyTorch's (of NNX modules); own: either side keeps its own; or a function from PyTorch's state dict
-    to JAX's parameters. None: carried for an NNX module beside a torch module, own otherwise."""
+    """carried: JAX gets PyTorch's, by names and rules; own: either side keeps its own; or a function from PyTorch's state dict to
+    JAX's parameters. None: carried for an NNX module beside a torch module, own otherwise."""
     adapt_inputs: Callable[[Any], Any] | None = None
     """Makes JAX's inputs of the inputs, instead of what is found."""
     adapt_output: Callable[[Any], Any] | None = None

@@ -1,6 +1,6 @@
 """A JAX side as a program: pure in its weights and inputs, run once with every layer watched, and once for its gradients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from ddpm_jax.compilation import compile_for
 from ddpm_jax.verify.layouts import Layout
-from ddpm_jax.verify.observing import Feeding, Observer, observed, rebuilt
+from ddpm_jax.verify.observing import LAYER, Feeding, Observer, observed, rebuilt
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.recording import Arrays, Recording, arguments, arrays_of, leaves, to_array
+from ddpm_jax.weights.structure import Path, leaves_by_path, with_leaves
 
 CONCRETE = (
     jax.errors.ConcretizationTypeError,
@@ -41,11 +42,47 @@ class Program:
     """Gradients of the weights -> by PyTorch name and in its order; None: PyTorch's names are not known."""
     statistics: Callable[[Any], Arrays] | None = None
     """What call returned of statistics -> by PyTorch name."""
+    tree: Any = None
+    """What its arrays are known by, as `weights.layout` takes it; None: it has none."""
+    carried: bool = False
+    """Whether it is given PyTorch's weights unless the options say otherwise."""
+    joined: Callable[[Any], Any] = lambda values: values
+    """Weights, their gradients or statistics, as call takes them -> in the form of its tree."""
+    parted: Callable[[Any], Any] = lambda tree: tree
+    """The way back."""
+    arrays: list[str] = field(default_factory=list)
+    """Names of all parameters and statistics."""
+
+    def by_path(self, values: Any) -> dict[Path, Any]:
+        """Weights, gradients or statistics by their path in its tree."""
+        return leaves_by_path(self.joined(values))
+
+    def own(self) -> dict[Path, Any]:
+        """Its weights and statistics by path."""
+        return self.by_path({**_as_dict(self.weights), **_as_dict(self.fixed)})
+
+    def fill(self, arrays: Mapping[Path, Any]) -> None:
+        """Put other arrays in the place of its own."""
+        before = self.joined({**_as_dict(self.weights), **_as_dict(self.fixed)})
+        after = self.parted(with_leaves(before, arrays))
+        self.weights = {name: after[name] for name in _as_dict(self.weights)}
+        self.fixed = {name: after[name] for name in _as_dict(self.fixed)}
 
 
-def own_weights(options: Options, state: Mapping[str, Any]) -> bool:
-    """Whether either side keeps its own weights."""
-    return options.weights == "own" or (options.weights is None and not state)
+def own_weights(options: Options, *, carried: bool) -> bool:
+    """Whether JAX keeps its own weights; carried: what is done unless the options say so."""
+    return options.weights == "own" or (options.weights is None and not carried)
+
+
+def traced(program: Program, given: Mapping[str, Any]) -> None:
+    """Trace a program's call without computing anything; given: of placed_inputs."""
+    arrays, places = _parted(given)
+
+    def call(variables: Any, arrays: list[Any]) -> Any:
+        args, kwargs = _arguments(_joined(given, arrays, places))
+        return _arrays(program.call(variables, args, kwargs)[0])
+
+    jax.eval_shape(call, {**_as_dict(program.weights), **_as_dict(program.fixed)}, arrays)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
@@ -110,14 +147,47 @@ def run(
             values, after = forward(variables, arrays)
     calls = observer.calls()
     outputs = {name: array for name, array in zip(names, map(to_array, values), strict=True) if array is not None}
-    recording = Recording("JAX", calls, arrays_of(dict(given)), outputs, layers=program.layers)
+    recording = Recording("JAX", calls, arrays_of(dict(given)), outputs, layers=program.layers, arrays=program.arrays)
     if options.training and program.statistics:
         recording.statistics = program.statistics(after)
     return recording, observer
 
 
-def gradients(program: Program, given: Mapping[str, Any], dtype: str, options: Options) -> tuple[Arrays, Arrays]:
-    """Of the loss: by parameter, under PyTorch's names and in its order, and by input, in JAX's."""
+def precisions(program: Program, given: Mapping[str, Any], options: Options) -> dict[str, str]:
+    """{path of a layer: float32}, for those that compute in it within a float64 run, "" for what is in none; by tracing alone."""
+    variables = cast({**_as_dict(program.weights), **_as_dict(program.fixed)}, "float64")
+    arrays, places = _parted(given)
+
+    def call(variables: Any, arrays: list[Any]) -> Any:
+        args, kwargs = _arguments(_joined(given, arrays, places))
+        output, _ = program.call(variables, args, kwargs)
+        return _arrays(options.adapt_output(output) if options.adapt_output else output)
+
+    try:
+        with observed(Observer()):
+            traced = jax.make_jaxpr(call)(variables, arrays)
+    except CONCRETE:
+        return {}
+    return dict.fromkeys(_single(traced.jaxpr, ""), "float32")
+
+
+def _single(jaxpr: Any, within: str) -> Iterator[str]:
+    """Paths of the layers in which arrays are made in float32."""
+    for equation in jaxpr.eqns:
+        scope = f"{within}/{equation.source_info.name_stack}"
+        if any(getattr(v.aval, "ndim", 0) and v.aval.dtype == jnp.float32 for v in equation.outvars):
+            yield scope.rpartition(LAYER)[2].partition("/")[0] if LAYER in scope else ""
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _single(inner, scope)
+
+
+def gradients(
+    program: Program, given: Mapping[str, Any], dtype: str, options: Options, places: Collection[str]
+) -> tuple[Arrays, Arrays]:
+    """Of the loss: by parameter, under PyTorch's names and in its order, and by input, in JAX's.
+
+    places: of the outputs that are compared, of which the loss is made unless given.
+    """
     weights, fixed = cast(_as_dict(program.weights), dtype), cast(_as_dict(program.fixed), dtype)
     arrays, rest = _parted(given)
     names = [place for place, leaf in leaves(given) if isinstance(leaf, jax.Array)]
@@ -132,8 +202,10 @@ def gradients(program: Program, given: Mapping[str, Any], dtype: str, options: O
         of_jax = options.loss[0] if isinstance(options.loss, tuple) else options.loss
         if of_jax:
             return of_jax(output)
-        found = _arrays(options.adapt_output(output) if options.adapt_output else output).values()
-        return sum(jnp.square(x).mean() for x in found if jnp.issubdtype(x.dtype, jnp.floating))
+        found = _arrays(options.adapt_output(output) if options.adapt_output else output).items()
+        return sum(
+            jnp.square(x).mean() for name, x in found if name in places and jnp.issubdtype(x.dtype, jnp.floating)
+        )
 
     floats = [x for x, is_float in zip(arrays, floating, strict=True) if is_float]
     program_of_both = jax.grad(loss, argnums=(0, 1))

@@ -63,6 +63,8 @@ class Recording:
     """dtype, device, versions; and what else is to be said."""
     layers: list[str] = field(default_factory=list)
     """Paths of all layers that the model holds, called or not; empty where that is not known."""
+    arrays: list[str] = field(default_factory=list)
+    """Names of all its parameters and statistics, likewise."""
 
     def __repr__(self) -> str:
         """Its side and how much it holds."""

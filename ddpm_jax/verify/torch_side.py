@@ -2,8 +2,10 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,12 +105,27 @@ def recorded(module: Any) -> Iterator[Recorder]:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """The floating-point tensors of a torch module, by name."""
+
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    computed: frozenset[str] = frozenset()
+    """Buffers that are no running statistics, such as a table of positions: JAX may have them or compute them."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Another name of a tensor -> its first."""
+
+    def __bool__(self) -> bool:
+        return bool(self.arrays)
+
+
 class TorchSide:
     """A torch module, a function of inputs, or a pair (function, parameters), ready to be called in a dtype."""
 
     def __init__(self, side: Any, options: Options):
         torch = import_torch()
         self.options, self.module, self.function, self.parameters = options, None, None, None
+        self.backward: dict[str, Callable[[Collection[str]], Arrays]] = {}
         if isinstance(side, torch.nn.Module):
             self.module = side
         elif isinstance(side, tuple) and len(side) == 2 and callable(side[0]):
@@ -126,12 +143,25 @@ class TorchSide:
         shown = self.module if self.module is not None else self.function
         return getattr(shown, "__name__", type(shown).__name__)
 
-    def state(self) -> Arrays:
+    def skipped(self) -> dict[str, int]:
+        """{embedding's weight: its row that PyTorch gives no gradient, by padding_idx}."""
+        found = {} if self.module is None else dict(self.module.named_modules())
+        return {
+            f"{name}.weight".lstrip("."): part.padding_idx
+            for name, part in found.items()
+            if getattr(part, "padding_idx", None) is not None
+        }
+
+    def weights(self) -> Tensors:
         """The floating-point entries of the module's state dict; none for a function."""
         if self.module is None:
-            return {}
+            return Tensors()
         tensors = {key: x for key, x in self.module.state_dict().items() if x.is_floating_point()}
-        return {key: as_numpy(tensor) for key, tensor in tensors.items()}
+        buffers = {key for key, _ in self.module.named_buffers() if "running" not in key}
+        firsts = {id(x): key for key, x in self.module.named_parameters()}
+        every = self.module.named_parameters(remove_duplicate=False)
+        tied = {key: firsts[id(x)] for key, x in every if firsts[id(x)] != key}
+        return Tensors({key: as_numpy(tensor, copy=False) for key, tensor in tensors.items()}, frozenset(buffers), tied)
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: str, *, gradients: bool) -> Recording:
         """Call it once, in evaluation or training mode; args, kwargs: NumPy arrays, and whatever else it takes."""
@@ -144,7 +174,7 @@ class TorchSide:
         own = () if parameters is None else (parameters,)
         call = module if module is not None else self.function
         assert call is not None
-        with recorded(module) as recorder, ExitStack() as stack:
+        with recorded(module) as recorder, default_dtype(dtype), ExitStack() as stack:
             if not gradients:
                 stack.enter_context(torch.no_grad())
             if not options.dropout:
@@ -157,13 +187,17 @@ class TorchSide:
             arrays_of(output),
             environment={"dtype": dtype, "torch": str(torch.__version__), "precision": _lowest(recorder.outside)},
             layers=[] if module is None else [name for name, _ in module.named_modules() if name],
+            arrays=[] if module is None else list(module.state_dict()),
         )
         if options.training and module is not None:
             buffers = {key: x for key, x in module.named_buffers() if x.is_floating_point()}
             found.statistics = {key: as_numpy(x).copy() for key, x in buffers.items() if "running" in key}
-        if gradients:
-            found.gradients = self._gradients(module, output, floats, found.calls)
+        self.backward[dtype] = partial(self._gradients, module, output, floats, found.calls)
         return found
+
+    def gradients(self, dtype: str, places: Collection[str]) -> Arrays:
+        """Of the loss of the run in a dtype; places: of the outputs that are compared, of which the loss is made unless given."""
+        return self.backward.pop(dtype)(places)
 
     def tensors(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: str
@@ -200,11 +234,13 @@ class TorchSide:
         kind = {"f": dtype, "i": "int64", "u": "int64"}.get(array.dtype.kind, str(array.dtype))
         return torch.from_numpy(array.astype(kind).copy()).requires_grad_(gradients and array.dtype.kind == "f")
 
-    def _gradients(self, module: Any, output: Any, floats: Mapping[str, Any], calls: list[Call]) -> Arrays:
+    def _gradients(
+        self, module: Any, output: Any, floats: Mapping[str, Any], calls: list[Call], places: Collection[str]
+    ) -> Arrays:
         torch = import_torch()
         loss = self.options.loss
         of_torch = loss[1] if isinstance(loss, tuple) else loss
-        value = of_torch(output) if of_torch else sum(x.square().mean() for x in floating(output))
+        value = of_torch(output) if of_torch else sum(x.square().mean() for x in floating(output, places))
         if not torch.is_tensor(value) or not value.requires_grad:
             return {}
         value.backward()
@@ -214,22 +250,34 @@ class TorchSide:
         order = sorted(parameters, key=lambda key: -last.get(key.rpartition(".")[0], math.inf))
         # what the output does not depend on has no gradient in PyTorch, and zeros in JAX
         grads = {key: parameters[key].grad for key in order} | {f"input {key}": x.grad for key, x in floats.items()}
-        return {key: grad.numpy().copy() for key, grad in grads.items() if grad is not None}
+        return {key: grad.numpy() for key, grad in grads.items() if grad is not None}
 
 
-def floating(output: Any) -> list[Any]:
-    """The floating-point arrays or tensors of an output."""
-    found = [leaf for _, leaf in leaves(output)]
+def floating(output: Any, places: Collection[str]) -> list[Any]:
+    """The floating-point arrays or tensors of an output at some places."""
+    found = [leaf for place, leaf in leaves(output) if place in places]
     return [
         x for x in found if hasattr(x, "dtype") and str(x.dtype).removeprefix("torch.").startswith(("float", "bfloat"))
     ]
 
 
-def as_numpy(tensor: Any) -> np.ndarray:
-    """A NumPy array of a tensor."""
-    array = to_array(tensor)
+def as_numpy(tensor: Any, *, copy: bool = True) -> np.ndarray:
+    """A NumPy array of a tensor; copy: or else a view of its numbers."""
+    array = to_array(tensor, copy=copy)
     assert array is not None
     return array
+
+
+@contextmanager
+def default_dtype(dtype: str) -> Iterator[None]:
+    """While entered, tensors that are made without a dtype, such as masks, have this one."""
+    torch = import_torch()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager
@@ -257,7 +305,7 @@ def without_dropout(module: Any) -> Iterator[None]:
 
     for part in module.modules() if module is not None else ():
         for name in ("p",) if isinstance(part, _DropoutNd) else ("dropout",):
-            value = getattr(part, name, None)
+            value = vars(part).get(name)
             if isinstance(value, float) and value:
                 changed.append((part, name, value))
                 setattr(part, name, 0.0)

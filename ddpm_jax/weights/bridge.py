@@ -5,7 +5,7 @@ called on either side and how their axes are ordered. Other names, other forms a
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from flax import nnx
 
 from ddpm_jax import display
 from ddpm_jax.errors import UserError, kind_of, meant
+from ddpm_jax.paths import loosely, prefixes, renamed
 from ddpm_jax.weights.rules import PIECES, RULES, Rule, Shapes, adjoint, fused, local_rules
 from ddpm_jax.weights.structure import COLLECTIONS, Layer, Path, dotted, layers_of, with_leaves
 
@@ -99,42 +100,70 @@ def layout(
     Raises:
         UserError: an array has no rule, or a name, a rule or something to ignore fits nothing.
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in (theirs or {}).items()}
-    layers = layers_of(side, modules)
-    asked = _Asked(dict(names or {}), dict(rules or {}), tuple(ignore))
-    whole = _whole_layers(layers, asked, shapes)
+    asked = Asked(names, rules, ignore, theirs)
     found: list[Entry] = []
+    for full, layer, made in candidates(side, asked, modules):
+        if asked.ignored(full):
+            continue
+        if made is None:
+            raise without_rule(full, layer)
+        found.append(made)
+    asked.check_used()
+    return found
+
+
+def candidates(
+    side: Any, asked: "Asked", modules: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Layer, Entry | None]]:
+    """Every array of a JAX network: its path, its layer, and its entry; None: there is no rule for it."""
+    shapes = asked.shapes
+    layers = layers_of(side, modules)
+    asked.paths = [dotted((*layer.path, name)) for layer in layers for name in layer.arrays]
+    whole = _whole_layers(layers, asked)
     for layer in layers:
         prefix = asked.renamed(layer.name)
         local = {name: placed(rule, prefix) for name, rule in local_rules(layer, below(prefix, shapes)).items()}
         for name, (path, shape) in layer.arrays.items():
             full = dotted((*layer.path, name))
-            if asked.ignored(full):
-                continue
             rule = asked.rule(full) or whole.get(full) or asked.renamed_rule(full, local.get(name)) or local.get(name)
-            if rule is None:
-                raise UserError(
-                    f"there is no rule to map {name!r} of the {type(layer.module).__name__} at "
-                    f"{layer.name or 'the network itself'}; add one to weights.bridge.RULES, or give names, rules or ignore."
-                )
-            found.append(entry(path, rule, shape, shapes))
-    asked.check_used([dotted((*layer.path, name)) for layer in layers for name in layer.arrays], shapes)
-    return found
+            yield full, layer, None if rule is None else entry(path, rule, shape, shapes)
 
 
-class _Asked:
+def without_rule(full: str, layer: Layer) -> UserError:
+    """The error that an array has no rule."""
+    return UserError(
+        f"there is no rule to map {full.rpartition('.')[2]!r} of the {type(layer.module).__name__} at "
+        f"{layer.name or 'the network itself'}; add one to weights.bridge.RULES, or give names, rules or ignore."
+    )
+
+
+class Asked:
     """What the caller says of names, and which of it was of use."""
 
-    def __init__(self, names: dict[str, str], rules: dict[str, Rule], ignore: tuple[str, ...]):
-        self.names, self.rules, self.ignore = names, rules, ignore
+    def __init__(
+        self,
+        names: Mapping[str, str] | None = None,
+        rules: Mapping[str, Rule] | None = None,
+        ignore: Iterable[str] = (),
+        theirs: Mapping[str, Any] | None = None,
+    ):
+        self.names, self.rules, self.ignore = dict(names or {}), dict(rules or {}), tuple(ignore)
+        self.shapes: Shapes = {key: tuple(tensor.shape) for key, tensor in (theirs or {}).items()}
+        self.paths: list[str] = []
         self.used: set[str] = set()
+        self.known = dict.fromkeys(prefix for key in self.shapes for prefix in prefixes(key))
+        self.spellings: dict[str, set[str]] = {}
+        for path in self.known:
+            self.spellings.setdefault(loosely(path), set()).add(path)
 
     def ignored(self, full: str) -> bool:
+        """Whether an array stays as it is."""
         found = [pattern for pattern in self.ignore if re.fullmatch(pattern, full)]
         self.used.update(found)
         return bool(found)
 
     def rule(self, full: str) -> Rule | None:
+        """The caller's rule for an array."""
         for pattern, rule in self.rules.items():
             if match := re.fullmatch(pattern, full):
                 self.used.add(pattern)
@@ -143,29 +172,36 @@ class _Asked:
         return None
 
     def renamed(self, path: str) -> str:
-        name, pattern = _renamed(path, self.names)
+        """A path in PyTorch; where none is called so and one is but for its spelling, that one: "layers_0" is "layers.0"."""
+        name, pattern = renamed(path, self.names)
         self.used.update([] if pattern is None else [pattern])
-        return name
+        alike = self.spellings.get(loosely(name), set()) if name not in self.known else set()
+        return next(iter(alike)) if len(alike) == 1 else name
 
     def renamed_rule(self, full: str, local: Rule | None) -> Rule | None:
         """The rule of an array whose own name is given, rather than its module's."""
-        name, pattern = _renamed(full, self.names)
-        if pattern is None or _renamed(full.rpartition(".")[0], self.names)[1] == pattern:
+        name, pattern = renamed(full, self.names)
+        if pattern is None or renamed(full.rpartition(".")[0], self.names)[1] == pattern:
             return None
         self.used.add(pattern)
         return replace(local or Rule(name), keys=name)
 
-    def check_used(self, ours: list[str], theirs: Shapes) -> None:
+    def check_used(self, arguments: Iterable[str] = ("names", "rules", "ignore")) -> None:
+        """See that what the caller says fits something.
+
+        Raises:
+            UserError: a name, a rule or something to ignore does not.
+        """
         for pattern in self.ignore:
-            if any(re.fullmatch(pattern, key) for key in theirs):
+            if any(re.fullmatch(pattern, key) for key in self.shapes):
                 self.used.add(pattern)
         said: dict[str, Any] = {"names": self.names, "rules": self.rules, "ignore": self.ignore}
-        for argument, patterns in said.items():
-            for pattern in patterns:
+        for argument in arguments:
+            for pattern in said[argument]:
                 if pattern not in self.used:
-                    modules = {name.rpartition(".")[0] for name in ours}
+                    modules = {name.rpartition(".")[0] for name in self.paths}
                     raise UserError(
-                        f"{argument}: {pattern!r} fits no path of the JAX side.{meant(pattern, {*ours, *modules})}"
+                        f"{argument}: {pattern!r} fits no path of the JAX side.{meant(pattern, {*self.paths, *modules})}"
                     )
 
 
@@ -188,35 +224,21 @@ def below(prefix: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     return {key[len(start) :]: shape for key, shape in shapes.items() if key.startswith(start)}
 
 
-def _whole_layers(layers: list[Layer], asked: _Asked, shapes: Shapes) -> dict[str, Rule]:
+def _whole_layers(layers: list[Layer], asked: Asked) -> dict[str, Rule]:
     """{path of an array: rule} of what PyTorch keeps in one piece, attention and recurrent cells."""
     arrays = {dotted((*layer.path, name)): shape for layer in layers for name, (_, shape) in layer.arrays.items()}
     found: dict[str, Rule] = {}
     parents = {layer.path[:length] for layer in layers for length in range(len(layer.path) + 1)}
     for path in parents:
         ours = dotted(path)
-        prefix, _ = _renamed(ours, asked.names)
-        theirs = below(prefix, shapes)
-        if any(key in theirs for key in PIECES):
-            for name, rule in fused(below(ours, arrays), theirs):
-                asked.renamed(ours)
-                found[f"{ours}.{name}".lstrip(".")] = placed(rule, prefix)
+        used = set(asked.used)
+        prefix = asked.renamed(ours)
+        theirs = below(prefix, asked.shapes)
+        rules = list(fused(below(ours, arrays), theirs)) if any(key in theirs for key in PIECES) else []
+        found |= {f"{ours}.{name}".lstrip("."): placed(rule, prefix) for name, rule in rules}
+        if not rules:
+            asked.used = used  # nothing came of it
     return found
-
-
-def renamed(path: str, names: Mapping[str, str]) -> str:
-    """A module's path in PyTorch: its longest prefix in `names` replaced, or what an expression there makes of it."""
-    return _renamed(path, names)[0]
-
-
-def _renamed(path: str, names: Mapping[str, str]) -> tuple[str, str | None]:
-    for prefix in sorted(names, key=len, reverse=True):
-        if path == prefix or path.startswith(f"{prefix}."):
-            return (names[prefix] + path[len(prefix) :]).lstrip("."), prefix
-    for pattern, name in names.items():
-        if pattern and (match := re.match(rf"(?:{pattern})(?=\.|$)", path)):
-            return (match.expand(name) + path[match.end() :]).lstrip("."), pattern
-    return (f"{names['']}.{path}", "") if "" in names else (path, None)  # "": all else stands below one module
 
 
 def check_finite(tensors: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The arrays of a JAX network by path, whatever it is made of: NNX, linen, equinox, or a tree of arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,18 @@ def _step(key: Any) -> Any:
 
 def linen_modules(module: Any, variables: Any, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
     """{dotted path: module} of a linen network's submodules, found by tracing a call; nothing is computed."""
+
+    def apply(variables: Any, inputs: Any) -> Any:
+        return module.apply(variables, *inputs, **kwargs, mutable=["batch_stats"])
+
+    with noted_modules() as found:
+        jax.eval_shape(apply, variables, inputs)
+    return found
+
+
+@contextmanager
+def noted_modules() -> Iterator[dict[str, Any]]:
+    """While entered, linen modules that are called are entered as {dotted path: module}."""
     from flax import linen
 
     found: dict[str, Any] = {}
@@ -114,12 +127,8 @@ def linen_modules(module: Any, variables: Any, *inputs: Any, **kwargs: Any) -> d
         found.setdefault(dotted(context.module.path), context.module)
         return call(*args, **kwargs)
 
-    def apply(variables: Any, inputs: Any) -> Any:
-        with linen.intercept_methods(note):
-            return module.apply(variables, *inputs, **kwargs, mutable=["batch_stats"])
-
-    jax.eval_shape(apply, variables, inputs)
-    return found
+    with linen.intercept_methods(note):
+        yield found
 
 
 def leaves_by_path(tree: Any) -> dict[Path, Any]:
