@@ -1,7 +1,10 @@
 """Verification as a user meets it: two modules of one's own, mistakes, reports, and the command."""
 
+import dataclasses
+import gc
 import json
 import re
+import tempfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ from flax import nnx
 
 from ddpm_jax import cli, verify
 from ddpm_jax.errors import UserError
-from ddpm_jax.verify import stages
+from ddpm_jax.verify import recording, stages
 from ddpm_jax.verify.jax_side import program_of
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.pages import to_html, to_json
@@ -398,3 +401,31 @@ def test_what_adam_makes_of_rounding_is_told():
     noisy = [(exact, exact), (np.where(rounded < 1, -1e-9, 1.0), rounded)]
     assert stages._of_rounding(ours, theirs, 1e-3, noisy).startswith("3 of the 4 numbers that differ had a gradient")
     assert stages._of_rounding(ours, theirs, 1e-3, [(exact, exact)] * 3) == ""
+
+
+def test_gradients_wait_on_disk_where_they_are_large(monkeypatch, tmp_path):
+    """The same report with files as without, and none is left."""
+    pair = Net(rngs=nnx.Rngs(0)), TorchNet(eps=1e-3), X
+    usual = verify.compare(*pair, dtype="float32")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(recording, "LARGE", 0)
+    saved = []
+    save = np.save
+    monkeypatch.setattr(np, "save", lambda path, array: (saved.append(path), save(path, array)))
+    found = verify.compare(*pair, dtype="float32")
+    count = sum(row.stage == "gradient" for row in found.rows)
+    assert len(saved) == 3 * count and count > 8  # of JAX, of PyTorch, and of PyTorch in float64
+    assert [dataclasses.astuple(row) for row in found.rows] == [dataclasses.astuple(row) for row in usual.rows]
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_on_disk():
+    arrays = recording.OnDisk({"small": np.arange(3), "large": np.zeros((600, 300))})
+    arrays["large"] = np.ones((600, 300))
+    arrays["more"] = np.ones((600, 300))[:, ::2]
+    arrays.order(["more", "small", "large"])
+    assert list(arrays) == ["more", "small", "large"] and len(arrays) == 3
+    assert arrays["large"].all() and arrays["more"].shape == (600, 150) and (arrays["small"] == np.arange(3)).all()
+    del arrays["large"]
+    assert "large" not in arrays and arrays["more"].all()

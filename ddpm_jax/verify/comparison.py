@@ -25,7 +25,7 @@ from ddpm_jax.verify.matching import match, paired
 from ddpm_jax.verify.measure import Measure
 from ddpm_jax.verify.observing import Feeding
 from ddpm_jax.verify.options import Options
-from ddpm_jax.verify.recording import Recording, arguments, leaves
+from ddpm_jax.verify.recording import OnDisk, Recording, arguments, leaves
 from ddpm_jax.verify.report import KINK, Report
 from ddpm_jax.verify.torch_side import TorchSide, import_torch
 from ddpm_jax.weights.structure import noted_modules
@@ -208,11 +208,13 @@ class _Comparison:
         by_weight, by_input = program.gradients(
             self.program, given, self.options.dtype, self.options, [mine for mine, _ in places]
         )
-        ours.gradients = dict(by_weight)
+        ours.gradients = OnDisk(by_weight)
+        del by_weight
         for key, row in self.torch_side.skipped().items():
             if key in ours.gradients and key in theirs.gradients:
-                ours.gradients[key] = ours.gradients[key].copy()
-                ours.gradients[key][row] = theirs.gradients[key][row]
+                grad = ours.gradients[key].copy()
+                grad[row] = theirs.gradients[key][row]
+                ours.gradients[key] = grad
                 self.warnings.append(f"padding_idx: PyTorch gives row {row} of {key} no gradient; it is not compared.")
         for place, grad in by_input.items():
             shape = theirs.inputs[place].shape if place in theirs.inputs else grad.shape

@@ -1,8 +1,10 @@
 """What one framework computed, in NumPy alone: the calls of its layers with what went in and came out, and what came of it all."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,53 @@ from ddpm_jax import display
 
 Arrays = dict[str, np.ndarray]
 """Arrays by their place in a structure: `""` for a bare array, `"0"`, `"1"` for tuples, names for dicts, nested with dots."""
+
+LARGE = 2**20
+"""Bytes from which on an array of `OnDisk` is a file."""
+
+
+class OnDisk(MutableMapping[str, np.ndarray]):
+    """Arrays by name, the large ones in files that are gone when it is: gradients of three runs do not fit where a network does."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray] | None = None):
+        self._arrays: dict[str, np.ndarray | Path] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files = 0
+        self.update(arrays or {})
+
+    def __setitem__(self, name: str, array: np.ndarray) -> None:
+        if array.nbytes < LARGE:
+            self._arrays[name] = array
+            return
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="ddpm-jax-verify-")
+        path = Path(self._folder.name) / f"{self._files}.npy"
+        self._files += 1
+        np.save(path, array)
+        del self[name]
+        self._arrays[name] = path
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = self._arrays[name]
+        return np.load(found) if isinstance(found, Path) else found
+
+    def __delitem__(self, name: str) -> None:
+        before = self._arrays.pop(name, None)
+        if isinstance(before, Path):
+            before.unlink()
+
+    def order(self, names: Iterable[str]) -> None:
+        """Have the names in this order."""
+        self._arrays = {name: self._arrays[name] for name in names}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        """Its names are many."""
+        return display.line("OnDisk", f"{len(self)} arrays")
 
 
 @dataclass
@@ -55,7 +104,7 @@ class Recording:
     """What the whole was called with."""
     outputs: Arrays
     """What it returned."""
-    gradients: Arrays = field(default_factory=dict)
+    gradients: MutableMapping[str, np.ndarray] = field(default_factory=dict)
     """Of the loss: "input NAME" by input, the PyTorch name by parameter, each in PyTorch's order of axes."""
     statistics: Arrays = field(default_factory=dict)
     """Running statistics afterwards, by PyTorch name."""

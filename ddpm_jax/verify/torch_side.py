@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 from ddpm_jax.errors import UserError, kind_of
 from ddpm_jax.verify import taps
 from ddpm_jax.verify.options import Options
-from ddpm_jax.verify.recording import Arrays, Call, Recording, arguments, arrays_of, leaves, numbered, to_array
+from ddpm_jax.verify.recording import Arrays, Call, OnDisk, Recording, arguments, arrays_of, leaves, numbered, to_array
 from ddpm_jax.verify.settings import settings_of
 
 
@@ -29,8 +29,9 @@ def import_torch() -> Any:
 class Recorder:
     """Takes note of every call of a module's submodules, of taps, and of what is computed in less than the dtype asked for."""
 
-    def __init__(self, module: Any, names: Mapping[int, str]):
+    def __init__(self, module: Any, names: Mapping[int, str], source: Any = None):
         self.module, self.names, self.calls = module, names, list[Call]()
+        self.sources = {} if source is None else dict(source.named_modules())
         self.before: dict[str, int] = {}
         self.outside: set[str] = set()
         self.open: list[tuple[str, Arrays, Arrays, set[str]]] = []
@@ -38,9 +39,10 @@ class Recorder:
     def begin(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A layer is about to be called."""
         # running statistics change within the call, and an activation may overwrite its input; parameters stay
-        own = arrays_of(dict(module.named_parameters(recurse=False)), copy=False)
+        path = self.names[id(module)]
+        own = arrays_of(dict(self.sources.get(path, module).named_parameters(recurse=False)), copy=False)
         own |= arrays_of(dict(module.named_buffers(recurse=False)))
-        self.open.append((self.names[id(module)], arrays_of(arguments(args, kwargs)), own, set()))
+        self.open.append((path, arrays_of(arguments(args, kwargs)), own, set()))
 
     def end(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         """A layer has returned."""
@@ -74,13 +76,16 @@ def _lowest(dtypes: set[str]) -> str:
 
 
 @contextmanager
-def recorded(module: Any) -> Iterator[Recorder]:
-    """While entered, calls within a torch module (None: of taps alone) are recorded."""
+def recorded(module: Any, source: Any = None) -> Iterator[Recorder]:
+    """While entered, calls within a torch module (None: of taps alone) are recorded.
+
+    source: the module that it is a copy of, whose parameters are recorded as its own, so that the copy need not be kept.
+    """
     torch = import_torch()
     from torch.overrides import TorchFunctionMode
 
     modules = {} if module is None else {id(part): name for name, part in module.named_modules()}
-    recorder = Recorder(module, modules)
+    recorder = Recorder(module, modules, source)
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -125,7 +130,7 @@ class TorchSide:
     def __init__(self, side: Any, options: Options):
         torch = import_torch()
         self.options, self.module, self.function, self.parameters = options, None, None, None
-        self.backward: dict[str, Callable[[Collection[str]], Arrays]] = {}
+        self.backward: dict[str, Callable[[Collection[str]], MutableMapping[str, np.ndarray]]] = {}
         if isinstance(side, torch.nn.Module):
             self.module = side
         elif isinstance(side, tuple) and len(side) == 2 and callable(side[0]):
@@ -174,7 +179,7 @@ class TorchSide:
         own = () if parameters is None else (parameters,)
         call = module if module is not None else self.function
         assert call is not None
-        with recorded(module) as recorder, default_dtype(dtype), ExitStack() as stack:
+        with recorded(module, self.module) as recorder, default_dtype(dtype), ExitStack() as stack:
             if not gradients:
                 stack.enter_context(torch.no_grad())
             if not options.dropout:
@@ -195,7 +200,7 @@ class TorchSide:
         self.backward[dtype] = partial(self._gradients, module, output, floats, found.calls)
         return found
 
-    def gradients(self, dtype: str, places: Collection[str]) -> Arrays:
+    def gradients(self, dtype: str, places: Collection[str]) -> MutableMapping[str, np.ndarray]:
         """Of the loss of the run in a dtype; places: of the outputs that are compared, of which the loss is made unless given."""
         return self.backward.pop(dtype)(places)
 
@@ -236,21 +241,32 @@ class TorchSide:
 
     def _gradients(
         self, module: Any, output: Any, floats: Mapping[str, Any], calls: list[Call], places: Collection[str]
-    ) -> Arrays:
+    ) -> MutableMapping[str, np.ndarray]:
         torch = import_torch()
         loss = self.options.loss
         of_torch = loss[1] if isinstance(loss, tuple) else loss
         value = of_torch(output) if of_torch else sum(x.square().mean() for x in floating(output, places))
         if not torch.is_tensor(value) or not value.requires_grad:
             return {}
-        value.backward()
         parameters = {} if module is None else dict(module.named_parameters())
-        # in the order of the backward pass: parameters of the layer that was called last first, inputs at the end
+        came = OnDisk()
+        for key, parameter in parameters.items():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(partial(_taken, came, key))
+        value.backward()
+        came.update({f"input {key}": x.grad.numpy() for key, x in floats.items() if x.grad is not None})
+        # in the order of the backward pass: parameters of the layer that was called last first, inputs at the end; what the output
+        # does not depend on has no gradient in PyTorch, and zeros in JAX
         last = {call.path: index for index, call in enumerate(calls)}
         order = sorted(parameters, key=lambda key: -last.get(key.rpartition(".")[0], math.inf))
-        # what the output does not depend on has no gradient in PyTorch, and zeros in JAX
-        grads = {key: parameters[key].grad for key in order} | {f"input {key}": x.grad for key, x in floats.items()}
-        return {key: grad.numpy() for key, grad in grads.items() if grad is not None}
+        came.order([key for key in [*order, *came] if key in came])
+        return came
+
+
+def _taken(into: MutableMapping[str, np.ndarray], key: str, parameter: Any) -> None:
+    """Take a gradient away as soon as it is there."""
+    into[key] = parameter.grad.numpy()
+    parameter.grad = None
 
 
 def floating(output: Any, places: Collection[str]) -> list[Any]:
