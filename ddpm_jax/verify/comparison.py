@@ -25,7 +25,7 @@ from ddpm_jax.verify.matching import match, paired
 from ddpm_jax.verify.measure import Measure
 from ddpm_jax.verify.observing import Feeding
 from ddpm_jax.verify.options import Options
-from ddpm_jax.verify.recording import OnDisk, Recording, arguments, leaves
+from ddpm_jax.verify.recording import OnDisk, Recording, arguments, give_back, leaves
 from ddpm_jax.verify.report import KINK, Report
 from ddpm_jax.verify.torch_side import TorchSide, import_torch
 from ddpm_jax.weights.structure import noted_modules
@@ -90,6 +90,7 @@ class _Comparison:
         """Run both, hold them to each other, and, where they part, once more with each layer fed alike."""
         options, dtype = self.options, self.options.dtype
         with refusing("PyTorch"):
+            kink = self._kink()  # first, while nothing else is there
             theirs = self.torch_side.run(self.args, self.kwargs, dtype, gradients=options.gradients)
         ours, layouts = self._ours(theirs)
         if options.gradients:
@@ -121,6 +122,7 @@ class _Comparison:
         elif not report.ok:
             report.faults = diagnose(ours, theirs, matched, measure)
         self._note(report)
+        report.environment |= kink
         return report
 
     def _ours(self, theirs: Recording) -> tuple[Recording, program.Placed]:
@@ -181,6 +183,7 @@ class _Comparison:
         return {}
 
     def _run(self, layouts: program.Placed, dtype: str, feeding: Feeding | None = None) -> tuple[Recording, set[str]]:
+        give_back()
         given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, dtype)
         recording, observer = program.run(self.program, given, dtype, self.options, feeding=feeding)
         if feeding is not None and observer.compiled and not feeding.within_loops:
@@ -204,6 +207,7 @@ class _Comparison:
         theirs.gradients = self.torch_side.gradients(self.options.dtype, [their for _, their in places])
         if not theirs.gradients:
             return
+        give_back()
         given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, self.options.dtype)
         by_weight, by_input = program.gradients(
             self.program, given, self.options.dtype, self.options, [mine for mine, _ in places]
@@ -264,17 +268,17 @@ class _Comparison:
             )
         if options.gradients and not self.program.gradients and side.module is not None:
             report.warnings.append("gradients by parameter are not compared: JAX's weights are not PyTorch's by name.")
-        if options.gradients and options.dtype != "float64" and side.module is not None:
-            margin = self._margin()
-            if margin < SAFE:
-                report.environment[KINK] = f"{margin:.0e} of its largest: gradients may differ; try other inputs"
 
-    def _margin(self) -> float:
+    def _kink(self) -> dict[str, str]:
+        """What is to be said of a ReLU whose input is so small that float32 may not know its sign."""
+        if not self.options.gradients or self.options.dtype == "float64" or self.torch_side.module is None:
+            return {}
         torch = import_torch()
         module = self.torch_side.copied("float64")
         args, kwargs = self.torch_side.tensors(self.args, self.kwargs, "float64")
         with torch.no_grad():
-            return relu_margin(module, args, kwargs, training=self.options.training)
+            margin = relu_margin(module, args, kwargs, training=self.options.training)
+        return {KINK: f"{margin:.0e} of its largest: gradients may differ; try other inputs"} if margin < SAFE else {}
 
 
 def compared(ours: Recording, theirs: Recording) -> list[tuple[str, str]]:

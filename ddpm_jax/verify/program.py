@@ -123,13 +123,15 @@ def run(
 
     given: of placed_inputs. feeding: every layer is fed as its partner was; that pass looks at numbers, and is not compiled.
     """
-    variables = cast({**_as_dict(program.weights), **_as_dict(program.fixed)}, dtype)
+    variables = {**_as_dict(program.weights), **_as_dict(program.fixed)}
     arrays, places = _parted(given)
     names: list[str] = []
 
     def forward(variables: Any, arrays: list[Any]) -> Any:
         args, kwargs = _arguments(_joined(given, arrays, places))
-        output, after = program.call(variables, args, kwargs)
+        output, after = program.call(
+            cast(variables, dtype), args, kwargs
+        )  # here, so that no second copy of all need be there
         flat = _arrays(options.adapt_output(output) if options.adapt_output else output)
         names[:] = flat
         return list(flat.values()), after

@@ -1,8 +1,11 @@
 """What one framework computed, in NumPy alone: the calls of its layers with what went in and came out, and what came of it all."""
 
+import ctypes
 import dataclasses
+import gc
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,9 @@ class OnDisk(MutableMapping[str, np.ndarray]):
         """Have the names in this order."""
         self._arrays = {name: self._arrays[name] for name in names}
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
@@ -60,6 +66,17 @@ class OnDisk(MutableMapping[str, np.ndarray]):
     def __repr__(self) -> str:
         """Its names are many."""
         return display.line("OnDisk", f"{len(self)} arrays")
+
+
+def give_back(*, collect: bool = True) -> None:
+    """Let the system have what was freed: glibc keeps arrays of a megabyte or so, in a heap for each thread that made one.
+
+    collect: free first what only refers to itself.
+    """
+    if collect:
+        gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass

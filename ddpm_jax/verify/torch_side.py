@@ -13,7 +13,19 @@ import numpy as np
 from ddpm_jax.errors import UserError, kind_of
 from ddpm_jax.verify import taps
 from ddpm_jax.verify.options import Options
-from ddpm_jax.verify.recording import Arrays, Call, OnDisk, Recording, arguments, arrays_of, leaves, numbered, to_array
+from ddpm_jax.verify.recording import (
+    LARGE,
+    Arrays,
+    Call,
+    OnDisk,
+    Recording,
+    arguments,
+    arrays_of,
+    give_back,
+    leaves,
+    numbered,
+    to_array,
+)
 from ddpm_jax.verify.settings import settings_of
 
 
@@ -216,6 +228,7 @@ class TorchSide:
         """A copy of the module in a dtype and mode; None for a function."""
         if self.module is None:
             return None
+        give_back()
         module = copy.deepcopy(self.module).to(getattr(import_torch(), dtype)).cpu().train(self.options.training)
         module.zero_grad()
         for parameter in module.parameters():
@@ -267,6 +280,8 @@ def _taken(into: MutableMapping[str, np.ndarray], key: str, parameter: Any) -> N
     """Take a gradient away as soon as it is there."""
     into[key] = parameter.grad.numpy()
     parameter.grad = None
+    if parameter.nbytes >= LARGE:
+        give_back(collect=False)
 
 
 def floating(output: Any, places: Collection[str]) -> list[Any]:
