@@ -420,6 +420,13 @@ def test_gradients_wait_on_disk_where_they_are_large(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_reading_float32_weights_is_not_computing_in_float32():
+    """PyTorch's weights stay in float32, and the float64 run is of a copy: no layer around another is said to be less precise."""
+    report = verify.compare(Net(rngs=nnx.Rngs(0)), TorchNet(eps=1.01e-5).float(), X)  # which float32 would excuse
+    assert [fault.name for fault in report.faults] == ["blocks.1.norm"], report.table()
+    assert not report.ok and not report.warnings
+
+
 def test_arrays_on_disk():
     arrays = recording.OnDisk({"small": np.arange(3), "large": np.zeros((600, 300))})
     arrays["large"] = np.ones((600, 300))

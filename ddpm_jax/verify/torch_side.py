@@ -52,8 +52,9 @@ class Recorder:
         """A layer is about to be called."""
         # running statistics change within the call, and an activation may overwrite its input; parameters stay
         path = self.names[id(module)]
-        own = arrays_of(dict(self.sources.get(path, module).named_parameters(recurse=False)), copy=False)
-        own |= arrays_of(dict(module.named_buffers(recurse=False)))
+        with import_torch()._C.DisableTorchFunction():  # what is read here is not computed in the layer around it
+            own = arrays_of(dict(self.sources.get(path, module).named_parameters(recurse=False)), copy=False)
+            own |= arrays_of(dict(module.named_buffers(recurse=False)))
         self.open.append((path, arrays_of(arguments(args, kwargs)), own, set()))
 
     def end(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
