@@ -246,3 +246,25 @@ def test_paths():
     assert renamed("head", names) == ("model.head", "") and renamed("head", {}) == ("head", None)
     assert listed("a.norm.scale", ["*.norm"]) and listed("a.norm.scale", [r".*\.norm"]) and not listed("ab", ["a.*"])
     assert listed("blocks.0.x", [r"blocks\.\d"]) and not listed("blocks.0.x", [r"blocks\.(1"])
+
+
+def test_what_does_not_correspond_is_told_with_names_that_would():
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    params = {
+        "first": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)},
+        "last": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
+    }
+
+    def ours(params, x):
+        for layer in params.values():
+            x = x @ layer["kernel"] + layer["bias"]
+        return x
+
+    with pytest.raises(UserError, match=r"first\.bias fits no tensor of PyTorch's by its name") as raised:
+        verify.compare((ours, params), theirs, np.ones((2, 3)), weights="carried")
+    told = str(raised.value).partition("verify.propose finds:\n")[2]
+    names = {}
+    exec(told, names)
+    assert names["names"] == {"first": "0", "last": "1"}
+    assert verify.compare((ours, params), theirs, np.ones((2, 3)), weights="carried", names=names["names"]).ok

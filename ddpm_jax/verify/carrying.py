@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.paths import listed, renamed
 from ddpm_jax.verify.options import Options
 from ddpm_jax.verify.program import Program, own_weights
+from ddpm_jax.verify.proposal import propose
 from ddpm_jax.verify.tolerances import relative_error
 from ddpm_jax.verify.torch_side import Tensors
 from ddpm_jax.weights.bridge import (
@@ -94,17 +96,27 @@ def entries_of(program: Program, theirs: Tensors, options: Options, modules: Map
         if made is not None and (fits or not listed(full, options.ignore)):
             entries.append(made)
         elif made is None and not listed(full, options.ignore):
-            raise without_rule(full, layer)
+            raise UserError(f"{without_rule(full, layer)}{_proposed(program, theirs, modules)}")
     program.arrays = asked.paths
     asked.check_used(["rules"])
     try:
         check_pair(entries, theirs, options.ignore)
-    except UserError:  # a name that fits nothing is the likelier reason, unless it is a layer's that holds no arrays
+    except (
+        UserError
+    ) as error:  # a name that fits nothing is the likelier reason, unless it is a layer's that holds no arrays
         layers = [*program.layers, *modules]
         asked.names = {one: to for one, to in asked.names.items() if not any(renamed(p, {one: to})[1] for p in layers)}
         asked.check_used(["names"])
-        raise
+        raise UserError(f"{error}{_proposed(program, theirs, modules)}") from error
     return entries
+
+
+def _proposed(program: Program, theirs: Tensors, modules: Mapping[str, Any]) -> str:
+    """What `verify.propose` finds, where it finds anything."""
+    with suppress(UserError):
+        found = propose(program.tree, theirs.arrays, modules=modules)
+        return f"\nverify.propose finds:\n{found.text()}" if found.names else ""
+    return ""
 
 
 def check_pair(entries: list[Entry], theirs: Tensors, ignore: Iterable[str]) -> None:
@@ -137,7 +149,7 @@ def check_pair(entries: list[Entry], theirs: Tensors, ignore: Iterable[str]) -> 
     raise UserError(
         f"the modules' arrays do not correspond ({len(left)} of JAX's and {len(right)} of PyTorch's stand alone):\n"
         + "\n".join(lines)
-        + "\nRename attributes, or pass names={'path in JAX': 'path in PyTorch'}, or ignore=; verify.propose finds names."
+        + "\nRename attributes, or pass names={'path in JAX': 'path in PyTorch'}, or ignore=."
     )
 
 

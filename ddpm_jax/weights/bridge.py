@@ -130,7 +130,9 @@ def candidates(
 
 
 def without_rule(full: str, layer: Layer) -> UserError:
-    """The error that an array has no rule."""
+    """The error that an array has no rule; in a tree of arrays, the rule is that of the tensors of its name."""
+    if layer.module is None:
+        return UserError(f"{full} fits no tensor of PyTorch's by its name; give names, rules or ignore.")
     return UserError(
         f"there is no rule to map {full.rpartition('.')[2]!r} of the {type(layer.module).__name__} at "
         f"{layer.name or 'the network itself'}; add one to weights.bridge.RULES, or give names, rules or ignore."
