@@ -68,11 +68,17 @@ class OnDisk(MutableMapping[str, np.ndarray]):
         return display.line("OnDisk", f"{len(self)} arrays")
 
 
-def give_back(*, collect: bool = True) -> None:
+HEAVY = 2**26
+"""Bytes of weights from which on it is worth while to `give_back`, which takes a tenth of a second and more."""
+
+
+def give_back(nbytes: int, *, collect: bool = True) -> None:
     """Let the system have what was freed: glibc keeps arrays of a megabyte or so, in a heap for each thread that made one.
 
-    collect: free first what only refers to itself.
+    nbytes: of the network's weights; nothing is done for a light one. collect: free first what only refers to itself.
     """
+    if nbytes < HEAVY:
+        return
     if collect:
         gc.collect()
     with suppress(OSError, AttributeError):

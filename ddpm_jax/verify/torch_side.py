@@ -229,7 +229,7 @@ class TorchSide:
         """A copy of the module in a dtype and mode; None for a function."""
         if self.module is None:
             return None
-        give_back()
+        give_back(size_of(self.module))
         module = copy.deepcopy(self.module).to(getattr(import_torch(), dtype)).cpu().train(self.options.training)
         module.zero_grad()
         for parameter in module.parameters():
@@ -263,10 +263,10 @@ class TorchSide:
         if not torch.is_tensor(value) or not value.requires_grad:
             return {}
         parameters = {} if module is None else dict(module.named_parameters())
-        came = OnDisk()
+        came, size = OnDisk(), 0 if module is None else size_of(module)
         for key, parameter in parameters.items():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(partial(_taken, came, key))
+                parameter.register_post_accumulate_grad_hook(partial(_taken, came, key, size))
         value.backward()
         came.update({f"input {key}": x.grad.numpy() for key, x in floats.items() if x.grad is not None})
         # in the order of the backward pass: parameters of the layer that was called last first, inputs at the end; what the output
@@ -277,12 +277,17 @@ class TorchSide:
         return came
 
 
-def _taken(into: MutableMapping[str, np.ndarray], key: str, parameter: Any) -> None:
+def _taken(into: MutableMapping[str, np.ndarray], key: str, size: int, parameter: Any) -> None:
     """Take a gradient away as soon as it is there."""
     into[key] = parameter.grad.numpy()
     parameter.grad = None
     if parameter.nbytes >= LARGE:
-        give_back(collect=False)
+        give_back(size, collect=False)
+
+
+def size_of(module: Any) -> int:
+    """Bytes of a module's parameters."""
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def floating(output: Any, places: Collection[str]) -> list[Any]:
