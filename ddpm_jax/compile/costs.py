@@ -38,7 +38,7 @@ _IMAGE, _KERNEL = "convBackwardInput", "convBackwardFilter"
 
 @dataclass
 class Costs:
-    """Of one run of a program on one of its devices."""
+    """What one run of a program costs on one of its devices."""
 
     flops: float = 0.0
     """Floating-point operations as XLA counts them: two for each product that is summed up, one for other arithmetic."""
@@ -75,7 +75,7 @@ class Costs:
 
 
 def costs(module: Module) -> Costs:
-    """Of a program. Convolutions, custom calls and loops are counted as they are written, all else as often as it is run.
+    """What a program costs. Convolutions, custom calls and loops are counted as they are written, all else as often as it is run.
 
     Of a conditional's branches the costliest counts.
     """
@@ -94,7 +94,8 @@ class _Counting:
             for each in computation.instructions.values():
                 if chain := re.search(r'chain_id="(\d+)"', each.rest):
                     part = each.opcode, each.attribute("channel_id"), chain[1]
-                    again |= {id(each)} if part in seen else set()
+                    if part in seen:
+                        again.add(id(each))
                     seen.add(part)
         return again
 

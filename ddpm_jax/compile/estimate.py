@@ -33,7 +33,7 @@ twice that of full, which is what a device runs and may take half an hour."""
 _PACKAGES = {"tpu": ("jax", "libtpu"), "cuda": ("jax", "jax-cuda13-pjrt")}
 _OPTIONS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
 _FORMAT = 1
-"""Of what is kept: counted up where its figures are found in another way."""
+"""The version of what is kept: counted up where its figures are found in another way."""
 
 
 def estimate(

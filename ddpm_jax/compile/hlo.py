@@ -10,7 +10,7 @@ from typing import Any
 from ddpm_jax import display
 
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
-"""Of what is not named by its bits, as f32, s8, u4 and f8e4m3fn are."""
+"""Bits of what is not named by them, as f32, s8, u4 and f8e4m3fn are."""
 HBM = 0
 """The space of memory that an array lies in unless its layout says S(n)."""
 

@@ -101,9 +101,8 @@ def entries_of(program: Program, theirs: Tensors, options: Options, modules: Map
     asked.check_used(["rules"])
     try:
         check_pair(entries, theirs, options.ignore)
-    except (
-        UserError
-    ) as error:  # a name that fits nothing is the likelier reason, unless it is a layer's that holds no arrays
+    except UserError as error:
+        # a name that fits nothing is the likelier reason, unless it is a layer's that holds no arrays
         layers = [*program.layers, *modules]
         asked.names = {one: to for one, to in asked.names.items() if not any(renamed(p, {one: to})[1] for p in layers)}
         asked.check_used(["names"])

@@ -81,7 +81,6 @@ class _Comparison:
         self.warnings: list[str] = []
         self.single: dict[str, str] | None = None
         tensors = torch_side.weights()
-        self.size = sum(array.nbytes for array in tensors.arrays.values())
         check_finite(tensors.arrays)
         with jax.enable_x64(True):
             self.program = program_of(jax_model, tensors.arrays, options)
@@ -184,7 +183,7 @@ class _Comparison:
         return {}
 
     def _run(self, layouts: program.Placed, dtype: str, feeding: Feeding | None = None) -> tuple[Recording, set[str]]:
-        give_back(self.size)
+        give_back(self.torch_side.size)
         given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, dtype)
         recording, observer = program.run(self.program, given, dtype, self.options, feeding=feeding)
         if feeding is not None and observer.compiled and not feeding.within_loops:
@@ -208,7 +207,7 @@ class _Comparison:
         theirs.gradients = self.torch_side.gradients(self.options.dtype, [their for _, their in places])
         if not theirs.gradients:
             return
-        give_back(self.size)
+        give_back(self.torch_side.size)
         given = program.placed_inputs(self.jax_args, self.jax_kwargs, layouts, self.options.dtype)
         by_weight, by_input = program.gradients(
             self.program, given, self.options.dtype, self.options, [mine for mine, _ in places]

@@ -161,6 +161,11 @@ class TorchSide:
         shown = self.module if self.module is not None else self.function
         return getattr(shown, "__name__", type(shown).__name__)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the module's parameters; 0 for a function."""
+        return 0 if self.module is None else sum(parameter.nbytes for parameter in self.module.parameters())
+
     def skipped(self) -> dict[str, int]:
         """{embedding's weight: its row that PyTorch gives no gradient, by padding_idx}."""
         found = {} if self.module is None else dict(self.module.named_modules())
@@ -229,7 +234,7 @@ class TorchSide:
         """A copy of the module in a dtype and mode; None for a function."""
         if self.module is None:
             return None
-        give_back(size_of(self.module))
+        give_back(self.size)
         module = copy.deepcopy(self.module).to(getattr(import_torch(), dtype)).cpu().train(self.options.training)
         module.zero_grad()
         for parameter in module.parameters():
@@ -263,10 +268,10 @@ class TorchSide:
         if not torch.is_tensor(value) or not value.requires_grad:
             return {}
         parameters = {} if module is None else dict(module.named_parameters())
-        came, size = OnDisk(), 0 if module is None else size_of(module)
+        came = OnDisk()
         for key, parameter in parameters.items():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(partial(_taken, came, key, size))
+                parameter.register_post_accumulate_grad_hook(partial(_taken, came, key, self.size))
         value.backward()
         came.update({f"input {key}": x.grad.numpy() for key, x in floats.items() if x.grad is not None})
         # in the order of the backward pass: parameters of the layer that was called last first, inputs at the end; what the output
@@ -283,11 +288,6 @@ def _taken(into: MutableMapping[str, np.ndarray], key: str, size: int, parameter
     parameter.grad = None
     if parameter.nbytes >= LARGE:
         give_back(size, collect=False)
-
-
-def size_of(module: Any) -> int:
-    """Bytes of a module's parameters."""
-    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def floating(output: Any, places: Collection[str]) -> list[Any]:
