@@ -16,7 +16,7 @@ from ddpm_jax import display, models
 from ddpm_jax.checks import number
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.functional import config_of, name_of
-from ddpm_jax.processes import Estimate, GaussianDiffusion, LinearPath, Process, as_times, check_floats
+from ddpm_jax.processes import Estimate, LinearPath, Process, as_times, check_floats
 
 __all__ = [
     "Denoiser",
@@ -28,6 +28,7 @@ __all__ = [
     "of",
     "of_network",
     "remedies",
+    "reparameterized",
     "self_conditioned",
     "thresholded",
 ]
@@ -99,6 +100,10 @@ class Denoiser(abc.ABC):
         """The same with an earlier estimate of x_0, for what is conditioned on its own; the same where nothing is."""
 
     @abc.abstractmethod
+    def beside(self, shown: Float[Array, "b *shape"]) -> "Denoiser":
+        """The same for a network that is shown this too, in channels behind those of x_t."""
+
+    @abc.abstractmethod
     def _paired(self, labels: Int[Array, "n"]) -> "Denoiser":
         """The same for a batch in which each example stands twice, with these labels."""
 
@@ -108,7 +113,7 @@ class Denoiser(abc.ABC):
         found = jnp.asarray(as_times(t))
         if found.shape not in ((), x_t.shape[:1]):
             raise UserError(f"t must be a time, or one for each example {x_t.shape[:1]}; got the shape {found.shape}.")
-        if isinstance(self.process, LinearPath):
+        if self.process.continuous:
             found = found.astype(x_t.dtype)
         elif not jnp.issubdtype(found.dtype, jnp.integer):
             raise UserError(f"t must be a timestep, a whole number; got {found.dtype}.")
@@ -152,6 +157,8 @@ class Predicted(Denoiser):
     process: Process = field(metadata={"static": True})
     none: int | None = field(metadata={"static": True})
     """The class that stands for none."""
+    shown: Any = None
+    """(B, ...) in channels behind those of x_t, or None."""
 
     def __repr__(self) -> str:
         told = {} if self.classes is None else {"labels": self.classes}
@@ -161,14 +168,17 @@ class Predicted(Denoiser):
 
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """What the function says."""
-        time = self.process.network_time(self._times(t, x_t))
+        t = self._times(t, x_t)
+        seen, time = self.process.network_input(x_t, t), self.process.network_time(t)
+        if self.shown is not None:
+            seen = jnp.concatenate([seen, self.shown], axis=-1)
         if self.classes is None:
-            return self.function(x_t, time)
+            return self.function(seen, time)
         if self.classes.shape not in ((), x_t.shape[:1]):
             raise UserError(
                 f"labels must have shape {x_t.shape[:1]}, one for each sample, or be one for all; got {self.classes.shape}."
             )
-        return self.function(x_t, time, jnp.broadcast_to(self.classes, x_t.shape[:1]))
+        return self.function(seen, time, jnp.broadcast_to(self.classes, x_t.shape[:1]))
 
     @property
     def labels(self) -> Int[Array, "..."] | None:
@@ -187,11 +197,17 @@ class Predicted(Denoiser):
         return dataclasses.replace(self, classes=found)
 
     def given(self, guess: Float[Array, "b *shape"] | None) -> Denoiser:
-        """The same: it looks at x_t alone."""
+        """The same: it looks at no guess."""
         return self
 
+    def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
+        """The same function, shown this too, behind what it is shown already."""
+        before = [] if self.shown is None else [self.shown]
+        return dataclasses.replace(self, shown=jnp.concatenate([*before, shown], axis=-1))
+
     def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
-        return dataclasses.replace(self, classes=labels)
+        shown = None if self.shown is None else jnp.repeat(self.shown, 2, axis=0)
+        return dataclasses.replace(self, classes=labels, shown=shown)
 
 
 def of_network(
@@ -282,6 +298,10 @@ class Wrapper(Denoiser):
         """The same around the denoiser with an earlier estimate of x_0."""
         return self._around(self.inner.given(guess))
 
+    def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
+        """The same around the denoiser that is shown this too."""
+        return self._around(self.inner.beside(shown))
+
     def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         return self._around(self.inner._paired(labels))
 
@@ -349,6 +369,11 @@ class Guided(Wrapper):
         """The same with an earlier estimate of x_0 for both."""
         other = None if self.other is None else self.other.given(guess)
         return dataclasses.replace(self, inner=self.inner.given(guess), other=other)
+
+    def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
+        """The same, with both shown this too."""
+        other = None if self.other is None else self.other.beside(shown)
+        return dataclasses.replace(self, inner=self.inner.beside(shown), other=other)
 
     def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         if self.other is not None:
@@ -441,7 +466,7 @@ class ClassifierGuided(Wrapper):
 def classifier_guided(denoise: Denoiser, log_prob: Callable[..., Any], scale: float = 1.0) -> Denoiser:
     """Led up the gradient of a classifier's log p(y | x_t) (Dhariwal & Nichol 2021, algorithm 2), whatever the prediction.
 
-    log_prob(x_t, t): (B,), of the class wanted of each example, at timesteps t (B,).
+    log_prob(x_t, t): (B,), of the class wanted of each example, at times t (B,) of the process.
 
     Raises:
         UserError: x_T holds no data, so that no classifier can know anything of it, and x_0 has no finite shift.
@@ -449,9 +474,10 @@ def classifier_guided(denoise: Denoiser, log_prob: Callable[..., Any], scale: fl
     denoise = as_denoiser(denoise)
     if not callable(log_prob):
         raise UserError(f"log_prob must be called as log_prob(x_t, t); got a {type(log_prob).__name__}.")
-    if not isinstance(denoise.process, GaussianDiffusion):
+    if isinstance(denoise.process, LinearPath):
         raise UserError("a classifier's guidance needs data in x_T, and flow matching begins at noise alone.")
-    if denoise.process.schedule.alphas_cumprod[-1] == 0:
+    schedule = getattr(denoise.process, "schedule", None)
+    if schedule is not None and schedule.alphas_cumprod[-1] == 0:
         raise UserError(
             "a classifier's guidance needs data in x_T: the schedule's last alphas_cumprod must be above 0; got 0."
         )
@@ -542,7 +568,7 @@ class SelfConditioned(Wrapper):
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """What the network says of x_t and the guess, whose channels follow those of x_t."""
         earlier = jnp.zeros_like(x_t) if self.earlier is None else self.earlier
-        return self.inner.output(jnp.concatenate([x_t, earlier], axis=-1), t)
+        return self.inner.beside(earlier).output(x_t, t)
 
     @property
     def self_conditioned(self) -> bool:
@@ -569,6 +595,52 @@ def self_conditioned(denoise: Denoiser) -> Denoiser:
     A walk gives it the outermost estimate of its last evaluation.
     """
     return SelfConditioned(as_denoiser(denoise), None)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Reparameterized(Wrapper):
+    """See `reparameterized`."""
+
+    inner: Denoiser
+    path: Process = field(metadata={"static": True})
+    """The process whose x_t it is asked of."""
+
+    def __repr__(self) -> str:
+        return self._told("reparameterized", process=self.path)
+
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        """That whose x_t it is asked of."""
+        return self.path
+
+    def __call__(self, x_t: Float[Array, "b *shape"], t: Any) -> Estimate:
+        """What the denoiser within makes of x_t on its own path, where sigma / alpha is the same."""
+        t = self._times(t, x_t)
+        own, here = self.inner.process, self.path.level(t, x_t)
+        u = own.time_at((here.sigma / here.alpha).reshape(-1))
+        there = own.level(u, x_t)
+        hat = self.inner(there.alpha / here.alpha * x_t, u)
+        # 1 but where a chain has no such level
+        ratio = there.sigma / there.alpha / (here.sigma / here.alpha)
+        logit = hat.variance_logit if getattr(self.path, "learned_variance", False) else None
+        return Estimate(hat.x_0, ratio * hat.eps, logit)
+
+
+def reparameterized(denoise: Denoiser, process: Process) -> Denoiser:
+    """The same belief, asked of the x_t of another process: a denoiser of a chain as one of EDM, and back.
+
+    x_t / alpha_t = x_0 + (sigma_t / alpha_t) eps is the same on every path, so that only the scale of x_t and the time change
+    (Karras et al. 2022, section 2 and table 1). A chain is asked at the timestep whose sigma / alpha is nearest, and exact
+    at its own.
+
+    Raises:
+        UserError: no denoiser, no process, or a process that learns a variance which the denoiser says nothing of.
+    """
+    denoise, process = as_denoiser(denoise), _as_process(process)
+    if getattr(process, "learned_variance", False) and not getattr(denoise.process, "learned_variance", False):
+        raise UserError("process must not learn the variance where the denoiser does not; got learned_variance = True.")
+    return Reparameterized(denoise, process)
 
 
 def remedies(denoise: Denoiser) -> list[str]:

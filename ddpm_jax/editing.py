@@ -49,7 +49,8 @@ def inpaint(
 
 @jit
 def _inpainted(denoise, keys, x_0, hidden, grid):
-    return RePaint(x_0, hidden).walk(denoise, *noise.of_walk(keys, x_0.shape[1:]), grid)
+    start, drawn = noise.of_walk(keys, x_0.shape[1:])
+    return RePaint(x_0, hidden).walk(denoise, denoise.process.prior(start, grid[0, 0]), drawn, grid)
 
 
 def fitting_mask(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ TimeDraw = Literal["uniform", "low_discrepancy"]
 FlowTimeDraw = Literal["uniform", "low_discrepancy", "logit_normal"]
 """How times of a straight path are drawn in training."""
 Predict = Callable[[Float[Array, "b *shape"], Num[Array, "b"]], Float[Array, "b *out"]]
-"""A network seen from outside: (x_t, t) -> what it was trained to output; t as `Process.network_time` gives it."""
+"""A network seen from outside: (x_t, t) -> what it was trained to output; x_t as `Process.network_input` gives it, t as
+`network_time` does."""
 
 HYBRID_SHARE = 1e-3
 """What the bound counts for beside the mean square error (improved DDPM, eq. 16)."""
@@ -68,15 +69,35 @@ class Process(Named, abc.ABC, family="kind"):
     """A path from data to noise, x_t = alpha_t x_0 + sigma_t eps, and what a network learns of it.
 
     A subclass with a name, `class FlowMatching(LinearPath, name="flow")`, is a frozen dataclass whose fields are its options.
+    continuous: whether its times are real numbers, and not timesteps.
     """
+
+    continuous: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def cleanest(self) -> Any:
+        """The time nearest to the data at which a network is trained."""
 
     @abc.abstractmethod
     def level(self, t: Num[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """The levels of the times t, shape (n,), in the dtype of `like` and shaped (n, 1, ...) to broadcast against it."""
 
+    @abc.abstractmethod
+    def time_at(self, ratio: Float[Array, "b"]) -> Num[Array, "b"]:
+        """The times at which sigma / alpha has these values; on a chain, of those that a network is trained at, the nearest."""
+
+    def prior(self, noise: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *shape"]:
+        """What a walk that begins at the time t starts from, made of standard normal noise."""
+        return noise
+
     def network_time(self, t: Num[Array, "b"]) -> Num[Array, "b"]:
         """The times as the network is told them."""
         return t
+
+    def network_input(self, x_t: Float[Array, "b *shape"], t: Num[Array, "b"]) -> Float[Array, "b *shape"]:
+        """x_t as the network is shown it."""
+        return x_t
 
     def add_noise(
         self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Num[Array, "b"]
@@ -218,6 +239,19 @@ class GaussianDiffusion(Process, name="diffusion"):
             self, "schedule", "prediction", *([] if self.learned_variance else ["learned_variance"])
         )
         return display.line(self, schedule.title, f"T={schedule.num_steps}", prediction, **changed)
+
+    @property
+    def cleanest(self) -> Any:
+        """The first timestep."""
+        return self.schedule.first
+
+    def time_at(self, ratio: Float[Array, "b"]) -> Int[Array, "b"]:
+        """The timesteps whose log(sigma / alpha) is nearest."""
+        with np.errstate(divide="ignore"):
+            log_ratios = -0.5 * np.log(self.schedule.snr[self.schedule.timesteps])
+        between = (log_ratios[1:] + log_ratios[:-1]) / 2
+        index = jnp.searchsorted(jnp.asarray(between, ratio.dtype), jnp.log(ratio))
+        return self.schedule.first + index.astype(jnp.int32)
 
     def level(self, t: Int[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """The levels of the times t, cast once.
@@ -388,8 +422,39 @@ class GaussianDiffusion(Process, name="diffusion"):
         return num_steps
 
 
-@dataclass(frozen=True)
-class LinearPath(Process):
+class Continuous(Process):
+    """A path whose times are real numbers; num_steps and loss are options of each."""
+
+    continuous = True
+    num_steps: int
+    loss: Loss
+
+    def __repr__(self) -> str:
+        return display.line(self, **display.changed(self))
+
+    def loss_per_example(
+        self,
+        predict: Predict,
+        x_0: Float[Array, "b *shape"],
+        noise: Float[Array, "b *shape"],
+        t: Float[Array, "b"],
+    ) -> Float[Array, "b"]:
+        """The error of predict(x_t, t) against its target, averaged over each example."""
+        output = predict(self.network_input(self.add_noise(x_0, noise, t), t), self.network_time(t))
+        return _error(output - self.target(x_0, noise, t), self.loss)
+
+    def sampling_steps(self, num_steps: int | None) -> int:
+        """A number of sampling steps; None: the process's own. Raises UserError unless it is at least 1."""
+        if num_steps is None:
+            return self.num_steps
+        num_steps = whole("steps", num_steps)
+        if num_steps < 1:
+            raise UserError(f"steps must be at least 1; got {num_steps}.")
+        return num_steps
+
+
+@dataclass(frozen=True, repr=False)
+class LinearPath(Continuous):
     """x_t = (1 - t) x_0 + t eps for t in [0, 1]: alpha = 1 - t, sigma = t.
 
     num_steps: networks are told t (num_steps - 1), which is what their embeddings are made for; also the steps of a sampler that is
@@ -412,8 +477,14 @@ class LinearPath(Process):
         if whole("num_steps", self.num_steps) < 2:
             raise UserError(f"num_steps must be at least 2; got {self.num_steps}.")
 
-    def __repr__(self) -> str:
-        return display.line(self, **display.changed(self))
+    @property
+    def cleanest(self) -> Any:
+        """The data."""
+        return 0.0
+
+    def time_at(self, ratio: Float[Array, "b"]) -> Float[Array, "b"]:
+        """ratio / (1 + ratio)."""
+        return 1 - 1 / (1 + ratio)
 
     def level(self, t: Float[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """alpha = 1 - t and sigma = t.
@@ -435,29 +506,9 @@ class LinearPath(Process):
             return jax.nn.sigmoid(jax.random.normal(key, (n,)))
         return _spread(key, n) if self.time_draw == "low_discrepancy" else jax.random.uniform(key, (n,))
 
-    def loss_per_example(
-        self,
-        predict: Predict,
-        x_0: Float[Array, "b *shape"],
-        noise: Float[Array, "b *shape"],
-        t: Float[Array, "b"],
-    ) -> Float[Array, "b"]:
-        """The error of predict(x_t, t) against its target, averaged over each example."""
-        output = predict(self.add_noise(x_0, noise, t), self.network_time(t))
-        return _error(output - self.target(x_0, noise, t), self.loss)
-
     def times(self, num_steps: int | None = None) -> np.ndarray:
         """num_steps + 1 evenly spaced float64 times from 1 to 0; None: the process's own number. UserError unless at least 1."""
         return np.linspace(1.0, 0.0, self.sampling_steps(num_steps) + 1)
-
-    def sampling_steps(self, num_steps: int | None) -> int:
-        """A number of sampling steps; None: the process's own. Raises UserError unless it is at least 1."""
-        if num_steps is None:
-            return self.num_steps
-        num_steps = whole("steps", num_steps)
-        if num_steps < 1:
-            raise UserError(f"steps must be at least 1; got {num_steps}.")
-        return num_steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -500,6 +551,121 @@ class AlphaBlending(FlowMatching, name="blending"):
     ) -> Estimate:
         """The pair (x_0, eps) whose difference is the output."""
         return super().estimate(x_t, -output, t)
+
+
+@dataclass(frozen=True, repr=False)
+class EDM(Continuous, name="edm"):
+    """Noise is added to the data as it is, x_t = x_0 + t eps, its deviation sigma being the time (Karras et al. 2022).
+
+    The network is shown x_t at unit variance, c_in x_t, and told c_noise = ln(sigma) / 4. What it outputs is F in
+    x_0 = c_skip x_t + c_out F, with c_skip = sigma_data^2 / (sigma^2 + sigma_data^2), c_out = sigma sigma_data c_in and
+    c_in = 1 / sqrt(sigma^2 + sigma_data^2) (table 1). The paper's weight of the error of x_0, 1 / c_out^2, makes that of F count
+    alike at every sigma.
+
+    sigma_data: deviation of the data. P_mean, P_std: mean and deviation of ln(sigma) in training. sigma_max, sigma_min: where
+    sampling starts, and its last time before the data. rho: its times are evenly spaced in sigma^(1/rho) (eq. 5). num_steps: the
+    steps of a sampler that is given no number. loss: error of F.
+
+    Raises:
+        UserError: an unknown word, or numbers out of range.
+    """
+
+    sigma_data: float = 0.5
+    """Standard deviation of the data."""
+    P_mean: float = -1.2
+    """Mean of ln(sigma) in training."""
+    P_std: float = 1.2
+    """Standard deviation of ln(sigma) in training."""
+    sigma_min: float = 0.002
+    """Sampling's last sigma before the data."""
+    sigma_max: float = 80.0
+    """The sigma at which sampling starts."""
+    rho: float = 7.0
+    """Sampling's times are evenly spaced in sigma^(1/rho)."""
+    num_steps: int = 18
+    """Steps of a sampler that is given no number."""
+    loss: Loss = "mse"
+    """Error of the network's output."""
+
+    def __post_init__(self) -> None:
+        _check_words(loss=(self.loss, Loss))
+        for name in ("sigma_data", "P_std", "sigma_min", "rho"):
+            if not 0 < number(name, getattr(self, name)) < float("inf"):
+                raise UserError(f"{name} must be positive and finite; got {getattr(self, name):g}.")
+        if not np.isfinite(number("P_mean", self.P_mean)):
+            raise UserError(f"P_mean must be finite; got {self.P_mean:g}.")
+        if not self.sigma_min < number("sigma_max", self.sigma_max) < float("inf"):
+            raise UserError(
+                f"sigma_max must be finite and above sigma_min = {self.sigma_min:g}; got {self.sigma_max:g}."
+            )
+        if whole("num_steps", self.num_steps) < 1:
+            raise UserError(f"num_steps must be at least 1; got {self.num_steps}.")
+
+    @property
+    def cleanest(self) -> Any:
+        """sigma_min."""
+        return self.sigma_min
+
+    def time_at(self, ratio: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The ratio itself."""
+        return ratio
+
+    def prior(self, noise: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *shape"]:
+        """t noise: the data is not seen in so much of it."""
+        return noise * jnp.asarray(t, noise.dtype)
+
+    def level(self, t: Float[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
+        """alpha = 1 and sigma = t.
+
+        Raises:
+            UserError: times below 0.
+        """
+        _check_range(t, 0, float("inf"))
+        sigma = _wide(jnp.asarray(t, like.dtype), like)
+        return Level(jnp.ones_like(sigma), sigma)
+
+    def network_time(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """c_noise = ln(sigma) / 4."""
+        return jnp.log(t) / 4
+
+    def network_input(self, x_t: Float[Array, "b *shape"], t: Float[Array, "b"]) -> Float[Array, "b *shape"]:
+        """c_in x_t = x_t / sqrt(sigma^2 + sigma_data^2)."""
+        return x_t / self._deviation(self.level(t, x_t).sigma)
+
+    def target(
+        self, x_0: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], t: Float[Array, "b"]
+    ) -> Float[Array, "b *shape"]:
+        """F = (x_0 - c_skip x_t) / c_out, which is c_in (sigma x_0 / sigma_data - sigma_data eps)."""
+        sigma = self.level(t, x_0).sigma
+        return (sigma / self.sigma_data * x_0 - self.sigma_data * noise) / self._deviation(sigma)
+
+    def estimate(
+        self, x_t: Float[Array, "b *shape"], output: Float[Array, "b *shape"], t: Float[Array, "b"]
+    ) -> Estimate:
+        """x_0 = c_skip x_t + c_out F, and eps = (x_t - x_0) / sigma without the division."""
+        sigma = self.level(t, x_t).sigma
+        deviation = self._deviation(sigma)
+        x_0 = (self.sigma_data / deviation) ** 2 * x_t + sigma * self.sigma_data / deviation * output
+        eps = sigma / deviation**2 * x_t - self.sigma_data / deviation * output
+        return Estimate(x_0, eps)
+
+    def draw_times(self, key: jax.Array, n: int) -> Float[Array, "n"]:
+        """n values of sigma, whose logarithm is normal."""
+        return jnp.exp(self.P_mean + self.P_std * jax.random.normal(key, (n,)))
+
+    def times(self, num_steps: int | None = None) -> np.ndarray:
+        """num_steps values of sigma, from sigma_max to sigma_min evenly spaced in sigma^(1/rho), and 0 (eq. 5); float64.
+
+        None: the process's own number. UserError unless at least 1.
+        """
+        first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        sigmas = np.linspace(first, last, self.sampling_steps(num_steps)) ** self.rho
+        sigmas[0] = self.sigma_max  # which rounding may miss, and others are held to
+        return np.append(sigmas, 0.0)
+
+    def _deviation(self, sigma: Float[Array, "..."]) -> Float[Array, "..."]:
+        """That of x_t, 1 / c_in."""
+        return jnp.sqrt(sigma**2 + self.sigma_data**2)
 
 
 def _error(difference: Float[Array, "b *shape"], loss: str) -> Float[Array, "b"]:
@@ -545,7 +711,7 @@ def check_floats(**arrays: Any) -> None:
             raise UserError(f"{name} must be an array of floats, as the network sees them; got {display.short(array)}.")
 
 
-def _check_range(t: Any, first: int, last: int) -> None:
+def _check_range(t: Any, first: Any, last: Any) -> None:
     """Refuses times that no path has: a table, asked for them, would give its last entry. What is traced is trusted."""
     if isinstance(t, jax.core.Tracer):
         return

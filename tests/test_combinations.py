@@ -53,17 +53,19 @@ CASES = {
     ),
     "more steps than there are": Case(BASE, {"steps": 21}, "steps must lie in 1..20 (the schedule's length); got 21."),
     "a sampler of straight paths": Case(
-        BASE, {"sampler": "midpoint"}, "sampler = midpoint needs times between timesteps: it fits flow matching alone."
+        BASE,
+        {"sampler": "midpoint"},
+        "sampler = midpoint needs times between timesteps, which process.kind = diffusion has not.",
     ),
     "a sampler of chains": Case(
         dataclasses.replace(BASE, process=FLOW),
         {"sampler": "strided"},
-        "sampler = strided walks a chain of timesteps; flow matching has none.",
+        "sampler = strided walks a chain of timesteps, which process.kind = flow has not.",
     ),
     "a spacing of chains": Case(
         dataclasses.replace(BASE, process=FLOW),
         {"spacing": "trailing"},
-        "spacing = trailing is made of timesteps, and flow matching has none; use even.",
+        "spacing = trailing is made of timesteps, and process.kind = flow has none; use even.",
     ),
     "a sampler that needs data in x_T": Case(
         dataclasses.replace(BASE, process=BLIND),

@@ -269,6 +269,11 @@ class Preset:
         if self.sample.stretch and len(self.model.shape) != 3:
             raise UserError(f"sample.stretch is for images; {self.model.network} makes points.")
         object.__setattr__(self, "process", _for_the_variance(self.process, self.model))
+        if self.process.name == "edm" and getattr(self.model, "num_steps", 2) > 2:
+            raise UserError(
+                f"process.kind = edm tells the network ln(sigma) / 4, and {self.model.network} counts timesteps up to "
+                f"{self.model.num_steps}: take a network that embeds any time, such as unet, or model.num_steps = 2."
+            )
 
     def __repr__(self) -> str:
         """Its parts in a word each; `to_json` tells all."""

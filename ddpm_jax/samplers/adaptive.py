@@ -1,4 +1,4 @@
-"""Sampling of straight paths by an adaptive ODE solver (diffrax): as many evaluations as a tolerance asks for."""
+"""Sampling of paths in continuous time by an adaptive ODE solver (diffrax): as many evaluations as a tolerance asks for."""
 
 import importlib.util
 from collections.abc import Callable
@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
-from ddpm_jax.processes import LinearPath, Process
+from ddpm_jax.processes import Process
 from ddpm_jax.samplers.base import Sampler, Stepped, Walked, finite
+from ddpm_jax.samplers.coordinates import coordinates
 
 MAX_STEPS = 4096
 LEAST_STEP = 1e-7
@@ -29,19 +30,22 @@ def solve(
     x_T: Float[Array, "b *shape"],
     tolerance: float = 1e-4,
     *,
-    start: Any = 1.0,
+    start: Any = None,
     num_frames: int = 0,
 ) -> Walked:
-    """Integrate dx/dt = eps - x_0 from `start` to 0 by Tsit5 (Tsitouras 2011); traceable.
+    """Integrate dx/dt, eps - x_0 on a straight path and eps with EDM, from `start` to 0 by Tsit5 (Tsitouras 2011); traceable.
 
-    tolerance: relative and absolute error per step. Each sample is a system of its own, with its own steps, so that none depends on
-    what is solved beside it; the denoiser sees all of them at once, as long as any is on its way. A denoiser need not know what it
+    start: None for the process's noisiest time. tolerance: relative and absolute error per step. Each sample is a system of its
+    own, with its own steps, so that none depends on what is solved beside it; the denoiser sees all of them at once, as long as any
+    is on its way. A denoiser need not know what it
     believes at t = 0, as one that clips does not: the last step, as long as the tolerance, is Euler's. Keeps num_frames states at
     even times, and counts the accepted and refused steps, of six evaluations each. A sample that could not be solved is not finite.
     """
     import diffrax
 
-    end = min(tolerance, LAST_STEP)
+    end = max(min(tolerance, LAST_STEP), denoise.process.cleanest)
+    start = denoise.process.times(1)[0] if start is None else start
+    straight = coordinates(denoise.process)
     controller = _in_powers_of_two(diffrax.PIDController)(
         rtol=tolerance, atol=tolerance, dtmin=LEAST_STEP, force_dtmin=False
     )
@@ -49,8 +53,8 @@ def solve(
     def velocity(t: Any, x: jax.Array, _: Any) -> jax.Array:
         # the denoiser, its labels among it, is of the whole batch
         every_t, every_x = jax.lax.all_gather((jnp.asarray(t, x.dtype), x), _SAMPLE)
-        hat = denoise(every_x, every_t)
-        return (hat.eps - hat.x_0)[jax.lax.axis_index(_SAMPLE)]
+        _, _, slope = straight(denoise(every_x, every_t), denoise.process.level(every_t, every_x))
+        return slope[jax.lax.axis_index(_SAMPLE)]
 
     def one(x: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
         share = jnp.asarray(np.linspace(1.0, 0.0, max(num_frames, 2)), x_T.dtype)
@@ -115,10 +119,8 @@ class Adaptive(Sampler, name="adaptive"):
 
     def misfit(self, process: Process) -> str:
         """It needs times between times."""
-        fits = isinstance(process, LinearPath)
-        return (
-            "" if fits else "sampler = adaptive needs continuous time: it fits process.kind = flow or blending alone."
-        )
+        fits = process.continuous
+        return "" if fits else "sampler = adaptive needs continuous time, which process.kind = diffusion has not."
 
     def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> np.ndarray:
         """Any grid that ends at the clean end: the solver begins where it does.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ddpm_jax.checks import number
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
-from ddpm_jax.processes import Estimate, GaussianDiffusion, Level
+from ddpm_jax.processes import Estimate, Level
 from ddpm_jax.samplers.base import Sampler, Stepped, Walked, finite, levels
 from ddpm_jax.samplers.grids import rows
 
@@ -71,13 +71,12 @@ def check_share(name: str, value: float) -> None:
 def ddim_inversion(denoise: Denoiser, x_0: Float[Array, "b *shape"], times: np.ndarray) -> Walked:
     """The noise x_T that deterministic DDIM takes to x_0, by its steps upwards (Song et al. 2021, section 5.4); traceable.
 
-    It is the x_0 of the walk that is returned.     times: ascending, the clean end first. The denoiser is asked at the time that is
-    left. No network is trained at the clean end of a chain: there the noise is what it sees at the first timestep.
+    It is the x_0 of the walk that is returned. times: ascending, the clean end first. The denoiser is asked at the time that is
+    left. No network is trained at the clean end of a chain, or of EDM: there the noise is what it sees at the cleanest time.
     """
     process = denoise.process
     clean, first = times[:2]
-    asked_at = process.schedule.first if isinstance(process, GaussianDiffusion) else clean
-    eps = denoise(x_0, asked_at).eps
+    eps = denoise(x_0, process.cleanest).eps
     here, there = levels(process, np.asarray([clean, first]), x_0)
     # a chain may end a little short of clean data
     hat = Estimate((x_0 - here.sigma * eps) / here.alpha, eps)

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError, meant
-from ddpm_jax.processes import GaussianDiffusion, LinearPath, Process
+from ddpm_jax.processes import EDM, Continuous, GaussianDiffusion, Process
 from ddpm_jax.schedules import Schedule
 
 
 def even(process: Process, num_steps: int | None = None) -> np.ndarray:
-    """Evenly spaced times: (num_steps + 1,), the clean end last; None: the whole chain."""
+    """The process's own times: (num_steps + 1,), the clean end last, evenly spaced on a chain and on a straight path, and in
+    sigma^(1/rho) for EDM; None: the whole chain."""
     return process.times(num_steps)
 
 
@@ -53,19 +54,23 @@ def quadratic(process: Process, num_steps: int | None = None) -> np.ndarray:
     """Times whose square roots are evenly spaced: most of them close to the data (Song et al. 2021, appendix D.2)."""
     n = process.sampling_steps(num_steps)
     share = (np.arange(n, 0, -1) / n) ** 2
-    if isinstance(process, LinearPath):
-        return np.append(share, 0.0)
+    if isinstance(process, Continuous):
+        return np.append(process.times(1)[0] * share, 0.0)
     schedule = chain(process, "quadratic")
     return _descending(schedule, np.round(schedule.first + (schedule.num_steps - 1) * share))
 
 
 def karras(process: Process, num_steps: int | None = None, rho: float = 7.0) -> np.ndarray:
-    """Times whose (sigma / alpha)^(1 / rho) are evenly spaced, rounded to timesteps (Karras et al. 2022, eq. 5)."""
+    """Times whose (sigma / alpha)^(1 / rho) are evenly spaced, rounded to timesteps (Karras et al. 2022, eq. 5); EDM's own."""
+    if isinstance(process, EDM):
+        return process.times(num_steps)
     return _by_log_ratio(process, num_steps, lambda log: np.exp(log / rho), lambda root: rho * np.log(root), "karras")
 
 
 def log_snr(process: Process, num_steps: int | None = None) -> np.ndarray:
     """Times whose log(alpha / sigma) are evenly spaced, rounded to timesteps (Lu et al. 2022a, section 3)."""
+    if isinstance(process, EDM):
+        return np.append(np.geomspace(process.sigma_max, process.sigma_min, process.sampling_steps(num_steps)), 0.0)
     return _by_log_ratio(process, num_steps, lambda log: log, lambda log: log, "log_snr")
 
 
@@ -118,24 +123,32 @@ def rows(times: np.ndarray) -> np.ndarray:
     return np.stack([times[:-1], times[1:]], axis=1)
 
 
-def raised(process: Process, grid: np.ndarray, churn: float) -> np.ndarray:
+def raised(process: Process, grid: np.ndarray, churn: float, within: tuple[float, float]) -> np.ndarray:
     """Rows (t, s, up): once at s, noise is added up to the time `up`, where the next row begins (Karras et al. 2022, algorithm 2).
 
-    It lies higher by the factor 1 + min(churn / N, sqrt(2) - 1) in sigma / alpha, rounded to a timestep; the last row
-    stays.
+    It lies higher by the factor 1 + min(churn / N, sqrt(2) - 1) in sigma / alpha, where that lies within the two bounds, rounded to
+    a timestep on a chain; the last row stays. The first row of a chain begins at its last timestep, that of EDM is raised too.
 
     Raises:
-        UserError: the process has no timesteps.
+        UserError: a straight path, whose sigma / alpha is infinite at its beginning.
     """
-    if not isinstance(process, GaussianDiffusion):
-        raise UserError(f"churn goes back up to a timestep, and flow matching has none: it must be 0; got {churn:g}.")
-    schedule = process.schedule
-    ends = grid[:-1, 1]
-    log_ratio = _log_ratios(schedule)
-    gain = np.log1p(min(churn / len(grid), np.sqrt(2.0) - 1.0))
-    up = np.maximum(_nearest(log_ratio, log_ratio[ends - schedule.first] + gain) + schedule.first, ends)
-    starts = np.concatenate([grid[:1, 0], up])
-    return np.stack([starts, grid[:, 1], np.append(up, grid[-1, 1])], axis=1).astype(grid.dtype)
+    gain = 1 + min(churn / len(grid), np.sqrt(2.0) - 1.0)
+    starts, (least, most) = grid[:, 0], within
+    if isinstance(process, EDM):
+        up = np.where((least <= starts) & (starts <= most), gain * starts, starts)
+    elif isinstance(process, GaussianDiffusion):
+        schedule = process.schedule
+        log_ratio = _log_ratios(schedule)
+        here = log_ratio[starts - schedule.first]
+        higher = _nearest(log_ratio, here + np.log(gain)) + schedule.first
+        inside = (least <= np.exp(here)) & (np.exp(here) <= most)
+        up = np.where(inside, np.maximum(higher, starts), starts)
+        up[0] = starts[0]
+    else:
+        raise UserError(
+            f"churn goes up in sigma / alpha, and a straight path begins at infinity: it must be 0; got {churn:g}."
+        )
+    return np.stack([up, grid[:, 1], np.append(up[1:], grid[-1, 1])], axis=1).astype(grid.dtype)
 
 
 def _by_log_ratio(
@@ -178,5 +191,7 @@ def _descending(schedule: Schedule, times: np.ndarray) -> np.ndarray:
 def chain(process: Process, spacing: str) -> Schedule:
     """The schedule of a process that has one; UserError otherwise."""
     if not isinstance(process, GaussianDiffusion):
-        raise UserError(f"spacing = {spacing} is made of timesteps, and flow matching has none; use even.")
+        raise UserError(
+            f"spacing = {spacing} is made of timesteps, and process.kind = {process.name} has none; use even."
+        )
     return process.schedule

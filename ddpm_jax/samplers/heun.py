@@ -12,22 +12,10 @@ from jaxtyping import Array, Float
 from ddpm_jax.checks import number
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
-from ddpm_jax.processes import Estimate, GaussianDiffusion, Level, LinearPath, Process
+from ddpm_jax.processes import Estimate, GaussianDiffusion, Level, Process
 from ddpm_jax.samplers.base import Sampler, Stepped, levels
+from ddpm_jax.samplers.coordinates import coordinates, karras, linear
 from ddpm_jax.samplers.grids import raised
-
-
-def karras(hat: Estimate, level: Level) -> tuple[Any, Any, Any]:
-    """(scale, time, slope) in which a chain is nearly straight: x = scale y, dy/dtime = slope.
-
-    y = x / alpha over sigma / alpha has the slope eps (Karras et al. 2022, section 4).
-    """
-    return level.alpha, level.sigma / level.alpha, hat.eps
-
-
-def linear(hat: Estimate, level: Level) -> tuple[Any, Any, Any]:
-    """(scale, time, slope) of a linear path: x over t = sigma has the slope eps - x_0, the velocity."""
-    return 1, level.sigma, hat.eps - hat.x_0
 
 
 def heun_step(
@@ -43,9 +31,13 @@ def heun_step(
     return scale_s * (x_t / scale_t + (time_s - time_t) * (slope_t + slope_s) / 2)
 
 
-def midpoint_step(x_t: Float[Array, "b *shape"], hat: Estimate, t: Level, s: Level) -> Float[Array, "b *shape"]:
-    """x_t -> x_s on a linear path with the slope that is found in the middle, second order."""
-    return x_t + (s.sigma - t.sigma) * (hat.eps - hat.x_0)
+def midpoint_step(
+    x_t: Float[Array, "b *shape"], hat: Estimate, t: Level, s: Level, straight: Any = linear
+) -> Float[Array, "b *shape"]:
+    """x_t -> x_s with the slope that is found in the middle, second order; straight: as of `heun_step`."""
+    scale_t, time_t, slope = straight(hat, t)
+    scale_s, time_s, _ = straight(hat, s)
+    return scale_s * (x_t / scale_t + (time_s - time_t) * slope)
 
 
 def churned(
@@ -90,22 +82,37 @@ def evaluated_twice(
 
 @dataclass(frozen=True)
 class Heun(Sampler, name="heun"):
-    """Heun's method, `heun_step`, in sigma/alpha on a chain and in t on a straight path; the step to the clean end is Euler's.
+    """Heun's method, `heun_step`, in sigma/alpha, or in t on a straight path; the step to the clean end is Euler's. With EDM it is
+    algorithm 2 of Karras et al. (2022).
 
     Raises:
-        UserError: a churn that is negative or infinite.
+        UserError: a churn that is negative or infinite, or bounds of it that are no two numbers in order.
     """
 
     churn: float = 0.0
-    """Noise that is added anew over the whole walk (S_churn of Karras et al.), on a chain."""
+    """Noise that is added anew over the whole walk (S_churn of Karras et al.), on a chain or with EDM."""
     churn_noise: float = 1.0
     """How strong that noise is (S_noise)."""
+    churn_min: float = 0.0
+    """The least sigma / alpha at which it is added (S_tmin)."""
+    churn_max: float | None = None
+    """The greatest sigma / alpha at which it is added (S_tmax); None: any."""
     spacing = "karras"
 
     def __post_init__(self) -> None:
         number("churn_noise", self.churn_noise)
         if not 0 <= number("churn", self.churn) < float("inf"):
             raise UserError(f"churn must not be negative, nor infinite; got {self.churn:g}.")
+        least, most = self._churned
+        if not 0 <= least <= most:
+            raise UserError(
+                f"churn_min and churn_max must be two numbers in order, from 0; got {least:g} and {most:g}."
+            )
+
+    @property
+    def _churned(self) -> tuple[float, float]:
+        most = float("inf") if self.churn_max is None else number("churn_max", self.churn_max)
+        return number("churn_min", self.churn_min), most
 
     def misfit(self, process: Process) -> str:
         """Its coordinates are infinite where there is no data."""
@@ -116,12 +123,12 @@ class Heun(Sampler, name="heun"):
     def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> np.ndarray:
         """Rows (t, s), or with churn (t, s, up), where `up` is the time to which noise is added before the next step."""
         grid = super().grid(process, num_steps, spacing)
-        return raised(process, grid, self.churn) if self.churn else grid
+        return raised(process, grid, self.churn, self._churned) if self.churn else grid
 
     def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
         """x_t -> x_s, and with churn up again; a frame shows x_s."""
         process = denoise.process
-        straight = linear if isinstance(process, LinearPath) else karras
+        straight = coordinates(process)
         t, s, *up = levels(process, times, x_t)
         # no network is trained at the clean end: with its first estimate for the second, the step there is Euler's
         again = times[1] != process.times(1)[-1]
@@ -140,12 +147,17 @@ class Midpoint(Sampler, name="midpoint"):
 
     def misfit(self, process: Process) -> str:
         """It needs times between timesteps."""
-        fits = isinstance(process, LinearPath)
-        return "" if fits else "sampler = midpoint needs times between timesteps: it fits flow matching alone."
+        fits = process.continuous
+        return (
+            "" if fits else "sampler = midpoint needs times between timesteps, which process.kind = diffusion has not."
+        )
 
     def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
         """x_t -> x_s."""
         t, s = times
         here, middle, there = levels(denoise.process, (t, (t + s) / 2, s), x_t)
-        _, hat = evaluated_twice(denoise, x_t, (t, (t + s) / 2), lambda hat: midpoint_step(x_t, hat, here, middle))
-        return Stepped(midpoint_step(x_t, hat, here, there), hat)
+        straight = coordinates(denoise.process)
+        _, hat = evaluated_twice(
+            denoise, x_t, (t, (t + s) / 2), lambda hat: midpoint_step(x_t, hat, here, middle, straight)
+        )
+        return Stepped(midpoint_step(x_t, hat, here, there, straight), hat)

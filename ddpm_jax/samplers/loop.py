@@ -28,9 +28,10 @@ def walk(
 ) -> Walked:
     """Walk x_T down a grid, with noise that is given; traceable, so jit it or use `sample`.
 
-    sampler: a sampler, or the name of one. drawn(i): noise of the i-th step, of the shape of x_T; the last step takes none. grid:
-    as made by the sampler's `grid`. num_frames: states to keep, evenly spaced over the walk, the starting noise first and the
-    samples last; 0 or 2..steps + 1.
+    sampler: a sampler, or the name of one. x_T: what the process's `prior` makes of standard normal noise. drawn(i): noise of the
+    i-th step, of the shape of x_T; the last step takes none. grid: as made by the sampler's
+    `grid`. num_frames: states to keep, evenly spaced over the walk, the starting noise first and the samples last; 0 or
+    2..steps + 1.
     """
     return as_sampler(sampler).walk(as_denoiser(denoise), x_T, drawn, grid, num_frames)
 
@@ -145,7 +146,8 @@ def trace(
 
 @functools.partial(jit, static_argnames=("sampler", "shape", "num_frames"))
 def _from_noise(denoise, keys, grid, sampler, shape, *, num_frames, kept):
-    walked = sampler.walk(denoise, *noise.of_walk(keys, shape), grid, num_frames)
+    start, drawn = noise.of_walk(keys, shape)
+    walked = sampler.walk(denoise, denoise.process.prior(start, grid[0, 0]), drawn, grid, num_frames)
     bad = (walked.broke >= 0) & (jnp.arange(len(keys)) < kept)
     return walked, bad.sum(), jnp.where(bad, walked.broke, np.iinfo(np.int32).max).min()
 

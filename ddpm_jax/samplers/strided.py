@@ -62,7 +62,11 @@ class Strided(Sampler, name="strided"):
     def misfit(self, process: Process) -> str:
         """It walks timesteps."""
         fits = isinstance(process, GaussianDiffusion)
-        return "" if fits else "sampler = strided walks a chain of timesteps; flow matching has none."
+        return (
+            ""
+            if fits
+            else f"sampler = strided walks a chain of timesteps, which process.kind = {process.name} has not."
+        )
 
     def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> np.ndarray:
         """Its own times, which it has no choice of."""

@@ -168,7 +168,8 @@ class Update:
 
                     def first_guess() -> jax.Array:
                         output, _ = call(jnp.concatenate([x_t, nothing], axis=-1), time)
-                        return jax.lax.stop_gradient(self.process.estimate(x_t, output, t).x_0)
+                        noised = self.process.add_noise(x_0, noise, t)
+                        return jax.lax.stop_gradient(self.process.estimate(noised, output, t).x_0)
 
                     seen = jax.lax.cond(chance.guess, first_guess, lambda: nothing)
                     x_t = jnp.concatenate([x_t, seen], axis=-1)
