@@ -12,7 +12,17 @@ from torch import Tensor
 
 from ddpm_torch_ref.processes import Estimate, GaussianDiffusion, Process
 
-__all__ = ["Denoiser", "Wrapper", "classifier_guided", "clipped", "guided", "of", "self_conditioned", "thresholded"]
+__all__ = [
+    "Denoiser",
+    "Wrapper",
+    "classifier_guided",
+    "clipped",
+    "guided",
+    "of",
+    "reparameterized",
+    "self_conditioned",
+    "thresholded",
+]
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """(x_t, t) -> (B,) log-probabilities of the class wanted of each example."""
@@ -62,6 +72,10 @@ class Denoiser(ABC):
     def given(self, guess: Tensor | None) -> Denoiser:
         """The same, shown an earlier estimate of x_0, (B, C, H, W), where it takes one."""
 
+    @abstractmethod
+    def beside(self, shown: Tensor) -> Denoiser:
+        """The same, whose network is shown this behind x_t along the channels."""
+
 
 @dataclass(frozen=True)
 class Predicted(Denoiser):
@@ -75,6 +89,8 @@ class Predicted(Denoiser):
     """(B,), or None."""
     none: int | None = None
     """The class that stands for none."""
+    shown: Tensor | None = None
+    """What the function is shown behind x_t along the channels."""
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__name__", type(self.function).__name__)
@@ -83,8 +99,11 @@ class Predicted(Denoiser):
 
     def output(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """What the function says."""
-        told = self.process.network_time(times_of(self.process, x_t, t))
-        return self.function(x_t, told) if self.classes is None else self.function(x_t, told, self.classes)
+        times = times_of(self.process, x_t, t)
+        seen, told = self.process.network_input(x_t, times), self.process.network_time(times)
+        if self.shown is not None:
+            seen = torch.cat([seen, self.shown], dim=1)
+        return self.function(seen, told) if self.classes is None else self.function(seen, told, self.classes)
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """The pair that the output stands for."""
@@ -105,8 +124,12 @@ class Predicted(Denoiser):
         return replace(self, classes=labels)
 
     def given(self, guess: Tensor | None) -> Denoiser:
-        """The same: it is shown x_t alone."""
+        """The same: it is shown no guess."""
         return self
+
+    def beside(self, shown: Tensor) -> Denoiser:
+        """The same function, shown this behind all it is shown so far."""
+        return replace(self, shown=shown if self.shown is None else torch.cat([self.shown, shown], dim=1))
 
 
 def of(
@@ -120,7 +143,7 @@ def of(
 
     Args:
         process: turns the output into (x_0, eps).
-        function: called with x_t and (B,) times as process.network_time tells them.
+        function: called with x_t as process.network_input shows it, and (B,) times as process.network_time tells them.
         labels: (B,) classes.
         null_label: the class that stands for none.
     """
@@ -166,6 +189,10 @@ class Wrapper(Denoiser):
     def given(self, guess: Tensor | None) -> Denoiser:
         """The same around the inner one given the guess."""
         return replace(self, inner=self.inner.given(guess))
+
+    def beside(self, shown: Tensor) -> Denoiser:
+        """The same around the inner one shown this."""
+        return replace(self, inner=self.inner.beside(shown))
 
 
 @dataclass(frozen=True)
@@ -215,6 +242,11 @@ class Guided(Wrapper):
         """Both sides are given it."""
         other = None if self.other is None else self.other.given(guess)
         return replace(self, inner=self.inner.given(guess), other=other)
+
+    def beside(self, shown: Tensor) -> Denoiser:
+        """Both sides are shown it."""
+        other = None if self.other is None else self.other.beside(shown)
+        return replace(self, inner=self.inner.beside(shown), other=other)
 
 
 def guided(
@@ -374,7 +406,7 @@ class SelfConditioned(Wrapper):
     def output(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """What the inner one says of x_t with the guess behind it along the channels."""
         earlier = torch.zeros_like(x_t) if self.earlier is None else self.earlier
-        return self.inner.output(torch.cat([x_t, earlier], dim=1), t)
+        return self.inner.beside(earlier).output(x_t, t)
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """The pair that the output stands for."""
@@ -403,8 +435,47 @@ def self_conditioned(denoise: Denoiser) -> Denoiser:
     return SelfConditioned(denoise)
 
 
+@dataclass(frozen=True)
+class Reparameterized(Wrapper):
+    """See `reparameterized`."""
+
+    path: Process
+    """Whose x_t it is asked of."""
+
+    def __repr__(self) -> str:
+        return f"reparameterized({self.inner}, {self.path})"
+
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        """That whose x_t it is asked of."""
+        return self.path
+
+    def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
+        """What the inner one says of the same data under the same noise."""
+        times = times_of(self.path, x_t, t)
+        alpha, sigma = self.path.level(times, x_t)
+        own = self.inner.process.time_at((sigma / alpha).flatten())
+        own_alpha, own_sigma = self.inner.process.level(own, x_t)
+        hat = self.inner(x_t * (own_alpha / alpha), own)
+        return Estimate(hat.x_0, hat.eps * (own_sigma * alpha) / (own_alpha * sigma))
+
+
+def reparameterized(denoise: Denoiser, process: Process) -> Denoiser:
+    """A denoiser of one process as that of another: asked where sigma/alpha is the same, of x_t scaled to its own alpha.
+
+    Args:
+        denoise: of any process. A chain is asked at the valid t whose sigma/alpha is nearest, and exact at those alone; its learned
+            variance is not told.
+        process: whose x_t it is to be asked of.
+
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", section 2 and table 1, where models
+    that were trained on a variance-preserving chain become denoisers of x_0 + sigma eps.
+    """
+    return Reparameterized(denoise, process)
+
+
 def times_of(process: Process, x_t: Tensor, t: float | Tensor) -> Tensor:
-    """(B,) times: t itself, or as often as x_t has examples; int64 on a chain, x_t's dtype on a straight path."""
+    """(B,) times: t itself, or as often as x_t has examples; int64 on a chain, x_t's dtype in continuous time."""
     if isinstance(t, Tensor) and t.ndim:
         return t
     dtype = torch.int64 if isinstance(process, GaussianDiffusion) else x_t.dtype

@@ -7,7 +7,7 @@ alpha-blending with alpha_t = 1 - t, sigma_t = t.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ddpm_torch_ref.checks import check_choice, check_clean_end
 from ddpm_torch_ref.schedules import Schedule, Table, linear
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""(x_t, t) -> what the network was trained to output."""
+"""(network_input(x_t, t), network_time(t)) -> what the network was trained to output."""
 
 PREDICTIONS = ("eps", "x0", "v")
 """What a network may predict."""
@@ -73,8 +73,27 @@ class Estimate(NamedTuple):
 class Process(ABC):
     """A path from data to noise, x_t = alpha_t x_0 + sigma_t eps, and what a network learns of it.
 
-    Images are (B, C, H, W), points (B, D), times (B,).
+    Images are (B, C, H, W), points (B, D), times (B,). A process is continuous where its times are real numbers.
     """
+
+    continuous: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def cleanest(self) -> float:
+        """The smallest time that a network learns."""
+
+    @abstractmethod
+    def time_at(self, ratio: Tensor) -> Tensor:
+        """(B,) times at which sigma/alpha is ratio, (B,) numbers above 0; of a chain the valid t that come nearest."""
+
+    def prior(self, noise: Tensor, t: float) -> Tensor:
+        """The state at t that sampling starts from, given standard normal noise."""
+        return noise
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the network is shown of x_t: x_t itself."""
+        return x_t
 
     @abstractmethod
     def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
@@ -116,7 +135,7 @@ class Process(ABC):
 
     @abstractmethod
     def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """(B,) loss of predict(x_t, network_time(t)) against the target, a mean over all but the batch."""
+        """(B,) loss of predict(network_input(x_t, t), network_time(t)) against the target, a mean over all but the batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +207,18 @@ class GaussianDiffusion(Process):
 
     def __repr__(self) -> str:
         return f"GaussianDiffusion({self.schedule.name}, T={self.schedule.num_steps}, {self.prediction}, {self.loss})"
+
+    @property
+    def cleanest(self) -> float:
+        """The first valid t."""
+        return self.schedule.first
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        """(B,) int64: the valid t whose lambda = log(alpha/sigma) is nearest to -log ratio."""
+        with np.errstate(divide="ignore"):
+            lambdas = 0.5 * np.log(self.schedule.snr[self.schedule.first :])
+        away = (ratio.log().unsqueeze(1) + torch.tensor(lambdas, dtype=ratio.dtype, device=ratio.device)).abs()
+        return self.schedule.first + away.argmin(dim=1)
 
     def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
         """The level of one time of a grid, a valid t or the clean end, which is (1, 0) before a table from t = 0.
@@ -384,8 +415,33 @@ class GaussianDiffusion(Process):
         return _at(self.schedule.sqrt_one_minus_alphas_cumprod, t, like)
 
 
+class Continuous(Process):
+    """A process in continuous time, which tells its usual number of steps and its loss."""
+
+    continuous = True
+    num_steps: int
+    loss: str
+
+    def sampling_steps(self, num_steps: int | None) -> int:
+        """A number of sampling steps; the process's own for None.
+
+        Raises:
+            ValueError: num_steps < 1.
+        """
+        if num_steps is None:
+            return self.num_steps
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
+        return num_steps
+
+    def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """(B,) loss of predict(network_input(x_t, t), network_time(t)) against the target, a mean over all but the batch."""
+        output = predict(self.network_input(self.add_noise(x_0, noise, t), t), self.network_time(t))
+        return LOSSES[self.loss](output, self.target(x_0, noise, t), reduction="none").flatten(1).mean(1)
+
+
 @dataclass(frozen=True, eq=False)
-class LinearPath(Process):
+class LinearPath(Continuous):
     """x_t = (1 - t) x_0 + t eps on a straight line; t is (B,) floating point in [0, 1], 0 at the data and 1 at the noise.
 
     Args:
@@ -408,6 +464,15 @@ class LinearPath(Process):
         check_choice("loss", self.loss, tuple(LOSSES))
         check_choice("time_draw", self.time_draw, (*TIME_DRAWS, "logit_normal"))
 
+    @property
+    def cleanest(self) -> float:
+        """0: the velocity is learned at the data too."""
+        return 0.0
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        """(B,) t = ratio/(1 + ratio)."""
+        return ratio / (1 + ratio)
+
     def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
         """(alpha, sigma) = (1 - t, t); of (B,) times, shaped to broadcast against `like`."""
         t = _wide(t, like) if isinstance(t, Tensor) and like is not None else t
@@ -421,18 +486,6 @@ class LinearPath(Process):
         """
         return np.linspace(1, 0, self.sampling_steps(num_steps) + 1)
 
-    def sampling_steps(self, num_steps: int | None) -> int:
-        """A number of sampling steps; the process's own for None.
-
-        Raises:
-            ValueError: num_steps < 1.
-        """
-        if num_steps is None:
-            return self.num_steps
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
-        return num_steps
-
     def draw_times(self, generator: torch.Generator, n: int) -> Tensor:
         """(n,) float64 times in [0, 1) to train at, drawn as time_draw says."""
         if self.time_draw == "low_discrepancy":
@@ -444,11 +497,6 @@ class LinearPath(Process):
     def network_time(self, t: Tensor) -> Tensor:
         """What the network is told of t: t (num_steps - 1)."""
         return t * (self.num_steps - 1)
-
-    def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """(B,) loss of predict(x_t, network_time(t)) against the target, a mean over all but the batch."""
-        output = predict(self.add_noise(x_0, noise, t), self.network_time(t))
-        return LOSSES[self.loss](output, self.target(x_0, noise, t), reduction="none").flatten(1).mean(1)
 
 
 class FlowMatching(LinearPath):
@@ -488,6 +536,106 @@ class AlphaBlending(FlowMatching):
     def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
         """The pair (x_0, eps) that the change of x_a with a stands for."""
         return super().estimate(x_t, -output, t)
+
+
+@dataclass(frozen=True, eq=False)
+class EDM(Continuous):
+    """x_t = x_0 + sigma eps; the time is sigma itself, (B,) floating point, 0 at the data.
+
+    A network F sees c_in x_t and is told c_noise; the denoiser is D = c_skip x_t + c_out F. With total = sigma^2 + sigma_data^2,
+    c_skip = sigma_data^2/total, c_out = sigma sigma_data/sqrt(total), c_in = 1/sqrt(total) and c_noise = log(sigma)/4.
+
+    Args:
+        sigma_data: standard deviation of the data.
+        P_mean: mean of log sigma among the times to train at, which is normal.
+        P_std: its standard deviation.
+        sigma_min: the last sigma of a grid before 0.
+        sigma_max: the first.
+        rho: a grid is evenly spread in sigma^(1/rho).
+        num_steps: of a sampler that is told no number.
+        loss: "mse", "l1" or "huber", of F. The paper weighs the squared error of D by 1/c_out^2, and so that of F by 1.
+
+    Raises:
+        ValueError: a number out of its range, or an unknown loss.
+
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1 and section 5.
+    """
+
+    sigma_data: float = 0.5
+    P_mean: float = -1.2
+    P_std: float = 1.2
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    num_steps: int = 18
+    loss: str = "mse"
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.loss, tuple(LOSSES))
+        for name in ("sigma_data", "P_std", "sigma_min", "rho", "num_steps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0; got {getattr(self, name)}.")
+        if not self.sigma_max > self.sigma_min:
+            raise ValueError(f"sigma_max must be above sigma_min, {self.sigma_min}; got {self.sigma_max}.")
+
+    @property
+    def cleanest(self) -> float:
+        """sigma_min."""
+        return self.sigma_min
+
+    def level(self, t: float | Tensor, like: Tensor | None = None) -> Level:
+        """(alpha, sigma) = (1, t); of (B,) times, sigma shaped to broadcast against `like`."""
+        return Level(1.0, _wide(t, like) if isinstance(t, Tensor) and like is not None else t)
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        """(B,) sigma, alpha being 1."""
+        return ratio
+
+    def times(self, num_steps: int | None = None) -> NDArray[np.float64]:
+        """(num_steps + 1,) values of sigma: from sigma_max to sigma_min, evenly spread in sigma^(1/rho), and 0 (eq. 5).
+
+        Raises:
+            ValueError: num_steps < 1.
+        """
+        n = self.sampling_steps(num_steps)
+        first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        between = [(first + i / (n - 1) * (last - first)) ** self.rho for i in range(1, n)]
+        return np.array([self.sigma_max, *between, 0.0])
+
+    def draw_times(self, generator: torch.Generator, n: int) -> Tensor:
+        """(n,) float64 sigma to train at, whose logarithm is normal (section 5)."""
+        drawn = torch.randn(n, generator=generator, device=generator.device, dtype=torch.float64)
+        return (self.P_mean + self.P_std * drawn).exp()
+
+    def prior(self, noise: Tensor, t: float) -> Tensor:
+        """sigma noise, beside which the data is not seen."""
+        return t * noise
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told of t: c_noise."""
+        return t.log() / 4
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the network is shown of x_t: c_in x_t."""
+        _, _, c_in = self._scales(t, x_t)
+        return c_in * x_t
+
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should have said: (x_0 - c_skip x_t)/c_out."""
+        c_skip, c_out, _ = self._scales(t, x_0)
+        return (x_0 - c_skip * self.add_noise(x_0, noise, t)) / c_out
+
+    def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
+        """x_0 = D, and eps = (x_t - D)/sigma."""
+        c_skip, c_out, _ = self._scales(t, x_t)
+        x_0 = c_skip * x_t + c_out * output
+        return Estimate(x_0, self.eps_given_x_0(x_t, x_0, t))
+
+    def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out and c_in (table 1)."""
+        sigma = self.level(t, like).sigma
+        total = sigma**2 + self.sigma_data**2
+        return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), 1 / total.sqrt()
 
 
 def _spread(generator: torch.Generator, n: int) -> Tensor:

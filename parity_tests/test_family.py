@@ -46,6 +46,7 @@ PATHS = {
     "no signal": lambda: chain(prediction="v", zero_terminal_snr=True),
     "flow": lambda: (processes.FlowMatching(), twin_processes.FlowMatching()),
     "blending": lambda: (processes.AlphaBlending(), twin_processes.AlphaBlending()),
+    "edm": lambda: (processes.EDM(), twin_processes.EDM()),
 }
 
 
@@ -93,7 +94,7 @@ def fits(solver, path):
         return False
     if path in ("flow", "blending"):
         return solver != "euler_ancestral"  # sigma / alpha is infinite at its start
-    return solver != "midpoint" and (path != "no signal" or solver.startswith(("dpmpp", "unipc")))
+    return (solver != "midpoint" or path == "edm") and (path != "no signal" or solver.startswith(("dpmpp", "unipc")))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def fits(solver, path):
         for path in PATHS
         for solver in SOLVERS
         for clip in (None, 1.0)
-        if fits(solver, path) and (clip is None or path in ("linear", "flow"))
+        if fits(solver, path) and (clip is None or path in ("linear", "flow", "edm"))
     ],
 )
 def test_whole_walks(dtype, solver, path, clip):
@@ -111,40 +112,46 @@ def test_whole_walks(dtype, solver, path, clip):
         pytest.skip("sigma / alpha reaches 1e4, too far for float32")
     process, twin = PATHS[path]()
     predict, twin_predict = networks(dtype)
-    x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
+    start, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
     denoise, sampler = denoisers.of(process, predict), SOLVERS[solver]
     denoise = denoise if clip is None else denoisers.clipped(denoise, clip)
     grid = sampler.grid(process, NUM_STEPS, "even")
     walk = jax.jit(lambda x_T, noises: samplers.walk(denoise, sampler, x_T, lambda i: noises[i], grid, NUM_STEPS + 1))
-    frames = np.asarray(walk(x_T, noises).frames)
+    frames = np.asarray(walk(process.prior(jnp.asarray(start), grid[0, 0]), noises).frames)
     twin_denoise = twin_denoisers.of(twin, twin_predict)
     twin_denoise = twin_denoise if clip is None else twin_denoisers.clipped(twin_denoise, clip)
     twin_sampler = twin_of(sampler)
     twin_grid = twin_sampler.grid(twin, NUM_STEPS, "even")
     drawn = list(map(to_nchw, noises)).__getitem__
-    states = twin_samplers.walk(twin_denoise, twin_sampler, to_nchw(x_T), drawn, twin_grid, NUM_STEPS + 1).frames
+    x_T = twin.prior(to_nchw(start), twin_grid[0][0])
+    states = twin_samplers.walk(twin_denoise, twin_sampler, x_T, drawn, twin_grid, NUM_STEPS + 1).frames
     assert len(frames) == len(states) == NUM_STEPS + 1
     for index, (ours, theirs) in enumerate(zip(frames, states, strict=True)):
         assert_close("trajectory", ours, to_nhwc(theirs), f"{solver} {path} clip {clip} after {index} steps")
 
 
-def test_heun_with_churn(dtype):
-    process, twin = chain()
+CHURNS = {"bounded": {"churn": 3.0, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.003}, "all": {"churn": 3.0}}
+
+
+@pytest.mark.parametrize("churn", CHURNS)
+@pytest.mark.parametrize("path", ["linear", "edm"])
+def test_heun_with_churn(dtype, path, churn):
+    process, twin = PATHS[path]()
     predict, twin_predict = networks(dtype)
     x_T, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)
-    sampler = samplers.Heun(churn=3.0)
+    sampler = samplers.Heun(**CHURNS[churn])
     grid, denoise = sampler.grid(process, NUM_STEPS), denoisers.of(process, predict)
     assert (grid[:, 2] > grid[:, 1]).any()
     ours = samplers.walk(denoise, sampler, jnp.asarray(x_T), lambda i: jnp.asarray(noises)[i], grid).x_0
     twin_sampler, drawn = twin_of(sampler), list(map(to_nchw, noises)).__getitem__
     twin_grid = twin_sampler.grid(twin, NUM_STEPS)
-    np.testing.assert_array_equal(grid, twin_grid)
+    np.testing.assert_allclose(grid, twin_grid, rtol=1e-13)
     denoise = twin_denoisers.of(twin, twin_predict)
     theirs = twin_samplers.walk(denoise, twin_sampler, to_nchw(x_T), drawn, twin_grid).x_0
     assert_close("trajectory", np.asarray(ours), to_nhwc(theirs), "heun with churn")
 
 
-@pytest.mark.parametrize("path", ["linear", "cosine, v", "system 5", "flow"])
+@pytest.mark.parametrize("path", ["linear", "cosine, v", "system 5", "flow", "edm"])
 def test_inversion(dtype, path):
     process, twin = PATHS[path]()
     predict, twin_predict = networks(dtype)
@@ -166,6 +173,52 @@ def test_grids(data):
         np.testing.assert_array_equal(grid(process, n), twin_samplers.GRIDS[name](twin, n))
 
 
+def test_grids_of_edm():
+    options = {"sigma_min": 0.01, "sigma_max": 20.0, "rho": 5.0}
+    process, twin = processes.EDM(**options), twin_processes.EDM(**options)
+    for name in ("even", "karras", "log_snr", "quadratic"):
+        for n in (1, 2, 18):
+            found = samplers.GRIDS[name](process, n)
+            np.testing.assert_allclose(found, twin_samplers.GRIDS[name](twin, n), rtol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.1, 0.5, 3.0, 80.0])
+def test_edm_s_target_and_estimate(dtype, sigma):
+    process, twin = PATHS["edm"]()
+    x_0, noise = normal(dtype, *SHAPE, seed=4), normal(dtype, *SHAPE, seed=5)
+    t = np.full(2, sigma, dtype)
+    one, two = (
+        (jnp.asarray(x_0), jnp.asarray(noise), jnp.asarray(t)),
+        (to_nchw(x_0), to_nchw(noise), torch.as_tensor(t)),
+    )
+    for name in ("add_noise", "target"):
+        # the twin subtracts c_skip x_t from x_0, which a small c_out makes large
+        quantity = "gradient" if sigma == 0.002 and name == "target" else "process"
+        assert_close(quantity, getattr(process, name)(*one), to_nhwc(getattr(twin, name)(*two)), f"{name} at {sigma}")
+    hat, theirs = process.estimate(*one), twin.estimate(*two)
+    assert_close("process", hat.x_0, to_nhwc(theirs.x_0), f"x_0 at {sigma}")
+    # the twin divides a difference by sigma
+    lost = "gradient" if sigma == 0.002 else "process"
+    assert_close(lost, hat.eps, to_nhwc(theirs.eps), f"eps at {sigma}")
+    assert_close("process", process.network_time(one[2]), twin.network_time(two[2]), f"c_noise at {sigma}")
+    assert_close("process", process.network_input(one[0], one[2]), to_nhwc(twin.network_input(two[0], two[2])), "c_in")
+
+
+@pytest.mark.parametrize("path", ["linear", "system 5", "flow", "edm"])
+@pytest.mark.parametrize("other", ["cosine, v", "flow", "edm"])
+def test_one_process_as_another(dtype, path, other):
+    (process, twin), (aim, twin_aim) = PATHS[path](), PATHS[other]()
+    predict, twin_predict = networks(dtype)
+    ratios, x_t = np.array([0.05, 3.0], dtype), normal(dtype, *SHAPE, seed=7)
+    t, twin_t = aim.time_at(jnp.asarray(ratios)), twin_aim.time_at(torch.as_tensor(ratios))
+    np.testing.assert_allclose(t, twin_t, rtol=1e-6)
+    ours = denoisers.reparameterized(denoisers.of(process, predict), aim)(jnp.asarray(x_t), t)
+    theirs = twin_denoisers.reparameterized(twin_denoisers.of(twin, twin_predict), twin_aim)(to_nchw(x_t), twin_t)
+    for name in ("x_0", "eps"):
+        # in float32 a straight path's t near 0 keeps fewer digits of sigma / alpha
+        assert_close("trajectory", getattr(ours, name), to_nhwc(getattr(theirs, name)), f"{name} of {path} as {other}")
+
+
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize("weighting", ["none", "p2", "snr", "truncated_snr", "min_snr"])
 @pytest.mark.parametrize("loss", ["mse", "huber"])
@@ -174,10 +227,10 @@ def test_weighted_losses(dtype, weighting, prediction, loss):
     _same_losses(dtype, *chain("cosine", **options), t=[0, 640], name=f"{weighting} {prediction}")
 
 
-@pytest.mark.parametrize("path", ["flow", "blending"])
+@pytest.mark.parametrize("path", ["flow", "blending", "edm"])
 @pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
-def test_losses_of_straight_paths(dtype, path, loss):
-    kind = {"flow": "FlowMatching", "blending": "AlphaBlending"}[path]
+def test_losses_in_continuous_time(dtype, path, loss):
+    kind = {"flow": "FlowMatching", "blending": "AlphaBlending", "edm": "EDM"}[path]
     made = (getattr(module, kind)(loss=loss) for module in (processes, twin_processes))
     _same_losses(dtype, *made, t=np.array([0.2, 0.9], dtype), name=path)
 

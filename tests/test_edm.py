@@ -244,7 +244,7 @@ def test_editing_and_inversion():
     bounded = np.asarray(x_0)
     mask = np.zeros((4, 4), bool)
     mask[:, 2:] = True
-    filled = np.asarray(editing.inpaint(denoise, 0, bounded, mask, num_steps=30, resample=2, jump=5))
+    filled = np.asarray(editing.inpaint(denoise, 0, bounded, mask, num_steps=100, resample=2, jump=5))
     np.testing.assert_allclose(filled[:, :, :2], bounded[:, :, :2], atol=1e-9)
     assert abs(filled[:, :, 2:].mean() - MEAN) < 0.1 and abs(filled[:, :, 2:].std() - STD) < 0.1
     varied = np.asarray(editing.vary(denoise, 0, bounded, strength=0.5, num_steps=30))

@@ -204,8 +204,7 @@ def believed(denoise: Denoiser, config: SampleConfig) -> Denoiser:
     """A denoiser guided and bounded as a config asks that was checked."""
     process = denoise.process
     if config.guidance != 1:
-        chain = isinstance(process, GaussianDiffusion)
-        longest = process.schedule.num_steps if chain else float(process.times(1)[0])
+        longest = process.schedule.num_steps if isinstance(process, GaussianDiffusion) else float(process.times(1)[0])
         interval = config.guidance_from * longest, config.guidance_to * longest
         denoise = guided(denoise, config.guidance, interval=interval, rescale=config.guidance_rescale)
     if config.clip is None:

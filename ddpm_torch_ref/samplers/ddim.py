@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_torch_ref.denoisers import Denoiser
-from ddpm_torch_ref.processes import Estimate, GaussianDiffusion, Level, LinearPath, Process
+from ddpm_torch_ref.processes import Estimate, Level, LinearPath, Process
 from ddpm_torch_ref.samplers.base import Sampler, Stepped, Walked, levels
 from ddpm_torch_ref.samplers.grids import Row
 
@@ -68,7 +68,7 @@ def ddim_inversion(denoise: Denoiser, x_0: Tensor, times: NDArray[np.generic]) -
     """DDIM's deterministic step run upwards, to the noise x_T that it makes x_0 of, which is the x_0 of the walk returned.
 
     Each step takes the network at the time that it leaves, so that inversion and sampling undo each other in the limit of small
-    steps only. A chain's network knows no clean end: there it is asked for eps at the first valid t.
+    steps only. A network that knows no clean end, a chain's or EDM's, is asked there for eps at its cleanest time.
 
     Args:
         denoise: what is believed of each state.
@@ -84,7 +84,7 @@ def ddim_inversion(denoise: Denoiser, x_0: Tensor, times: NDArray[np.generic]) -
     x_t, states = x_0, [x_0]
     for t, s in pairwise(times.tolist()):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = levels(process, (t, s))
-        asked = max(t, process.schedule.first) if isinstance(process, GaussianDiffusion) else t
+        asked = max(t, process.cleanest)
         eps = denoise(x_t, asked).eps
         x_t = alpha_s * (x_t - sigma_t * eps) / alpha_t + sigma_s * eps
         states.append(x_t)

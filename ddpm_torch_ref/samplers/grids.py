@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from math import inf
+from math import inf, log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_torch_ref.processes import GaussianDiffusion, LinearPath, Process
+from ddpm_torch_ref.processes import EDM, Continuous, GaussianDiffusion, Process
 from ddpm_torch_ref.schedules import Schedule
 
 Row = tuple[float, ...]
@@ -16,7 +16,7 @@ Row = tuple[float, ...]
 
 
 def even(process: Process, num_steps: int | None = None) -> NDArray[np.generic]:
-    """(num_steps + 1,) times, evenly spread and descending; None: the whole chain.
+    """(num_steps + 1,) times, descending, spread as the process spreads them: evenly, or in sigma^(1/rho); None: the whole chain.
 
     Raises:
         ValueError: num_steps out of range.
@@ -65,7 +65,7 @@ def quadratic(process: Process, num_steps: int | None = None) -> NDArray[np.gene
     """(num_steps + 1,) times, descending, whose distance from the first valid t grows with the square; then the clean end.
 
     t = first + (T - 1) (i/n)^2, rounded, for i = n..1: from the last t, dense near the data. Where two would fall together,
-    they move apart by the least that keeps the grid strictly descending. On a straight path t = (i/n)^2.
+    they move apart by the least that keeps the grid strictly descending. In continuous time t = t_max (i/n)^2.
 
     Raises:
         ValueError: num_steps out of range.
@@ -74,8 +74,8 @@ def quadratic(process: Process, num_steps: int | None = None) -> NDArray[np.gene
     """
     num_steps = process.sampling_steps(num_steps)
     fractions = np.arange(num_steps, 0, -1) / num_steps
-    if isinstance(process, LinearPath):
-        return np.append(fractions**2, 0.0)
+    if isinstance(process, Continuous):
+        return np.append(process.times(1)[0] * fractions**2, 0.0)
     schedule = chain(process, "quadratic")
     return _descending(schedule, np.round(schedule.first + (schedule.num_steps - 1) * fractions**2).astype(np.int64))
 
@@ -87,7 +87,7 @@ def karras(process: Process, num_steps: int | None = None, rho: float = 7.0) -> 
     apart by the least that keeps the grid strictly descending.
 
     Args:
-        process: one whose A_T is above 0.
+        process: one whose A_T is above 0; of EDM, its own times.
         num_steps: n, in 1..T.
         rho: above 0; the larger, the denser near the data.
 
@@ -96,6 +96,8 @@ def karras(process: Process, num_steps: int | None = None, rho: float = 7.0) -> 
 
     Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", eq. 5.
     """
+    if isinstance(process, EDM):
+        return process.times(num_steps)
     schedule, num_steps = chain(process, "karras"), process.sampling_steps(num_steps)
     if not rho > 0:
         raise ValueError(f"rho must be above 0; got {rho}.")
@@ -115,6 +117,9 @@ def log_snr(process: Process, num_steps: int | None = None) -> NDArray[np.generi
 
     Lu et al. 2022, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", section 3.3.
     """
+    if isinstance(process, EDM):
+        logs = np.linspace(log(process.sigma_max), log(process.sigma_min), process.sampling_steps(num_steps))
+        return np.append(np.exp(logs), 0.0)
     schedule, num_steps = chain(process, "log_snr"), process.sampling_steps(num_steps)
     lambdas = _log_ratios(schedule)
     return _nearest(schedule, lambdas, np.linspace(lambdas[-1], lambdas[0], num_steps))
@@ -172,7 +177,7 @@ def chain(process: Process, spacing: str) -> Schedule:
     """
     if not isinstance(process, GaussianDiffusion):
         raise ValueError(
-            f"spacing must be even or quadratic on a straight path, which has no timesteps; got {spacing}."
+            f"spacing must be one that needs no timesteps, as even or quadratic, in continuous time; got {spacing}."
         )
     return process.schedule
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ddpm_torch_ref.denoisers import Denoiser
-from ddpm_torch_ref.processes import Estimate, GaussianDiffusion, Level, LinearPath, Process
+from ddpm_torch_ref.processes import EDM, Estimate, GaussianDiffusion, Level, LinearPath, Process
 from ddpm_torch_ref.samplers.base import Sampler, Stepped, levels
 from ddpm_torch_ref.samplers.ddim import euler_step, straight_euler_step, tau
 from ddpm_torch_ref.samplers.grids import Row
@@ -52,9 +52,11 @@ def heun_step(
     return scale_s * (x_t / scale_t + (time_s - time_t) * (slope_t + slope_s) / 2)
 
 
-def midpoint_step(x_t: Tensor, hat: Estimate, t: Level, s: Level) -> Tensor:
-    """x_t -> x_s along a straight path with the velocity that was found in the middle."""
-    return straight_euler_step(x_t, hat, t, s)
+def midpoint_step(
+    x_t: Tensor, hat: Estimate, t: Level, s: Level, straight: Callable[[Estimate, Level], Slope] = linear
+) -> Tensor:
+    """x_t -> x_s with the slope that was found in the middle, in the coordinates that are given."""
+    return (straight_euler_step if straight is linear else euler_step)(x_t, hat, t, s)
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,25 @@ class Heun(Sampler):
     With churn, each step but the last goes back up from s to tau hat = tau (1 + gamma) by fresh noise, gamma = min(churn/n,
     sqrt(2) - 1), from where the next one starts. The network being trained on a chain, tau hat is rounded, in log tau, to that of
     a valid time no earlier than s: churn that is smaller than half a step of the chain does nothing. The rows of its grid are
-    then (t, s, s hat); its states are those before the noise.
+    then (t, s, s hat); its states are those before the noise. EDM's times are not rounded, and its walk starts at tau hat too: what
+    the paper adds before its first step belongs to x_T here.
 
     Args:
         churn: at least 0; on a straight path 0.
         churn_noise: standard deviation of the noise, 1 or a little more.
+        churn_min: the smallest tau that is raised, at least 0.
+        churn_max: the largest; None: no bound.
 
     Raises:
-        ValueError: churn < 0, or infinite.
+        ValueError: churn < 0, or infinite; churn_min < 0, or above churn_max.
 
     Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", algorithm 2.
     """
 
     churn: float = 0.0
     churn_noise: float = 1.0
+    churn_min: float = 0.0
+    churn_max: float | None = None
 
     spacing: ClassVar[str] = "karras"
     """The grid of Karras et al.."""
@@ -85,6 +92,12 @@ class Heun(Sampler):
     def __post_init__(self) -> None:
         if not 0 <= self.churn < inf:
             raise ValueError(f"churn must be at least 0, and finite; got {self.churn}.")
+        if not 0 <= self.churn_min <= self._churn_max:
+            raise ValueError(f"churn_min must lie between 0 and churn_max; got {self.churn_min} and {self.churn_max}.")
+
+    @property
+    def _churn_max(self) -> float:
+        return inf if self.churn_max is None else self.churn_max
 
     def misfit(self, process: Process) -> str:
         """Tau has to be finite, and churn needs timesteps."""
@@ -97,14 +110,20 @@ class Heun(Sampler):
     def grid(self, process: Process, num_steps: int | None = None, spacing: Any = None) -> list[Row]:
         """Rows (t, s), or with churn (t, s, s hat)."""
         rows = super().grid(process, num_steps, spacing)
-        if not isinstance(process, GaussianDiffusion) or self.churn == 0:
+        if self.churn == 0:
             return rows
-        gain = 1 + min(self.churn / len(rows), sqrt(2) - 1)
-        start, churned = rows[0][0], []
+        gamma = min(self.churn / len(rows), sqrt(2) - 1)
+
+        def up(t: float) -> float:
+            here = tau(process.level(t))
+            if not self.churn_min <= here <= self._churn_max:
+                return t
+            return t + gamma * t if isinstance(process, EDM) else _nearest_later(process, t, (1 + gamma) * here)
+
+        start, churned = up(rows[0][0]) if isinstance(process, EDM) else rows[0][0], []
         for _, s in rows[:-1]:
-            up = _nearest_later(process, s, gain * tau(process.level(s)))
-            churned.append((start, s, up))
-            start = up
+            churned.append((start, s, up(s)))
+            start = churned[-1][2]
         clean = rows[-1][1]
         return [*churned, (start, clean, clean)]
 
@@ -126,27 +145,28 @@ class Heun(Sampler):
 
 @dataclass(frozen=True)
 class Midpoint(Sampler):
-    """The midpoint rule on a straight path: the velocity is taken half-way between t and s.
+    """The midpoint rule, in continuous time: the slope is taken half-way between t and s.
 
     Runge 1895; of second order.
     """
 
     def misfit(self, process: Process) -> str:
         """It needs a time between two of a grid."""
-        if isinstance(process, LinearPath):
+        if process.continuous:
             return ""
-        return f"process must be FlowMatching or AlphaBlending, whose times are real; got {type(process).__name__}."
+        return f"process must be one in continuous time; got {type(process).__name__}."
 
     def step(self, denoise: Denoiser, x_t: Tensor, times: Row, noise: Tensor, memory: Any) -> Stepped:
-        """Half-way by Euler's method, and the whole way with the velocity found there."""
+        """Half-way by Euler's method, and the whole way with the slope found there."""
+        straight = linear if isinstance(denoise.process, LinearPath) else karras
         t, s = times
         here, middle, there = levels(denoise.process, (t, (t + s) / 2, s))
         hat = denoise(x_t, t)
-        hat = denoise.given(hat.x_0)(straight_euler_step(x_t, hat, here, middle), (t + s) / 2)
-        return Stepped(midpoint_step(x_t, hat, here, there), hat)
+        hat = denoise.given(hat.x_0)(midpoint_step(x_t, hat, here, middle, straight), (t + s) / 2)
+        return Stepped(midpoint_step(x_t, hat, here, there, straight), hat)
 
 
-def _nearest_later(process: GaussianDiffusion, t: float, tau_hat: float) -> int:
+def _nearest_later(process: Any, t: float, tau_hat: float) -> int:
     """The valid time, not below t, whose log tau is nearest to that of tau hat; the smaller of two as near."""
     candidates = [int(later) for later in process.schedule.timesteps if later >= t and process.level(later).alpha > 0]
     return min(candidates, key=lambda later: abs(log(tau(process.level(later))) - log(tau_hat)))

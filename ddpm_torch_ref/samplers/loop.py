@@ -25,7 +25,7 @@ def walk(
     Args:
         denoise: what is believed of each state.
         sampler: the method.
-        x_T: (B, C, H, W) or (B, D) standard normal.
+        x_T: (B, C, H, W) or (B, D), what process.prior makes of standard normal noise.
         drawn: drawn(i), of x_T's shape, is the noise of step i; the last step takes none.
         grid: rows of times, as sampler.grid gives them.
         num_frames: states to keep, evenly spread over the walk; 0, or 2 to one more than the steps.
@@ -100,4 +100,4 @@ def _from_noise(
     def drawn(_: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=generator.device)
 
-    return walk(denoise, sampler, drawn(0), drawn, grid, num_frames)
+    return walk(denoise, sampler, denoise.process.prior(drawn(0), grid[0][0]), drawn, grid, num_frames)

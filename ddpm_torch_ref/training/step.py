@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_torch_ref.processes import GaussianDiffusion, LinearPath, Process
+from ddpm_torch_ref.processes import Process
 from ddpm_torch_ref.training.state import TrainState
 from ddpm_torch_ref.training.update import Metrics, Update
 
@@ -35,7 +35,7 @@ def make_step(
     Raises:
         ValueError: no process, or a number out of range.
     """
-    if not isinstance(process, GaussianDiffusion | LinearPath):
+    if not isinstance(process, Process):
         raise ValueError(f"process must be one of ddpm_torch_ref.processes; got {type(process).__name__}.")
     for name, value in (("ema", ema), ("label_dropout", label_dropout)):
         if not 0 <= value < 1:

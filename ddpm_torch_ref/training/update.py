@@ -149,7 +149,7 @@ class Update:
             if chance.guess:
                 with torch.no_grad():
                     output = model(torch.cat([x_t, guess], dim=1), network_time, labels)
-                    guess = self.process.estimate(x_t, output, t).x_0
+                    guess = self.process.estimate(self.process.add_noise(x_0, noise, t), output, t).x_0
             return model(torch.cat([x_t, guess], dim=1), network_time, labels)
 
         return self.process.loss_per_example(predict, x_0, noise, t)
