@@ -483,8 +483,8 @@ class LinearPath(Continuous):
         return 0.0
 
     def time_at(self, ratio: Float[Array, "b"]) -> Float[Array, "b"]:
-        """ratio / (1 + ratio)."""
-        return 1 - 1 / (1 + ratio)
+        """ratio / (1 + ratio), at infinity 1."""
+        return 1 / (1 + 1 / ratio)
 
     def level(self, t: Float[Array, "n"] | np.ndarray, like: Float[Array, "..."]) -> Level:
         """alpha = 1 - t and sigma = t.
