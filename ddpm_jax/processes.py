@@ -427,7 +427,9 @@ class Continuous(Process):
 
     continuous = True
     num_steps: int
+    """Steps of a sampler that is given no number."""
     loss: Loss
+    """Error of the network's output."""
 
     def __repr__(self) -> str:
         return display.line(self, **display.changed(self))

@@ -420,7 +420,9 @@ class Continuous(Process):
 
     continuous = True
     num_steps: int
+    """Of a sampler that is told no number."""
     loss: str
+    """One of LOSSES."""
 
     def sampling_steps(self, num_steps: int | None) -> int:
         """A number of sampling steps; the process's own for None.

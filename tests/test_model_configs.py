@@ -17,6 +17,17 @@ ODD = {
     "convnext_unet": {"image_size": 16, "num_classes": 3, "num_steps": 50, "expansion": 1},
     "convnext_unet_224": {"image_size": 64, "num_classes": 3},
     "double_conv_unet": {"dim": 4, "image_size": 17, "timestep_table": "sinusoidal", "num_steps": 99},
+    "edm_unet": {
+        "dim": 8,
+        "dim_mults": (1, 2),
+        "num_blocks": 1,
+        "attention_resolutions": (4,),
+        "embedding": "fourier",
+        "resample": "fir",
+        "residual_input": True,
+        "num_classes": 3,
+        "augment_dim": 9,
+    },
     "mlp": {"data_dim": 3, "dim": 5, "num_steps": 2},
     "rms_unet": {"dim": 8, "dim_mults": (1, 3), "init_dim": 6, "full_attention": (True, False), "dropout": 0.1},
     "strided_unet": {"channels": 1, "image_size": 48},
@@ -38,7 +49,7 @@ ODD = {
 
 
 def test_every_network_has_its_module_and_its_system():
-    assert set(ODD) == set(models.NETWORKS) == {*presets.SYSTEMS, "foreign_unet"}
+    assert set(ODD) == set(models.NETWORKS) == {*presets.SYSTEMS, "edm_unet", "foreign_unet"}
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
@@ -89,6 +100,10 @@ def test_json_round_trip(name):
         ("annotated_unet", {"dim_mults": (1, 0)}, r"dim_mults must be positive integers.*got \(1, 0\)"),
         ("annotated_unet", {"image_size": 30}, "image_size must be divisible by 4; got 30"),
         ("annotated_unet", {"block": "resnet"}, "dim must be divisible by 8, .*resnet.*; got 28"),
+        ("edm_unet", {"dim": 7}, "dim must be even and at least 4; got 7"),
+        ("edm_unet", {"dim": 66}, "every width must be a multiple of 4, .*dim = 66 gives"),
+        ("edm_unet", {"image_size": 18}, "image_size must be divisible by 4, .*; got 18"),
+        ("edm_unet", {"skip_scale": 0.0}, "skip_scale must be positive; got 0"),
         ("rms_unet", {"dim": 7}, "dim must be even and at least 4; got 7"),
         ("rms_unet", {"init_dim": 0}, "init_dim must be at least 1, or None; got 0"),
         ("rms_unet", {"full_attention": (True,)}, r"full_attention must say .* each of 4 levels; got \(True,\)"),

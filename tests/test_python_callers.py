@@ -302,7 +302,7 @@ MISTAKES = {
     "more steps than the chain": (lambda: samplers.sample(HALF, "ddim", 0, SHAPE, 21), r"steps must lie in 1\.\.20"),
     "a sampler that does not fit": (
         lambda: samplers.sample(STRAIGHT, "strided", 0, SHAPE, 2),
-        "flow matching has none. Samplers that fit: .*ancestral, ddim",
+        "process.kind = flow has not. Samplers that fit: .*ancestral, ddim",
     ),
     "an unknown spacing": (
         lambda: samplers.sample(HALF, "ddim", 0, SHAPE, 2, spacing="karas"),

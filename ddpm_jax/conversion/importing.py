@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from ddpm_jax import models
-from ddpm_jax.conversion import denoising_diffusion, hub, openai
+from ddpm_jax.conversion import denoising_diffusion, edm, hub, openai
 from ddpm_jax.conversion.folders import SCHEDULER, is_diffusers_folder, read_folder
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import RMSUNetConfig, UNetConfig
+from ddpm_jax.models import ModelConfig
 from ddpm_jax.presets import ImportConfig, SampleConfig
-from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.processes import EDM, Process
 from ddpm_jax.samplers import Ancestral
 from ddpm_jax.schedules import Linear
 from ddpm_jax.training.run import Run
@@ -27,12 +27,12 @@ class Imported(NamedTuple):
     """What was read, in our terms."""
 
     library: str
-    model: UNetConfig | RMSUNetConfig
+    model: ModelConfig
     tensors: dict[str, np.ndarray]
     """The twin's state dict."""
     weights: Which | None
     """Whether they are averaged or those being trained; None: the files do not say."""
-    process: GaussianDiffusion
+    process: Process
     sampling: SampleConfig
     files: tuple[Path, ...]
     """All that was read."""
@@ -43,8 +43,9 @@ class Imported(NamedTuple):
 def import_weights(source: str, out: Path, how: ImportConfig | None = None) -> Path:
     """Make a run folder `out` of what lies at a path, or in a repository of the Hub (owner/name). Returns it.
 
-    A folder is taken for one of diffusers, a file for a checkpoint of denoising-diffusion-pytorch where its names say so, and of
-    improved-diffusion or guided-diffusion otherwise. how: None for an ImportConfig's defaults.
+    A folder is taken for one of diffusers, a .pkl for a pickled network of NVlabs/edm, and any other file for a checkpoint of
+    denoising-diffusion-pytorch where its names say so, and of improved-diffusion or guided-diffusion otherwise. how: None for an
+    ImportConfig's defaults.
 
     Raises:
         UserError: nothing is there, it cannot be read or holds more than plain tensors, it has no counterpart here (by name), or it
@@ -91,16 +92,8 @@ def recognised(run: Run) -> list[str]:
     size = "x".join(map(str, run.shape))
     classes = f", {len(run.class_names)} classes" if run.class_names else ""
     process, sample = config.process, config.sample
-    schedule = process.schedule
-    noise = f"{schedule.name}, {schedule.num_steps:,} steps"
-    if isinstance(schedule, Linear):
-        noise += f", betas from {schedule.beta_start:g} to {schedule.beta_end:g}"
-    if schedule.zero_terminal_snr:
-        noise += ", zero terminal SNR"
-    if origin.get("library") == "diffusers" and not any(SCHEDULER in name for name in origin["sha256"]):
-        noise += f" (no {SCHEDULER} there: as in Ho et al. 2020)"
     learned = ", and the variance" if getattr(config.model, "learn_variance", False) else ""
-    steps = f"{sample.steps or schedule.num_steps:,} steps"
+    steps = f"{sample.steps or process.sampling_steps(None):,} steps"
     spacing = f", spacing {sample.spacing}" if sample.spacing else ""
     variance = f", variance {sample.sampler.variance}" if isinstance(sample.sampler, Ancestral) else ""
     clip = "nothing clipped" if sample.clip is None else f"x_0 clipped at {sample.clip:g}"
@@ -109,10 +102,24 @@ def recognised(run: Run) -> list[str]:
     return [
         f"network: {config.model.network} of {origin.get('library')}, {count:,} parameters, {size}{classes}",
         f"weights: {told[origin['weights']]} ({files})",
-        f"noise: {noise}",
-        f"prediction: {process.prediction}{learned}",
+        f"noise: {_noise(process, origin)}",
+        f"prediction: {getattr(process, 'prediction', process.name)}{learned}",
         f"sampler: {sample.sampler.name}, {steps}{spacing}{variance}, {clip}",
     ]
+
+
+def _noise(process: Any, origin: dict[str, Any]) -> str:
+    if isinstance(process, EDM):
+        return f"sigma from {process.sigma_max:g} to {process.sigma_min:g}, sigma_data {process.sigma_data:g}"
+    schedule = process.schedule
+    noise = f"{schedule.name}, {schedule.num_steps:,} steps"
+    if isinstance(schedule, Linear):
+        noise += f", betas from {schedule.beta_start:g} to {schedule.beta_end:g}"
+    if schedule.zero_terminal_snr:
+        noise += ", zero terminal SNR"
+    if origin.get("library") == "diffusers" and not any(SCHEDULER in name for name in origin["sha256"]):
+        noise += f" (no {SCHEDULER} there: as in Ho et al. 2020)"
+    return noise
 
 
 def _found(source: str, revision: str | None, variant: str | None) -> tuple[Path, str | None]:
@@ -138,6 +145,9 @@ def _folder(path: Path, how: ImportConfig) -> Imported:
 
 
 def _checkpoint(path: Path, how: ImportConfig) -> Imported:
+    if path.suffix == ".pkl":
+        model, ours, process, sampling = edm.from_file(path)
+        return Imported("edm", model, ours, "ema", process, sampling, (path,), path.parent)
     tensors, which = read_weights(path, how.weights)
     if is_denoising_diffusion(tensors):
         tensors, of_two = denoising_diffusion.chosen(path, tensors, how.weights)

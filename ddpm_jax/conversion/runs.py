@@ -34,7 +34,7 @@ def from_run(run: Run, which: Which = "ema") -> dict[str, np.ndarray]:
     statistics = {
         key.removeprefix("model."): array
         for key, array in arrays.items()
-        if key.startswith("model.") and "running_" in key
+        if key.startswith("model.") and key.replace("model.", "ema.", 1) not in arrays
     }
     return statistics | {key.removeprefix(part): array for key, array in arrays.items() if key.startswith(part)}
 

@@ -16,6 +16,7 @@ from ddpm_jax.models.config import NETWORKS, ModelConfig, configure, kind_of
 from ddpm_jax.models.conv_net import ConvNetConfig
 from ddpm_jax.models.convnext_unet import ConvNeXtUNet224Config, ConvNeXtUNetConfig
 from ddpm_jax.models.double_conv_unet import DoubleConvUNetConfig
+from ddpm_jax.models.edm_unet import EDMUNetConfig
 from ddpm_jax.models.foreign_unet import ForeignUNetConfig, simplest, unet_of
 from ddpm_jax.models.functional import Model, Variables, apply, fact, for_training, merge, parts, split
 from ddpm_jax.models.mlp import MLPConfig
@@ -32,6 +33,7 @@ __all__ = [
     "ConvNeXtUNetConfig",
     "ConvNetConfig",
     "DoubleConvUNetConfig",
+    "EDMUNetConfig",
     "ForeignUNetConfig",
     "MLPConfig",
     "Model",

@@ -9,6 +9,7 @@ from ddpm_torch_ref.models.annotated_unet import AnnotatedUNet
 from ddpm_torch_ref.models.conv_net import ConvNet
 from ddpm_torch_ref.models.convnext_unet import ConvNeXtUNet, ConvNeXtUNet224
 from ddpm_torch_ref.models.double_conv_unet import DoubleConvUNet
+from ddpm_torch_ref.models.edm_unet import EDMUNet
 from ddpm_torch_ref.models.mlp import MLP
 from ddpm_torch_ref.models.rms_unet import RMSUNet
 from ddpm_torch_ref.models.strided_unet import StridedUNet, StridedUNetConditional
@@ -18,6 +19,7 @@ from ddpm_torch_ref.models.unet import ForeignUNet, UNet
 MODELS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "foreign_unet": ForeignUNet,
+    "edm_unet": EDMUNet,
     "convnext_unet": ConvNeXtUNet,
     "convnext_unet_224": ConvNeXtUNet224,
     "tiny_unet": TinyUNet,
