@@ -32,7 +32,7 @@ MISTAKES = [
     ("plot", "needs a RUN first"),
     ("convert", "needs a IN OUT first"),
     ("import", "needs a SOURCE first"),
-    ("train digit --out OUT", "'digit'", "digits, digits-flow, images", r"Did you mean 'digits'\?"),
+    ("train digit --out OUT", "'digit'", "digits, digits-flow, .*images", r"Did you mean 'digits'\?"),
     ("train RUN --out OUT", "the preset must be one of"),
     ("train xyzzy --out OUT", "the preset must be one of", "got 'xyzzy'"),
     # flags and their values

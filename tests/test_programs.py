@@ -12,13 +12,14 @@ from ddpm_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("without_the_checker")  # shapes stand for arrays
 PLATFORMS = ("tpu", "cuda")
-LOOPS = {"imagenet-convnext": {"train": 8, "sample": 4}}
+LOOPS = {"imagenet-convnext": {"train": 8, "sample": 4}, "cifar10-edm": {"sample": 1}}
 """Loops beside the sampler's: attention over 50,176 pixels goes through its queries part by part, forward and back."""
 
 
 SAME = {
     "mnist-convnext",
     "digits-flow",
+    "digits-edm",
     "images",
     "cifar10-flow",
     "disc-grid",

@@ -3,6 +3,7 @@
 from ddpm_jax.weights.bridge import Entry, from_torch, layout, load_torch, to_numpy, to_torch
 from ddpm_jax.weights.denoising_diffusion import from_denoising_diffusion, to_denoising_diffusion
 from ddpm_jax.weights.diffusers import from_diffusers, to_diffusers
+from ddpm_jax.weights.edm import from_edm
 from ddpm_jax.weights.files import Which, read_tensors, read_weights, write_tensors
 from ddpm_jax.weights.openai import from_openai, to_openai
 from ddpm_jax.weights.originals import from_original
@@ -16,6 +17,7 @@ __all__ = [
     "Which",
     "from_denoising_diffusion",
     "from_diffusers",
+    "from_edm",
     "from_openai",
     "from_original",
     "from_torch",
