@@ -132,7 +132,12 @@ class Evil:
 def exploits(folder):
     touched = folder / "touched"
     # a class that is built, then given a state: by way of __setstate__, of its attributes, and of a tuple for slots
-    built = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c" + bytes([6 + len(str(touched))]) + b"touch " + str(touched).encode()
+    built = (
+        b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c"
+        + bytes([6 + len(str(touched))])
+        + b"touch "
+        + str(touched).encode()
+    )
     return {
         "system": pickle.dumps({"ema": Evil(os.system, f"touch {touched}")}),
         "eval": pickle.dumps([Evil(eval, f"open({str(touched)!r}, 'w')")]),
@@ -155,7 +160,9 @@ def test_what_would_run_is_refused_by_name(name, tmp_path):
         read_pickle(path)
     assert not (tmp_path / "touched").exists()
     if name not in ("extension", "persistent", "build a class"):
-        assert any(word in str(caught.value) for word in ("posix.system", "builtins.", "io.open", "os.system", "_io.open"))
+        assert any(
+            word in str(caught.value) for word in ("posix.system", "builtins.", "io.open", "os.system", "_io.open")
+        )
 
 
 def test_plain_data_is_read(tmp_path):
@@ -224,7 +231,10 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path):
             lambda content, make: content["ema"].model.register_buffer("extra", torch.ones(2)),
             "has beyond it extra",
         ),
-        (lambda content, make: content["ema"].model.enc["16x16_conv"]._parameters.pop("bias"), "lacks enc.16x16_conv.bias"),
+        (
+            lambda content, make: content["ema"].model.enc["16x16_conv"]._parameters.pop("bias"),
+            "lacks enc.16x16_conv.bias",
+        ),
     ],
 )
 def test_other_networks_are_refused(change, words, nvidia, tmp_path):
@@ -241,7 +251,9 @@ def test_other_networks_are_refused(change, words, nvidia, tmp_path):
 @pytest.fixture(scope="module")
 def sound():
     """Bytes of a pickle with a bit of everything."""
-    return pickle.dumps({"a": torch.arange(6.0), "b": [1, 2.5, "x", None], "c": collections.OrderedDict(d=np.float64(1))})
+    return pickle.dumps(
+        {"a": torch.arange(6.0), "b": [1, 2.5, "x", None], "c": collections.OrderedDict(d=np.float64(1))}
+    )
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,7 @@ from ddpm_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("without_the_checker")  # shapes stand for arrays
 PLATFORMS = ("tpu", "cuda")
-LOOPS = {"imagenet-convnext": {"train": 8, "sample": 4}, "cifar10-edm": {"sample": 1}}
+LOOPS = {"imagenet-convnext": {"train": 8, "sample": 4}}
 """Loops beside the sampler's: attention over 50,176 pixels goes through its queries part by part, forward and back."""
 
 
@@ -65,9 +65,11 @@ def test_a_training_step_is_plain_and_in_bfloat16(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_walk_is_one_loop(name):
+    """Methods of two evaluations have one more, of both, in which the last step leaves the second out."""
+    twice = presets.preset(name).sample.sampler.name in ("heun", "midpoint")
     for text in texts(name, "sample").values():
-        assert loops(text) == 1 + LOOPS.get(name, {}).get("sample", 0)
-        assert "optimization_barrier" not in text and "stablehlo.case" not in text
+        assert loops(text) == 1 + twice + LOOPS.get(name, {}).get("sample", 0)
+        assert "optimization_barrier" not in text and (twice or "stablehlo.case" not in text)
         assert set(convolutions(text)) <= {("f32", "f32")}
 
 
