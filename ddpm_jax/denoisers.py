@@ -16,7 +16,7 @@ from ddpm_jax import display, models
 from ddpm_jax.checks import number
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.functional import config_of, name_of
-from ddpm_jax.processes import Estimate, LinearPath, Process, as_times, check_floats
+from ddpm_jax.processes import Estimate, LinearPath, MeanFlow, Process, as_times, check_floats
 
 __all__ = [
     "Denoiser",
@@ -100,6 +100,10 @@ class Denoiser(abc.ABC):
         """The same with an earlier estimate of x_0, for what is conditioned on its own; the same where nothing is."""
 
     @abc.abstractmethod
+    def until(self, s: Any) -> "Denoiser":
+        """The same of the way from t to the time s, where its process is one of intervals; otherwise the same."""
+
+    @abc.abstractmethod
     def beside(self, shown: Float[Array, "b *shape"]) -> "Denoiser":
         """The same for a network that is shown this too, in channels behind those of x_t."""
 
@@ -159,6 +163,8 @@ class Predicted(Denoiser):
     """The class that stands for none."""
     shown: Any = None
     """(B, ...) in channels behind those of x_t, or None."""
+    end: Any = None
+    """The time that the way from t leads to; None: t itself."""
 
     def __repr__(self) -> str:
         told = {} if self.classes is None else {"labels": self.classes}
@@ -169,7 +175,11 @@ class Predicted(Denoiser):
     def output(self, x_t: Float[Array, "b *shape"], t: Any) -> Float[Array, "b *out"]:
         """What the function says."""
         t = self._times(t, x_t)
-        seen, time = self.process.network_input(x_t, t), self.process.network_time(t)
+        seen, process = self.process.network_input(x_t, t), self.process
+        if isinstance(process, MeanFlow) and self.end is not None:
+            time: jax.Array = process.network_time(t, self._times(self.end, x_t))
+        else:
+            time = process.network_time(t)
         if self.shown is not None:
             seen = jnp.concatenate([seen, self.shown], axis=-1)
         if self.classes is None:
@@ -200,6 +210,10 @@ class Predicted(Denoiser):
         """The same: it looks at no guess."""
         return self
 
+    def until(self, s: Any) -> Denoiser:
+        """The same function, told of the way to s, of a process of intervals."""
+        return dataclasses.replace(self, end=s) if self.process.of_intervals else self
+
     def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
         """The same function, shown this too, behind what it is shown already."""
         before = [] if self.shown is None else [self.shown]
@@ -207,7 +221,8 @@ class Predicted(Denoiser):
 
     def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         shown = None if self.shown is None else jnp.repeat(self.shown, 2, axis=0)
-        return dataclasses.replace(self, classes=labels, shown=shown)
+        end = jnp.repeat(self.end, 2) if np.ndim(self.end) else self.end
+        return dataclasses.replace(self, classes=labels, shown=shown, end=end)
 
 
 def of_network(
@@ -298,6 +313,10 @@ class Wrapper(Denoiser):
         """The same around the denoiser with an earlier estimate of x_0."""
         return self._around(self.inner.given(guess))
 
+    def until(self, s: Any) -> Denoiser:
+        """The same around the denoiser of the way to s."""
+        return self._around(self.inner.until(s))
+
     def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
         """The same around the denoiser that is shown this too."""
         return self._around(self.inner.beside(shown))
@@ -369,6 +388,11 @@ class Guided(Wrapper):
         """The same with an earlier estimate of x_0 for both."""
         other = None if self.other is None else self.other.given(guess)
         return dataclasses.replace(self, inner=self.inner.given(guess), other=other)
+
+    def until(self, s: Any) -> Denoiser:
+        """The same of the way to s, of both."""
+        other = None if self.other is None else self.other.until(s)
+        return dataclasses.replace(self, inner=self.inner.until(s), other=other)
 
     def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
         """The same, with both shown this too."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax import bound, display
+from ddpm_jax import bound, cpu_forms, display
 from ddpm_jax.checks import number, whole
 from ddpm_jax.errors import UserError, meant
 from ddpm_jax.named import BESIDE, DERIVED, Named
@@ -69,10 +69,12 @@ class Process(Named, abc.ABC, family="kind"):
     """A path from data to noise, x_t = alpha_t x_0 + sigma_t eps, and what a network learns of it.
 
     A subclass with a name, `class FlowMatching(LinearPath, name="flow")`, is a frozen dataclass whose fields are its options.
-    continuous: whether its times are real numbers, and not timesteps.
+    continuous: whether its times are real numbers, and not timesteps. of_intervals: whether its network speaks of the way from t
+    to an earlier time, of which it is told too, and not of t alone.
     """
 
     continuous: ClassVar[bool] = False
+    of_intervals: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -668,6 +670,83 @@ class EDM(Continuous, name="edm"):
     def _deviation(self, sigma: Float[Array, "..."]) -> Float[Array, "..."]:
         """That of x_t, 1 / c_in."""
         return jnp.sqrt(sigma**2 + self.sigma_data**2)
+
+
+@dataclass(frozen=True, repr=False)
+class MeanFlow(FlowMatching, name="meanflow"):
+    """The network learns the mean velocity u over the way from t to s, so that one step of any length is exact (Geng et al. 2025).
+
+    x_s = x_t - (t - s) u(x_t, s, t); the velocity itself is u where s = t. The network is told t and t - s, and learns
+    u = v - (t - s) du/dt, v = eps - x_0, with the derivative along the path, (v, 0, 1) in (x, s, t) (eq. 6-9). t and s are the
+    larger and the smaller of two logit-normal draws, and the same for all but a share of the examples.
+
+    num_steps: of a sampler that is given no number. apart: share of the examples whose s lies below t. time_mean, time_std: mean
+    and deviation of a time's logit. power: of the errors' adaptive weight (|u - target|^2 + 1e-3)^-power, 0 for none; the loss that
+    is shown is the error itself. time_draw: not used, the draw being its own.
+
+    Raises:
+        UserError: an unknown word, or numbers out of range.
+    """
+
+    of_intervals = True
+    num_steps: int = 1
+    """Steps of a sampler that is given no number."""
+    time_draw: Literal["logit_normal"] = field(default="logit_normal", metadata=DERIVED)
+    """Its own."""
+    apart: float = 0.25
+    """Share of the examples that learn the way to an earlier time, in (0, 1]; the others learn the velocity."""
+    time_mean: float = -0.4
+    """Mean of a time's logit in training."""
+    time_std: float = 1.0
+    """Standard deviation of a time's logit in training."""
+    power: float = 1.0
+    """Of the errors' adaptive weight, (error + 1e-3)^-power; 0: none."""
+
+    def __post_init__(self) -> None:
+        _check_words(loss=(self.loss, Loss))
+        if whole("num_steps", self.num_steps) < 1:
+            raise UserError(f"num_steps must be at least 1; got {self.num_steps}.")
+        if not 0 < number("apart", self.apart) <= 1:
+            raise UserError(f"apart must lie in (0, 1]; got {self.apart:g}.")
+        number("time_mean", self.time_mean)
+        for name, least in (("time_std", "positive"), ("power", "0 or more")):
+            value = number(name, getattr(self, name))
+            if value < 0 or (value == 0 and name == "time_std"):
+                raise UserError(f"{name} must be {least}; got {value:g}.")
+
+    def network_time(self, t: Float[Array, "b"], s: Float[Array, "b"] | None = None) -> Float[Array, "b 2"]:
+        """(B, 2): t, and how far it is to s; s: None for t itself."""
+        return jnp.stack([t, jnp.zeros_like(t) if s is None else t - s], axis=-1)
+
+    def draw_times(self, key: jax.Array, n: int) -> Float[Array, "n 2"]:
+        """n pairs (t, s), s <= t."""
+        drawn, share = jax.random.split(key)
+        times = jax.nn.sigmoid(self.time_mean + self.time_std * jax.random.normal(drawn, (n, 2)))
+        t, s = times.max(-1), times.min(-1)
+        return jnp.stack([t, jnp.where(jax.random.bernoulli(share, self.apart, (n,)), s, t)], axis=-1)
+
+    def loss_per_example(
+        self,
+        predict: Predict,
+        x_0: Float[Array, "b *shape"],
+        noise: Float[Array, "b *shape"],
+        t: Float[Array, "b 2"],
+    ) -> Float[Array, "b"]:
+        """The error of predict(x_t, (t, t - s)), averaged over each example, its gradient weighted; t: (B, 2), times t and s."""
+        t, s = t[:, 0], t[:, 1]
+        x_t, v = self.add_noise(x_0, noise, t), self.target(x_0, noise, t)
+
+        def u(x_t: jax.Array, t: jax.Array) -> jax.Array:
+            return predict(x_t, self.network_time(t, s))
+
+        with cpu_forms.forwards():
+            output, along = jax.jvp(u, (x_t, t), (v, jnp.ones_like(t)))
+        error = output - jax.lax.stop_gradient(v - _wide(t - s, v) * along)
+        size = jax.lax.stop_gradient(error**2).sum(tuple(range(1, error.ndim)))
+        loss = _error(error, self.loss)
+        weighted = (size + 1e-3) ** -self.power * loss
+        # what is shown is the error; what is learned from, its weighted one
+        return jax.lax.stop_gradient(loss - weighted) + weighted
 
 
 def _error(difference: Float[Array, "b *shape"], loss: str) -> Float[Array, "b"]:

@@ -10,7 +10,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from ddpm_torch_ref.processes import Estimate, GaussianDiffusion, Process
+from ddpm_torch_ref.processes import Estimate, GaussianDiffusion, MeanFlow, Process
 
 __all__ = [
     "Denoiser",
@@ -73,6 +73,10 @@ class Denoiser(ABC):
         """The same, shown an earlier estimate of x_0, (B, C, H, W), where it takes one."""
 
     @abstractmethod
+    def until(self, s: float) -> Denoiser:
+        """The same of the way from t to s, of a process of intervals; of any other the same."""
+
+    @abstractmethod
     def beside(self, shown: Tensor) -> Denoiser:
         """The same, whose network is shown this behind x_t along the channels."""
 
@@ -91,6 +95,8 @@ class Predicted(Denoiser):
     """The class that stands for none."""
     shown: Tensor | None = None
     """What the function is shown behind x_t along the channels."""
+    end: float | None = None
+    """Where the way from t leads; None: nowhere."""
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__name__", type(self.function).__name__)
@@ -101,6 +107,8 @@ class Predicted(Denoiser):
         """What the function says."""
         times = times_of(self.process, x_t, t)
         seen, told = self.process.network_input(x_t, times), self.process.network_time(times)
+        if isinstance(self.process, MeanFlow) and self.end is not None:
+            told = self.process.network_time(times, times_of(self.process, x_t, self.end))
         if self.shown is not None:
             seen = torch.cat([seen, self.shown], dim=1)
         return self.function(seen, told) if self.classes is None else self.function(seen, told, self.classes)
@@ -126,6 +134,10 @@ class Predicted(Denoiser):
     def given(self, guess: Tensor | None) -> Denoiser:
         """The same: it is shown no guess."""
         return self
+
+    def until(self, s: float) -> Denoiser:
+        """The same function, told of the way to s where its process is of intervals."""
+        return replace(self, end=s) if self.process.of_intervals else self
 
     def beside(self, shown: Tensor) -> Denoiser:
         """The same function, shown this behind all it is shown so far."""
@@ -190,6 +202,10 @@ class Wrapper(Denoiser):
         """The same around the inner one given the guess."""
         return replace(self, inner=self.inner.given(guess))
 
+    def until(self, s: float) -> Denoiser:
+        """The same around the inner one of the way to s."""
+        return replace(self, inner=self.inner.until(s))
+
     def beside(self, shown: Tensor) -> Denoiser:
         """The same around the inner one shown this."""
         return replace(self, inner=self.inner.beside(shown))
@@ -242,6 +258,11 @@ class Guided(Wrapper):
         """Both sides are given it."""
         other = None if self.other is None else self.other.given(guess)
         return replace(self, inner=self.inner.given(guess), other=other)
+
+    def until(self, s: float) -> Denoiser:
+        """Both sides of the way to s."""
+        other = None if self.other is None else self.other.until(s)
+        return replace(self, inner=self.inner.until(s), other=other)
 
     def beside(self, shown: Tensor) -> Denoiser:
         """Both sides are shown it."""

@@ -73,10 +73,12 @@ class Estimate(NamedTuple):
 class Process(ABC):
     """A path from data to noise, x_t = alpha_t x_0 + sigma_t eps, and what a network learns of it.
 
-    Images are (B, C, H, W), points (B, D), times (B,). A process is continuous where its times are real numbers.
+    Images are (B, C, H, W), points (B, D), times (B,). A process is continuous where its times are real numbers, and
+    of_intervals where its network speaks of the way between two of them.
     """
 
     continuous: ClassVar[bool] = False
+    of_intervals: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -538,6 +540,75 @@ class AlphaBlending(FlowMatching):
     def estimate(self, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
         """The pair (x_0, eps) that the change of x_a with a stands for."""
         return super().estimate(x_t, -output, t)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanFlow(FlowMatching):
+    """A straight path whose network predicts the mean velocity u between two times s <= t: x_s = x_t - (t - s) u(x_t, s, t).
+
+    The network is told (t, t - s). What it should say is v - (t - s) du/dt, v = eps - x_0, with the total derivative of its own
+    output, v d/dx + d/dt, taken without gradient (eq. 8-9).
+
+    Args:
+        num_steps: of a sampler that is told no number.
+        loss: "mse", "l1" or "huber".
+        time_draw: "logit_normal"; both times are, the larger one is t.
+        apart: share of the examples with s below t, in (0, 1]; for the others s = t.
+        time_mean: of a time's logit.
+        time_std: its standard deviation, above 0.
+        power: p >= 0 of the adaptive weight 1/(|error|^2 + 0.001)^p of each example, which reaches the gradient alone.
+
+    Raises:
+        ValueError: a number out of its range, or an unknown loss.
+
+    Geng et al. 2025, "Mean Flows for One-step Generative Modeling", algorithm 1 and section 4.2.
+    """
+
+    num_steps: int = 1
+    loss: str = "mse"
+    time_draw: str = "logit_normal"
+    apart: float = 0.25
+    time_mean: float = -0.4
+    time_std: float = 1.0
+    power: float = 1.0
+
+    of_intervals = True
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.loss, tuple(LOSSES))
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
+        if not 0 < self.apart <= 1:
+            raise ValueError(f"apart must lie in (0, 1]; got {self.apart}.")
+        if not self.time_std > 0:
+            raise ValueError(f"time_std must be above 0; got {self.time_std}.")
+        if not self.power >= 0:
+            raise ValueError(f"power must be at least 0; got {self.power}.")
+
+    def network_time(self, t: Tensor, s: Tensor | None = None) -> Tensor:
+        """(B, 2), what the network is told: t, and t - s; s: t itself unless given."""
+        return torch.stack([t, t - (t if s is None else s)], dim=1)
+
+    def draw_times(self, generator: torch.Generator, n: int) -> Tensor:
+        """(n, 2) float64 times t and s <= t to train at."""
+        options: Any = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+        drawn = torch.sigmoid(self.time_mean + self.time_std * torch.randn(n, 2, **options))
+        t, s = drawn.amax(dim=1), drawn.amin(dim=1)
+        return torch.stack([t, torch.where(torch.rand(n, **options) < self.apart, s, t)], dim=1)
+
+    def loss_per_example(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """(B,) error of predict(x_t, (t, t - s)), a mean over all but the batch, with a gradient that is weighted; t: (B, 2)."""
+        t, s = t[:, 0], t[:, 1]
+        x_t, v = self.add_noise(x_0, noise, t), self.target(x_0, noise, t)
+
+        def u(x_t: Tensor, t: Tensor) -> Tensor:
+            return predict(x_t, self.network_time(t, s))
+
+        output, derivative, *_ = torch.func.jvp(u, (x_t, t), (v, torch.ones_like(t)))
+        target = (v - _wide(t - s, v) * derivative).detach()
+        loss = LOSSES[self.loss](output, target, reduction="none").flatten(1).mean(1)
+        weight = ((output - target).detach().square().flatten(1).sum(1) + 0.001) ** -self.power
+        return weight * loss + ((1 - weight) * loss).detach()
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,7 +123,7 @@ def objects(finished_run):
         schedules.zero_terminal_snr(schedules.linear(1000)),
         schedules.from_betas(np.full(1000, 0.1)),
         *(dataclasses.replace(CHAIN, schedule=schedule) for schedule in named),
-        processes.FlowMatching(10, "huber", "logit_normal"), processes.AlphaBlending(), processes.EDM(1.0), hat, level,
+        processes.FlowMatching(10, "huber", "logit_normal"), processes.AlphaBlending(), processes.EDM(1.0), processes.MeanFlow(apart=0.5), hat, level,
         model, *(models.create(name, rngs=nnx.Rngs(0)) for name in ("mlp", "conv_net")), models.split(model)[0],
         network, denoisers.clipped(denoisers.guided(network, 2.0, interval=(0.0, 500.0), rescale=0.7)),
         denoisers.thresholded(denoisers.guided(network, 2.0, other=network), 0.995),

@@ -39,6 +39,7 @@ def test_every_preset_builds(name):
     x_t = jax.ShapeDtypeStruct((2, *model.shape), "float32")
     t = jax.ShapeDtypeStruct((2,), "int32")
     labels = t if getattr(model, "num_classes", None) else None
+    t = jax.ShapeDtypeStruct((2, 2), "float32") if getattr(model, "interval", False) else t
     output, _ = jax.eval_shape(lambda *args: models.apply(graphdef, *args), variables, x_t, t, labels)
     assert output.shape == x_t.shape
     steps = config.process.sampling_steps(config.sample.steps)

@@ -20,6 +20,7 @@ SAME = {
     "mnist-convnext",
     "digits-flow",
     "digits-edm",
+    "digits-meanflow",
     "images",
     "cifar10-flow",
     "disc-grid",

@@ -8,13 +8,15 @@ from ddpm_jax.cpu_forms.attention import attention
 from ddpm_jax.cpu_forms.convolution import convolution, transposed
 from ddpm_jax.cpu_forms.depthwise import depthwise
 from ddpm_jax.cpu_forms.normalization import normalize, statistics
-from ddpm_jax.cpu_forms.switch import FORMS, off
+from ddpm_jax.cpu_forms.switch import FORMS, forwards, fused, off
 
 __all__ = [
     "FORMS",
     "attention",
     "convolution",
     "depthwise",
+    "forwards",
+    "fused",
     "normalize",
     "off",
     "on_cpu",

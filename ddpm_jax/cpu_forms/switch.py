@@ -19,6 +19,8 @@ FORMS: dict[str, str] = {
 }
 """name -> what XLA's CPU compiler is slow at: what is done instead. Each can be switched off alone, to be measured."""
 
+FUSED = "fused attention"
+
 _off = jax.make_user_context(default_value=frozenset())  # part of jit's key: a program is traced anew where it changes
 
 
@@ -35,6 +37,19 @@ def off(*names: str) -> AbstractContextManager[None]:
         if name not in FORMS:
             raise UserError(f"a form must be one of {', '.join(FORMS)}; got {name!r}.")
     return _off(_off.value | frozenset(names or FORMS))
+
+
+def forwards() -> AbstractContextManager[None]:
+    """`with forwards():` what is traced within can be differentiated forwards (jax.jvp), on every platform.
+
+    That takes every form away, and attention that is fused by a platform's library.
+    """
+    return _off(_off.value | frozenset(FORMS) | {FUSED})
+
+
+def fused() -> bool:
+    """Whether a program that is being traced may have attention that is fused by a platform's library."""
+    return FUSED not in _off.value
 
 
 def in_use(*names: str) -> bool:

@@ -33,10 +33,10 @@ def attend(
 
     Very many weights are computed for a part of the queries at a time. In 16 bits, a program for NVIDIA GPUs has cuDNN's fused
     attention, where cuDNN is known to take the head: it is asked where there is a GPU; elsewhere jax, if it has the CUDA plugin, by
-    the rules for GPUs of every age.
+    the rules for GPUs of every age. Within `cpu_forms.forwards` it has not: cuDNN's has no forward derivative.
     """
     whole = _at_once if q.shape[2] * k.shape[2] <= _HUGE else _by_queries
-    if _cudnn_takes(q.shape[2], k.shape[2], q.shape[3], q.dtype):
+    if cpu_forms.fused() and _cudnn_takes(q.shape[2], k.shape[2], q.shape[3], q.dtype):
         return lax.platform_dependent(q, k, v, cuda=_fused, default=whole)
     return whole(q, k, v)
 

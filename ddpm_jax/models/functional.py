@@ -110,7 +110,7 @@ def apply(
     graphdef: nnx.GraphDef,
     variables: Variables,
     x_t: Float[Array, "b *shape"],
-    t: Num[Array, "b"],
+    t: Num[Array, "b *two"],
     labels: Int[Array, "b"] | None = None,
     *,
     key: jax.Array | None = None,

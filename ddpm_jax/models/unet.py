@@ -70,6 +70,8 @@ class UNetConfig(ModelConfig, network="unet"):
     """Twice the output channels: the second half says where the variance lies (improved DDPM)."""
     self_conditioning: bool = False
     """Twice the input channels: the second half is the network's last estimate of x_0 (Chen et al. 2023)."""
+    interval: bool = False
+    """The network is told two numbers for the time, t and how far it is to an earlier one (MeanFlow)."""
 
     def module(self, rngs: nnx.Rngs) -> "UNet":
         """The network of these options."""
@@ -256,6 +258,7 @@ class UNet(Network):
         in_channels = config.channels * (2 if config.self_conditioning else 1)
         self.conv_in = Conv(in_channels, config.width_in, 3, init=xavier, rngs=rngs)
         self.time_mlp = self._time_mlp(rngs)
+        self.interval_mlp = self._time_mlp(rngs) if config.interval else None
         self.class_embed = None if config.num_classes is None else self._class_embed(rngs)
 
         width, skips, down = config.width_in, [config.width_in], []
@@ -335,14 +338,15 @@ class UNet(Network):
     def __call__(
         self,
         x_t: Image,
-        t: Num[Array, "b"],
+        t: Num[Array, "b"] | Num[Array, "b 2"],
         labels: Int[Array, "b"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b h w out"]:
         """Predict from x_t (B, H, W, C) at timesteps t (B,), for classes labels (B,); rngs: dropout's, while training.
 
-        With self-conditioning, x_t holds an estimate of x_0, or zeros, behind its own channels: (B, H, W, 2 C).
+        With interval, t is (B, 2): the time, and how far it is to an earlier one. With self-conditioning, x_t holds an estimate of
+        x_0, or zeros, behind its own channels: (B, H, W, 2 C).
 
         Raises:
             UserError: labels missing for a class-conditional network, or given to another.
@@ -350,7 +354,7 @@ class UNet(Network):
         if (labels is None) != (self.class_embed is None):
             need = "needs" if labels is None else "takes no"
             raise UserError(f"a unet with num_classes = {self.config.num_classes} {need} labels.")
-        time = self.time_mlp(t, x_t.dtype)
+        time = self._told(t, x_t.dtype)
         if labels is not None:
             time = time + self._embedded(labels, x_t.dtype)
         skips = [self.conv_in(x_t)]
@@ -360,6 +364,14 @@ class UNet(Network):
         for up in self.up:
             x = up(x, skips, time, rngs)
         return self.conv_out(nnx.silu(self.norm_out(x)))
+
+    def _told(self, t: Num[Array, "b"] | Num[Array, "b 2"], dtype: jnp.dtype) -> Vector:
+        if (t.ndim == 2) != self.config.interval:
+            need = "(B, 2), t and the way to go" if self.config.interval else "(B,)"
+            raise UserError(f"t must be {need} for a unet with interval = {self.config.interval}; got {t.shape}.")
+        if self.interval_mlp is None:
+            return self.time_mlp(t, dtype)
+        return self.time_mlp(t[:, 0], dtype) + self.interval_mlp(t[:, 1], dtype)
 
     def _embedded(self, labels: Int[Array, "b"], dtype: jnp.dtype) -> Vector:
         assert isinstance(self.class_embed, nnx.Embed)

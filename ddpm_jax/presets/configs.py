@@ -269,6 +269,11 @@ class Preset:
         if self.sample.stretch and len(self.model.shape) != 3:
             raise UserError(f"sample.stretch is for images; {self.model.network} makes points.")
         object.__setattr__(self, "process", _for_the_variance(self.process, self.model))
+        if self.process.of_intervals != getattr(self.model, "interval", False):
+            need = "needs a network that is told of two times" if self.process.of_intervals else "knows one time alone"
+            raise UserError(
+                f"process.kind = {self.process.name} {need}: model.interval must be {self.process.of_intervals}, as unet has it."
+            )
         if self.process.name == "edm" and getattr(self.model, "num_steps", 2) > 2:
             raise UserError(
                 f"process.kind = edm tells the network ln(sigma) / 4, and {self.model.network} counts timesteps up to "

@@ -51,7 +51,8 @@ class DDIM(Sampler, name="ddim"):
     def step(self, denoise: Denoiser, x_t: Float[Array, "b *shape"], times: Any, noise: Any, memory: Any) -> Stepped:
         """x_t -> x_s."""
         t, s = levels(denoise.process, times, x_t)
-        hat = denoise(x_t, times[0])
+        # a network of intervals says what leads to s, which is this very step
+        hat = (denoise if self.eta else denoise.until(times[1]))(x_t, times[0])
         return Stepped(ddim_step(x_t, hat, t, s, noise, self.eta), hat, memory)
 
 

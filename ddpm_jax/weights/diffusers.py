@@ -351,6 +351,8 @@ def _unknown_there(o: models.ForeignUNetConfig) -> list[str]:
     problems = []
     if o.self_conditioning:
         problems.append("self_conditioning")
+    if o.interval:
+        problems.append("interval")
     if o.time_scale != 1:
         problems.append(f"time_scale = {o.time_scale:g}")
     if not o.dim == o.width_in == o.level_widths[0]:

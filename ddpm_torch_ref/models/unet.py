@@ -97,6 +97,7 @@ class ForeignUNet(nn.Module):
             alone (ADM with conv_resample False).
         learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
         self_conditioning: twice the channels at the input, the second half for a guess at x_0 (Chen et al. 2023).
+        interval: t is (B, 2), the time and how far it is to an earlier one (Geng et al. 2025, "Mean Flows").
         widths: of the levels, in place of dim_mults; then conv_in has the first of them.
         time_dim: width of the embedding of time and class; None: 4 dim.
         up_attention_resolutions: attention_resolutions going up; None: the same.
@@ -138,6 +139,7 @@ class ForeignUNet(nn.Module):
         resample: str = "conv",
         learn_variance: bool = False,
         self_conditioning: bool = False,
+        interval: bool = False,
         widths: Sequence[int] | None = None,
         time_dim: int | None = None,
         up_attention_resolutions: Sequence[int] | None = None,
@@ -228,6 +230,7 @@ class ForeignUNet(nn.Module):
         self.time_scale = time_scale
         self.center_input = center_input
         self.time_mlp = time_mlp()
+        self.interval_mlp = time_mlp() if interval else None
         self.class_embed: nn.Module | None = None
         if num_classes is not None:
             self.class_embed = nn.Embedding(num_classes, time_dim) if class_embedding == "table" else time_mlp()
@@ -276,7 +279,7 @@ class ForeignUNet(nn.Module):
 
         Args:
             x_t: (B, channels, image_size, image_size), or twice the channels with self_conditioning.
-            t: (B,) int64 times.
+            t: (B,) times; with interval (B, 2), the times and how far each is from an earlier one.
             labels: (B,) int64 classes, 0..num_classes - 1; given if and only if num_classes is.
 
         Returns:
@@ -287,7 +290,12 @@ class ForeignUNet(nn.Module):
         """
         # A time that is scaled is no whole number any more; half precision could not hold it.
         precise = torch.promote_types(x_t.dtype, torch.float32)
-        emb = self.time_mlp(t if self.time_scale == 1 else t.to(precise) * self.time_scale)
+        t = t if self.time_scale == 1 else t.to(precise) * self.time_scale
+        if (t.ndim == 2) != (self.interval_mlp is not None):
+            raise ValueError(f"t must be (B, 2) with interval and (B,) without; got {tuple(t.shape)}.")
+        emb = self.time_mlp(t if self.interval_mlp is None else t[:, 0])
+        if self.interval_mlp is not None:
+            emb = emb + self.interval_mlp(t[:, 1])
         if self.class_embed is not None:
             if labels is None:
                 raise ValueError(f"labels are required: this network has num_classes = {self.num_classes}.")
@@ -323,6 +331,7 @@ class UNet(ForeignUNet):
         resample: "conv" (Ho et al.), "residual" blocks that resample (ADM).
         learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
         self_conditioning: twice the channels at the input, the second half for a guess at x_0 (Chen et al. 2023).
+        interval: t is (B, 2), the time and how far it is to an earlier one (Geng et al. 2025, "Mean Flows").
 
     Raises:
         ValueError: an option out of range, or a width that the groups or the heads do not divide.
@@ -348,6 +357,7 @@ class UNet(ForeignUNet):
         resample: str = "conv",
         learn_variance: bool = False,
         self_conditioning: bool = False,
+        interval: bool = False,
     ):
         check_choice("resample", resample, ("conv", "residual"))
         super().__init__(
@@ -366,6 +376,7 @@ class UNet(ForeignUNet):
             resample=resample,
             learn_variance=learn_variance,
             self_conditioning=self_conditioning,
+            interval=interval,
         )
 
 

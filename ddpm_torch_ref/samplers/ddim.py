@@ -53,7 +53,8 @@ class DDIM(Sampler):
     def step(self, denoise: Denoiser, x_t: Tensor, times: Row, noise: Tensor, memory: Any) -> Stepped:
         """`ddim_step`."""
         t, s = levels(denoise.process, times)
-        hat = denoise(x_t, times[0])
+        # x_0 hat and eps hat of a mean velocity, put together at s, are the step that it was learned for.
+        hat = (denoise if self.eta else denoise.until(times[1]))(x_t, times[0])
         return Stepped(ddim_step(x_t, hat, t, s, noise, self.eta), hat)
 
 
@@ -163,7 +164,7 @@ class Euler(Sampler):
         straight = isinstance(denoise.process, LinearPath) and not self.eta
         if not straight:
             check_signal(denoise.process, times[0])
-        hat = denoise(x_t, times[0])
+        hat = (denoise.until(times[1]) if straight else denoise)(x_t, times[0])
         if straight:
             return Stepped(straight_euler_step(x_t, hat, t, s), hat)
         return Stepped(euler_step(x_t, hat, t, s, noise, self.eta), hat)
