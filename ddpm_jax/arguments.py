@@ -123,6 +123,19 @@ class ConvertArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageArgs:
+    """Make an average of another length of a run that was trained with --train.ema-lengths, of all the checkpoints that it keeps
+    (--train.keep-every): a run folder of its own (Karras et al. 2024)."""
+
+    length: float
+    """How far the average looks back, as a share of the training, in (0, 0.28]."""
+    out: Path
+    """The new run folder."""
+    step: int | None = None
+    """After how many steps; those of the newest checkpoint unless given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImportArgs:
     """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
     the Hugging Face Hub; or a checkpoint of improved-diffusion, guided-diffusion or

@@ -18,6 +18,7 @@ import ddpm_jax
 from ddpm_jax import cache, progress, signals
 from ddpm_jax.arguments import (
     BASICS,
+    AverageArgs,
     BenchmarkArgs,
     CompileArgs,
     ConvertArgs,
@@ -317,6 +318,20 @@ def _plot(name: str | None, rest: list[str]) -> int:
     return 0
 
 
+def _average(name: str | None, rest: list[str]) -> int:
+    args = _parse(AverageArgs, f"ddpm average {name or 'RUN'}", rest)
+    read_run(Path(str(name)))
+
+    from ddpm_jax.conversion import average
+    from ddpm_jax.training import open_run
+
+    apart = average(open_run(Path(str(name))), args.length, args.out, step=args.step)
+    print(
+        f"{args.out}: an average of length {args.length:g}; its profile is {100 * apart:.2g} % from the one asked for"
+    )
+    return 0
+
+
 def _edit(name: str | None, rest: list[str]) -> int:
     sampling = dataclasses.replace(_read(name).config.sample, num=8)
     args = _parse(EditArgs, f"ddpm edit {name or 'RUN'}", rest, config=sampling)
@@ -606,6 +621,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "evaluate": (_evaluate, "RUN", "measure the samples of a run folder"),
     "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
+    "average": (_average, "RUN", "an average of another length, of a run's checkpoints"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
     "import": (_import, "SOURCE", "weights of diffusers or OpenAI, from a path or the Hub"),
     "verify": (_verify, "[NAME ...]", "hold networks, or runs, to their PyTorch twins"),

@@ -21,13 +21,14 @@ from ddpm_jax.models.mlp import MLP
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.samplers import Sampler, ddim, strided
-from ddpm_jax.training import update as training_update
+from ddpm_jax.training import averages
 from ddpm_jax.verify.stages import Verification
 from ddpm_jax.weights import bridge
 from ddpm_torch_ref.models import layers as twin_layers
 from ddpm_torch_ref.models import tiny_unet as twin_tiny_unet
 from ddpm_torch_ref.models import unet as twin_unet
 from ddpm_torch_ref.samplers import ancestral as twin_ancestral
+from ddpm_torch_ref.training import averages as twin_averages
 from ddpm_torch_ref.training import update as twin_update
 
 UNET = {"image_size": 8, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4, "attention_resolutions": ()}
@@ -260,9 +261,9 @@ MUTATIONS = [
     Mutation("learning rate: one step ahead", "mlp", "optimiser", None, TRAINING,
              setting(twins.training, "learning_rate", lambda *given: lambda step: RATE(*given)(step + 1))),
     Mutation("average: no warm-up", "mlp", "average", None, TRAINING,
-             setting(twin_update, "ema_decay", lambda step, decay: decay)),
+             setting(twin_averages, "decays", lambda step, decay: [decay])),
     Mutation("average: decay forgotten", "mlp", "average", None, TRAINING,
-             setting(training_update, "ema_decay", lambda step, decay: (1 + step) / (10 + step))),
+             setting(averages, "decays", lambda step, decay: [(1 + step) / (10 + step)])),
     # sampling
     Mutation("ancestral: posterior variance", "mlp", "sampler step", "t = 999 -> 998", SAMPLING,
              setting(twin_ancestral, "ancestral_step", lambda *args: ANCESTRAL(*args[:5], variance="posterior"))),

@@ -13,12 +13,11 @@ from twins import SMALL, compiled, indices, normal, to_nchw
 
 from ddpm_jax import processes, schedules, weights
 from ddpm_jax.presets import TrainConfig
-from ddpm_jax.training import Examples, Update, create_state, learning_rate, make_optimizer
-from ddpm_jax.training.update import ema_decay
+from ddpm_jax.training import Examples, Update, averages, create_state, learning_rate, make_optimizer
 from ddpm_torch_ref import processes as twin_processes
 from ddpm_torch_ref import schedules as twin_schedules
 from ddpm_torch_ref import training as twin_training
-from ddpm_torch_ref.training.update import ema_decay as twin_ema_decay
+from ddpm_torch_ref.training import averages as twin_averages
 
 UPDATES = 20
 NEVER, ALWAYS = 1e6, 0.5  # limits on the gradients' norm that no gradient here reaches, and that all of them exceed
@@ -133,6 +132,45 @@ def test_an_optimiser_for_every_epoch(pair):
 def test_decay_of_the_average():
     counts = np.unique(np.geomspace(1, 1e6, 40).astype(int)) - 1
     for decay in (0.0, 0.5, 0.995, 0.9999):
-        ours = [float(ema_decay(jnp.asarray(step, jnp.int32), decay)) for step in counts]
-        reference = [twin_ema_decay(int(step), decay) for step in counts]
+        ours = [float(averages.decays(jnp.asarray(step, jnp.int32), decay)[0]) for step in counts]
+        reference = [twin_averages.decays(int(step), decay)[0] for step in counts]
         assert_close("schedule", ours, reference, "decay of the average")
+
+
+LENGTHS = [0.28, 0.2, 0.1, 0.05, 0.01]
+
+
+def test_averages_by_powers():
+    """Exponents, decays and shares; profiles of hundreds of thousands of steps too."""
+    for length in LENGTHS:
+        assert averages.exponent(length) == pytest.approx(twin_averages.exponent(length), rel=1e-10, abs=1e-12)
+    for step in (0, 1, 7, 10**6):
+        ours = [float(kept) for kept in averages.decays(jnp.asarray(step, jnp.int32), LENGTHS)]
+        assert_close("schedule", ours, twin_averages.decays(step, LENGTHS), f"after {step} steps")
+    for scale in (1, 10**5):
+        kept = [(scale * step, length) for step in (2, 4, 6, 8) for length in (0.05, 0.1)]
+        ours, apart = averages.shares(kept, 8 * scale, 0.07)
+        reference, other = twin_averages.shares(kept, 8 * scale, 0.07)
+        np.testing.assert_allclose(ours, reference, rtol=1e-6, atol=1e-8)
+        assert apart == pytest.approx(other, rel=1e-5) and 0 < apart < 0.1
+    assert averages.overlap((3, 0.1), (8, 0.05)) == pytest.approx(twin_averages.overlap((3, 0.1), (8, 0.05)), rel=1e-12)
+
+
+def test_an_update_that_keeps_two_averages(pair):
+    model, twin = pair("mlp", "float64", dim=8)
+    process = processes.GaussianDiffusion(schedules.linear(1000))
+    twin_process = twin_processes.GaussianDiffusion(twin_schedules.linear(1000))
+    optimizer, lengths = make_optimizer(TrainConfig(steps=5, lr=1e-2, grad_clip=None)), (0.05, 0.2)
+    update = compiled(Update(process, optimizer, lengths).with_draws)
+    state = create_state(model, optimizer, ema=lengths)
+    twin_state = twin_training.create_state(twin, torch.optim.Adam(twin.parameters(), lr=1e-2), ema=lengths)
+    twin_update = twin_training.Update(twin_process, lengths)
+    for k in range(4):
+        x_0, noise = normal("float64", 5, 2, seed=2 * k), normal("float64", 5, 2, seed=2 * k + 1)
+        t, tt = indices(np.arange(5) * 200)
+        state, _ = update(state, Examples(jnp.asarray(x_0), jnp.asarray(noise), t))
+        twin_update.with_draws(twin_state, twin_training.Examples(*map(torch.from_numpy, (x_0, noise)), tt))
+    pairs = [(state.ema_params, twin_state.ema_model), (state.averages[0], twin_state.averages[0])]
+    for which, (ours, theirs) in enumerate(pairs):
+        for name, (one, two) in by_name(model, ours, dict(theirs.named_parameters())).items():
+            assert_close("training", one, two, f"average {which}: {name}")

@@ -50,7 +50,7 @@ def layout_of(mode, devices):
 def fresh(aware=False):
     variables = jax.tree.map(jnp.asarray, start)
     history = loss_aware.empty(10, 2) if aware else None
-    return state_of(structure(), variables, make_optimizer(CONFIG), history)
+    return state_of(structure(), variables, make_optimizer(CONFIG), loss_history=history)
 
 
 def structure(remat=False):

@@ -31,6 +31,14 @@ MISTAKES = [
     ("edit", "needs a RUN first"),
     ("plot", "needs a RUN first"),
     ("convert", "needs a IN OUT first"),
+    ("average", "needs a RUN first"),
+    ("average RUN --length 0.05", "Missing from ddpm average RUN: --out PATH|--out PATH"),
+    ("average RUN --length 0.05 --out OUT", "keeps one average by a decay", "--train.ema-lengths 0.05 0.1"),
+    ("average RUN --length 0.5 --out OUT", r"length must lie in \(0, 0.28\], .*got 0.5"),
+    ("average NOWHERE --length 0.05 --out OUT", "NOWHERE"),
+    ("sample RUN --weaker RUN", "needs a sample.guidance other than 1"),
+    ("sample RUN --weaker NOWHERE --guidance 2", "NOWHERE"),
+    ("train digits --out OUT --train.ema-lengths 0.5", r"ema_lengths must lie in \(0, 0.28\]; got \(0.5,\)"),
     ("import", "needs a SOURCE first"),
     ("train digit --out OUT", "'digit'", "digits, digits-flow, .*images", r"Did you mean 'digits'\?"),
     ("train RUN --out OUT", "the preset must be one of"),
@@ -432,4 +440,4 @@ def test_help_shows_the_presets_own_defaults(capsys):
     out = capsys.readouterr().out
     assert re.search(r"--train\.lr FLOAT\W+Peak learning rate of Adam\. \(default: 0\.002\)", out)
     flags = re.findall(r"^[│ ] --model\.([\w-]+)", out, flags=re.M)
-    assert len(flags) == 15 and "middle-scale" not in flags  # which only imported networks have
+    assert len(flags) == 16 and "middle-scale" not in flags  # which only imported networks have

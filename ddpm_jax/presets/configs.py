@@ -79,6 +79,10 @@ class TrainConfig:
     """Largest joint norm of the gradients; None: not clipped."""
     ema_decay: float = 0.9999
     """Decay of the parameters' moving average, which starts lower and warms up, in [0, 1)."""
+    ema_lengths: tuple[float, ...] = ()
+    """In place of it, power-function averages of these lengths, in shares of the training, up to 0.28; samples are drawn with the
+    first. `ddpm average` makes other lengths of them and of the checkpoints that keep_every keeps.
+    """
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, statistics and optimiser stay in float32."""
     seed: int = 0
@@ -120,6 +124,8 @@ class TrainConfig:
             raise UserError(f"train.lr must be positive and finite; got {self.lr:g}.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay must lie in [0, 1); got {self.ema_decay:g}.")
+        if any(not 0 < length <= 0.28 for length in self.ema_lengths):
+            raise UserError(f"train.ema_lengths must lie in (0, 0.28]; got {self.ema_lengths}.")
         if not 0 <= self.label_dropout < 1:
             raise UserError(f"train.label_dropout must lie in [0, 1); got {self.label_dropout:g}.")
         if self.grad_clip is not None and not self.grad_clip > 0:
@@ -187,6 +193,10 @@ class SampleConfig:
     """Earliest time at which to guide, as a share of the noisiest, in [0, 1]."""
     guidance_to: float = 1.0
     """Latest time at which to guide, as a share of the noisiest, in [0, 1]."""
+    weaker: str = ""
+    """Run folder of a network that is worse in the same ways, smaller or less trained, or FOLDER@STEP for an earlier checkpoint:
+    guidance leads away from what it says, and not from what is said without labels (autoguidance, Karras et al. 2024).
+    """
     guidance_rescale: float = 0.0
     """Share of a guided output brought back to its unguided deviation, in [0, 1]."""
     stretch: bool = False
@@ -215,6 +225,8 @@ class SampleConfig:
                 f"sample.guidance_from and guidance_to must be two numbers of [0, 1] in order; "
                 f"got {self.guidance_from:g} and {self.guidance_to:g}."
             )
+        if self.weaker and self.guidance == 1:
+            raise UserError(f"sample.weaker = {self.weaker} needs a sample.guidance other than 1, such as 2; got 1.")
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"sample.guidance_rescale must lie in [0, 1]; got {self.guidance_rescale:g}.")
 

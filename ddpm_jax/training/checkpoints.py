@@ -1,5 +1,6 @@
 """Checkpoints of the training state: written in the background, whole or not there, checked when loaded, the newest n kept."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -92,7 +93,7 @@ class Checkpoints:
         partial = self.folder / f"{step}.partial"
         try:
             with _context():
-                written = ocp.save_async(partial.absolute(), state, custom_metadata={"format": FORMAT})
+                written = ocp.save_async(partial.absolute(), _parts(state), custom_metadata={"format": FORMAT})
         except (OSError, ValueError) as error:
             raise self._failure(step, error) from error
         self._saved = step
@@ -125,7 +126,8 @@ class Checkpoints:
             problem, checked = damage(self.folder / str(candidate))
             if problem is None:
                 try:
-                    state = ocp.load((self.folder / str(candidate)).absolute(), jax.tree.map(_placed, like))
+                    placed = jax.tree.map(_placed, _parts(like))
+                    state = dataclasses.replace(like, **ocp.load((self.folder / str(candidate)).absolute(), placed))
                 except (ValueError, KeyError, OSError) as error:
                     problem = unfit(self.folder / str(candidate), like) or str(error)
                     if checked:  # what was written is there, and is another state
@@ -215,7 +217,7 @@ def unfit(checkpoint: Path, like: TrainState) -> str | None:
         found = _shapes(ocp.metadata(checkpoint.absolute()).metadata)
     except (ValueError, KeyError, OSError):
         return None
-    wanted = _shapes(like)
+    wanted = _shapes(_parts(like))
     differing = [name for name in sorted(found | wanted) if found.get(name) != wanted.get(name)]
     if not differing:
         return None
@@ -225,6 +227,12 @@ def unfit(checkpoint: Path, like: TrainState) -> str | None:
     there, here = (str(shapes.get(first, "missing")) for shapes in (found, wanted))
     more = f", and {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
     return f"it does not fit the run's config.json: {first} is {there} in it, and by the config {here}{more}"
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What is written of a state; averages only where there are any, so that checkpoints from before there were fit as well."""
+    names = [part.name for part in dataclasses.fields(state) if not part.metadata.get("static")]
+    return {name: getattr(state, name) for name in names if name != "averages" or state.averages is not None}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

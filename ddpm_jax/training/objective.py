@@ -15,10 +15,10 @@ def check(config: Preset) -> None:
             the network is not trained for.
     """
     process, sample = config.process, config.sample
-    if sample.guidance != 1 and not config.train.label_dropout:
+    if sample.guidance != 1 and not (config.train.label_dropout or sample.weaker):
         raise UserError(
             f"sample.guidance = {sample.guidance:g} needs a network that is trained with some labels hidden: "
-            f"train.label_dropout must be above 0; got {config.train.label_dropout:g}."
+            f"train.label_dropout must be above 0; got {config.train.label_dropout:g}. Or give sample.weaker."
         )
     if config.train.loss_aware_times and not isinstance(process, GaussianDiffusion):
         raise UserError(f"train.loss_aware_times needs timesteps, which process.kind = {process.name} has not.")
@@ -35,7 +35,7 @@ def step_of(config: Preset) -> Step:
     return make_step(
         config.process,
         make_optimizer(train),
-        ema=train.ema_decay,
+        ema=train.ema_lengths or train.ema_decay,
         accumulate=train.accumulate,
         label_dropout=train.label_dropout,
         dtype=None if train.dtype == "float32" else train.dtype,

@@ -135,7 +135,9 @@ class Run:
         """The state before the first step, from given parameters and running statistics."""
         aware = self.config.train.loss_aware_times  # of timesteps, which `objective.check` has seen to be there
         history = loss_aware.empty(self.config.process.schedule.num_steps) if aware else None
-        return state_of(self._structure, variables, make_optimizer(self.config.train), history)
+        train = self.config.train
+        ema = train.ema_lengths or train.ema_decay
+        return state_of(self._structure, variables, make_optimizer(train), ema=ema, loss_history=history)
 
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of a state."""
@@ -164,8 +166,12 @@ class Run:
             denoisers.self_conditioned(network) if getattr(self.config.model, "self_conditioning", False) else network
         )
 
-    def load_variables(self, *, ema: bool = True, layout: Layout = ALONE) -> tuple[models.Variables, int]:
-        """The parameters of the newest checkpoint, averaged or those being trained, its running statistics, and its step.
+    def load_variables(
+        self, *, ema: bool = True, layout: Layout = ALONE, step: int | None = None
+    ) -> tuple[models.Variables, int]:
+        """The parameters of a checkpoint, averaged or those being trained, its running statistics, and its step.
+
+        step: whose checkpoint; None: the newest.
 
         Raises:
             UserError: there is no checkpoint, or it does not fit the config.
@@ -173,7 +179,10 @@ class Run:
         if not self.checkpoint_folder.is_dir():
             raise UserError(f"{self.folder} holds no checkpoint yet; train it first.")
         with Checkpoints(self.checkpoint_folder) as checkpoints:
-            state = checkpoints.restore(layout.abstract(self.abstract_state()))
+            if step is not None and step not in checkpoints.steps:
+                there = ", ".join(map(str, checkpoints.steps))
+                raise UserError(f"{self.checkpoint_folder} has no checkpoint of step {step}; it has {there or 'none'}.")
+            state = checkpoints.restore(layout.abstract(self.abstract_state()), step)
         return state.variables(ema=ema), int(state.step)
 
     def weights_at(self, step: int) -> str:

@@ -13,14 +13,14 @@ import numpy as np
 from ddpm_jax import display, figures, launch, models, noise, progress, samplers
 from ddpm_jax.data import PointSource, stretched
 from ddpm_jax.denoisers import Denoiser, clipped, guided, thresholded
-from ddpm_jax.errors import fits_memory
+from ddpm_jax.errors import UserError, fits_memory
 from ddpm_jax.files import together, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training.npz_writer import NpzWriter
 from ddpm_jax.training.objective import check
-from ddpm_jax.training.run import Run
+from ddpm_jax.training.run import Run, open_run
 
 FRAMES = 24
 """Pictures in an animation, fewer where there are fewer steps."""
@@ -118,7 +118,28 @@ class Drawing:
 
     def denoiser(self, labels: Any) -> Denoiser:
         """The run's network for these labels, computing as in training, guided and bounded as the config asks."""
-        return believed(self._drawn_with.with_labels(labels), self.config)
+        other = None if self._weaker is None else self._weaker.with_labels(labels)
+        return believed(self._drawn_with.with_labels(labels), self.config, other)
+
+    @functools.cached_property
+    def _weaker(self) -> Denoiser | None:
+        if not self.config.weaker:
+            return None
+        folder, _, step = self.config.weaker.partition("@")
+        if step and not step.isdecimal():
+            raise UserError(f"sample.weaker must be FOLDER or FOLDER@STEP; got {self.config.weaker}.")
+        run = open_run(Path(folder))
+        if run.process != self.run.process or run.shape != self.run.shape:
+            raise UserError(
+                f"sample.weaker = {folder} must be a run of the same process and shape; it has {run.process} and {run.shape}, "
+                f"{self.run.folder} {self.run.process} and {self.run.shape}."
+            )
+        if run.class_names and run.class_names != self.run.class_names:
+            raise UserError(f"sample.weaker = {folder} is of other classes than {self.run.folder}.")
+        variables, _ = run.load_variables(layout=self.layout, step=int(step) if step else None)
+        dtype = self.run.config.train.dtype
+        whole = self.layout.everywhere(variables)
+        return run.denoiser(variables=whole, dtype=None if dtype == "float32" else dtype)
 
     def batches(self, labels: np.ndarray | None, num: int, *, num_frames: int = 0) -> Iterator[Batch]:
         """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
@@ -200,13 +221,13 @@ class Drawing:
         )
 
 
-def believed(denoise: Denoiser, config: SampleConfig) -> Denoiser:
-    """A denoiser guided and bounded as a config asks that was checked."""
+def believed(denoise: Denoiser, config: SampleConfig, other: Denoiser | None = None) -> Denoiser:
+    """A denoiser guided and bounded as a config asks that was checked; other: what it is led away from, None for no labels."""
     process = denoise.process
     if config.guidance != 1:
         longest = process.schedule.num_steps if isinstance(process, GaussianDiffusion) else float(process.times(1)[0])
         interval = config.guidance_from * longest, config.guidance_to * longest
-        denoise = guided(denoise, config.guidance, interval=interval, rescale=config.guidance_rescale)
+        denoise = guided(denoise, config.guidance, interval=interval, rescale=config.guidance_rescale, other=other)
     if config.clip is None:
         return denoise
     return (

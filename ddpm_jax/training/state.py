@@ -14,6 +14,7 @@ from ddpm_jax import denoisers, display, models
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError, kind_of
 from ddpm_jax.processes import Process
+from ddpm_jax.training.averages import lengths_of
 from ddpm_jax.training.loss_aware import LossHistory
 
 
@@ -32,6 +33,8 @@ class TrainState:
     """Exponential moving average of params: what samples are drawn with."""
     opt_state: optax.OptState
     """The optimiser's own."""
+    averages: Any = None
+    """Averages of the further lengths, a tuple of trees like params, where several are kept; None: there is the one."""
     loss_history: Any = None
     """The latest losses of every timestep, a `LossHistory`; None where times are not drawn by them."""
     graphdef: nnx.GraphDef = dataclasses.field(kw_only=True, repr=False, metadata={"static": True})
@@ -70,29 +73,37 @@ class TrainState:
 
 
 def create_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, *, loss_history: LossHistory | None = None
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: Any = 0.9999,
+    loss_history: LossHistory | None = None,
 ) -> TrainState:
     """The state before the first update of a network as it is, which keeps its own arrays: steps consume those of the state.
 
-    optimizer: any of optax's, the one that `make_step` is given. loss_history: `loss_aware.empty(T)` to draw times by their losses.
+    optimizer: any of optax's, the one that `make_step` is given. ema: what that is given: several lengths of averages are several
+    trees; any decay is one. loss_history: `loss_aware.empty(T)` to draw times by their losses.
 
     Raises:
-        UserError: no network, or no optimiser.
+        UserError: no network, no optimiser, or lengths out of range.
     """
     if not isinstance(model, nnx.Module):
         raise UserError(f"model must be an nnx.Module; got {kind_of(model)}.")
     graphdef, variables = models.split(model)
-    return state_of(graphdef, in_one_program(copied, variables), optimizer, loss_history)
+    return state_of(graphdef, in_one_program(copied, variables), optimizer, ema=ema, loss_history=loss_history)
 
 
 def state_of(
     graphdef: nnx.GraphDef,
     variables: models.Variables,
     optimizer: optax.GradientTransformation,
+    *,
+    ema: Any = 0.9999,
     loss_history: LossHistory | None = None,
 ) -> TrainState:
-    """The state before the first update from given parameters and running statistics: the average starts as a copy."""
+    """The state before the first update from given parameters and running statistics: averages start as copies."""
     check_optimizer(optimizer)
+    further = len(lengths_of(ema)) - 1
 
     def begin(variables: models.Variables, loss_history: LossHistory | None) -> TrainState:
         params = variables["params"]
@@ -101,6 +112,7 @@ def state_of(
             params=params,
             batch_stats=variables["batch_stats"],
             ema_params=copied(params),  # a donated buffer must not stand in two places
+            averages=tuple(copied(params) for _ in range(further)) or None,
             opt_state=optimizer.init(params),
             loss_history=loss_history,
             graphdef=graphdef,

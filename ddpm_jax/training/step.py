@@ -17,6 +17,7 @@ from ddpm_jax.errors import UserError, kind_of
 from ddpm_jax.noise import as_key
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.processes import Process
+from ddpm_jax.training.averages import lengths_of
 from ddpm_jax.training.state import TrainState, check_optimizer
 from ddpm_jax.training.update import Update
 
@@ -25,7 +26,7 @@ def make_step(
     process: Process,
     optimizer: optax.GradientTransformation,
     *,
-    ema: float = 0.9999,
+    ema: Any = 0.9999,
     accumulate: int = 1,
     label_dropout: float = 0.0,
     dtype: Any = None,
@@ -38,11 +39,12 @@ def make_step(
     of optax.
 
     process: what is learned. optimizer: the one that the state was created with. ema: decay of the parameters' average, in [0, 1);
-    after k steps it is (1 + k) / (10 + k) where that is less. accumulate: parts that a batch is gone through in, to save memory;
-    the same update, but that BatchNorm sees each part alone. label_dropout: share of the labels replaced by the network's last
-    class, which then stands for none, in [0, 1) (Ho & Salimans 2022). dtype: what the network computes in, as "bfloat16"; None:
-    the dtype of its parameters. skip_nonfinite: where loss or gradients are not finite, leave the state as it was, but for its
-    step. bounded: images beyond [-1, 1] are refused, as 0..255 in floats would be; False: any are taken.
+    after k steps it is (1 + k) / (10 + k) where that is less; or lengths of power-function averages, as (0.05, 0.1), of which the
+    first is drawn with (Karras et al. 2024): the state is created with the same. accumulate: parts that a batch is gone through
+    in, to save memory; the same update, but that BatchNorm sees each part alone. label_dropout: share of the labels replaced by the
+    network's last class, which then stands for none, in [0, 1) (Ho & Salimans 2022). dtype: what the network computes in, as
+    "bfloat16"; None: the dtype of its parameters. skip_nonfinite: where loss or gradients are not finite, leave the state as it
+    was, but for its step. bounded: images beyond [-1, 1] are refused, as 0..255 in floats would be; False: any are taken.
 
     Raises:
         UserError: an argument that is no process, no optimiser, or out of range.
@@ -50,9 +52,9 @@ def make_step(
     if not isinstance(process, Process):
         raise UserError(f"process must be a process, as processes.GaussianDiffusion(schedule); got {process!r:.60}.")
     check_optimizer(optimizer)
-    for name, value in (("ema", ema), ("label_dropout", label_dropout)):
-        if not 0 <= value < 1:
-            raise UserError(f"{name} must lie in [0, 1); got {value}.")
+    lengths_of(ema)
+    if not 0 <= label_dropout < 1:
+        raise UserError(f"label_dropout must lie in [0, 1); got {label_dropout}.")
     if accumulate < 1:
         raise UserError(f"accumulate must be at least 1; got {accumulate}.")
     try:
@@ -146,7 +148,7 @@ class Step:
                 "this state was consumed by an earlier step: go on with the state which that step returned."
             )
         shapes = tuple((name, np.shape(value), jnp.result_type(value)) for name, value in batch.items())
-        form = stacked, shapes, jax.tree.structure(state.opt_state)
+        form = stacked, shapes, jax.tree.structure((state.opt_state, state.averages))
         if form in self._seen:
             return
         leading = 1 + stacked
@@ -163,6 +165,11 @@ class Step:
         if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):  # type: ignore[operator]
             raise UserError(
                 "the state was made for another optimiser than this step's: create it with the optimiser that make_step was given."
+            )
+        kept, wanted = 1 + len(state.averages or ()), max(1, len(lengths_of(self.update.ema)))
+        if kept != wanted:
+            raise UserError(
+                f"the state keeps {kept} averages and this step {wanted}: create it with the ema that make_step was given."
             )
         self._seen.add(form)
 

@@ -12,7 +12,7 @@ import optax
 from ddpm_jax import display, models
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import GaussianDiffusion, Process
-from ddpm_jax.training import loss_aware
+from ddpm_jax.training import averages, loss_aware
 from ddpm_jax.training.state import TrainState
 
 
@@ -73,8 +73,8 @@ class Update:
     """What is learned."""
     optimizer: optax.GradientTransformation
     """How the parameters move."""
-    ema: float = 0.9999
-    """Decay of the parameters' average once it is warm, in [0, 1)."""
+    ema: Any = 0.9999
+    """Decay of the parameters' average once it is warm, in [0, 1); or lengths of power-function averages, as in `averages`."""
     accumulate: int = 1
     """Parts that a batch is gone through in, one after the other; BatchNorm sees each of them alone, and dropout's masks are
     others."""
@@ -189,8 +189,11 @@ class Update:
         optimizer = optax.with_extra_args_support(self.optimizer)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(state.step, self.ema)
-        ema_params = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), state.ema_params, params)
+        kept = [state.ema_params, *(state.averages or ())]
+        for index, decay in enumerate(averages.decays(state.step, self.ema)):
+            kept[index] = jax.tree.map(
+                lambda e, p, decay=decay: (decay * e + (1 - decay) * p).astype(e.dtype), kept[index], params
+            )
         history = state.loss_history
         if history is not None:
             history = loss_aware.record(history, examples.t - self.first_time, losses)
@@ -199,7 +202,8 @@ class Update:
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
-            ema_params=ema_params,
+            ema_params=kept[0],
+            averages=tuple(kept[1:]) or None,
             opt_state=opt_state,
             loss_history=history,
         )
@@ -227,9 +231,3 @@ def _seen(values: jax.Array) -> jax.Array:
 def mean_of(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
     """The (weighted) mean of the examples' losses."""
     return (losses if weights is None else weights * losses).mean()
-
-
-def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-    """The average's decay after `step` updates: warms up as (1 + step) / (10 + step), at most `decay`."""
-    step = jnp.asarray(step, float)  # a quotient of int32s would be float32 even where float64 is in use
-    return jnp.minimum(decay, (1 + step) / (10 + step))

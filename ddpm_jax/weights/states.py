@@ -17,13 +17,15 @@ MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
 
 def state_to_numpy(model: nnx.Module, state: Any) -> dict[str, np.ndarray]:
-    """A TrainState as arrays by name: step, and model., ema., exp_avg. and exp_avg_sq. before the twin's names.
+    """A TrainState as arrays by name: step, and model., ema., exp_avg. and exp_avg_sq. before the twin's names; further averages
+    are ema2., ema3. and so on.
 
     model: the network that the state belongs to, arrays or shapes alone. The running statistics stand with the model.
     """
     trees = {
         "model": {"params": state.params, "batch_stats": state.batch_stats},
         "ema": {"params": state.ema_params},
+        **{f"ema{index}": {"params": tree} for index, tree in enumerate(state.averages or (), start=2)},
         **{theirs: {"params": optax.tree.get(state.opt_state, ours)} for theirs, ours in MOMENTS.items()},
     }
     arrays = {f"{part}.{key}": array for part, tree in trees.items() for key, array in to_numpy(model, tree).items()}
@@ -36,7 +38,8 @@ def state_from_numpy(model: nnx.Module, state: Any, arrays: Mapping[str, Any]) -
     Raises:
         UserError: arrays are missing, left over, or misshapen; those of the first part that does not fit are listed.
     """
-    parts: dict[str, dict[str, Any]] = {"model": {}, "ema": {}, **{name: {} for name in MOMENTS}}
+    further = [f"ema{index}" for index in range(2, 2 + len(state.averages or ()))]
+    parts: dict[str, dict[str, Any]] = {name: {} for name in ("model", "ema", *further, *MOMENTS)}
     for key, array in arrays.items():
         part, _, name = key.partition(".")
         if key != "step":
@@ -56,6 +59,7 @@ def state_from_numpy(model: nnx.Module, state: Any, arrays: Mapping[str, Any]) -
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         ema_params=from_torch(trained, parts["ema"])["params"],
+        averages=tuple(from_torch(trained, parts[name])["params"] for name in further) or None,
         # both Adam and the learning rate count steps
         opt_state=optax.tree.set(state.opt_state, count=step, **moments),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ddpm_torch_ref import denoisers
 from ddpm_torch_ref.denoisers import Denoiser
 from ddpm_torch_ref.processes import Process
+from ddpm_torch_ref.training.averages import lengths_of
 from ddpm_torch_ref.training.loss_aware import LossHistory
 
 
@@ -26,6 +28,8 @@ class TrainState:
     """The same with the moving average of the parameters: what samples are drawn with."""
     optimizer: torch.optim.Optimizer
     """Over the parameters of `model`."""
+    averages: list[nn.Module] | None = None
+    """The same with averages of further lengths, where several are kept."""
     loss_history: LossHistory | None = None
     """The latest losses of every timestep; None where times are not drawn by them."""
 
@@ -46,13 +50,18 @@ class TrainState:
 
 
 def create_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, loss_history: LossHistory | None = None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    ema: Any = 0.9999,
+    loss_history: LossHistory | None = None,
 ) -> TrainState:
     """The state before the first update: the average starts as a copy of the network.
 
     Args:
         model: trained in place.
         optimizer: any of torch.optim, made with the model's parameters.
+        ema: what `make_step` is given: with several lengths as many averages are kept.
         loss_history: `loss_aware.empty(T)` to draw times by their losses.
 
     Raises:
@@ -66,5 +75,7 @@ def create_state(
     own = {id(parameter) for parameter in model.parameters()}
     if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError(f"optimizer must be {how}; got one of other parameters.")
-    ema_model = copy.deepcopy(model).requires_grad_(False).eval()
-    return TrainState(0, model, ema_model, optimizer, loss_history)
+    ema_model, *others = (
+        copy.deepcopy(model).requires_grad_(False).eval() for _ in range(max(1, len(lengths_of(ema))))
+    )
+    return TrainState(0, model, ema_model, optimizer, others or None, loss_history)

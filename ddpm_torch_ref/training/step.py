@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_torch_ref.processes import Process
+from ddpm_torch_ref.training.averages import lengths_of
 from ddpm_torch_ref.training.state import TrainState
 from ddpm_torch_ref.training.update import Metrics, Update
 
@@ -14,7 +15,7 @@ from ddpm_torch_ref.training.update import Metrics, Update
 def make_step(
     process: Process,
     *,
-    ema: float = 0.9999,
+    ema: Any = 0.9999,
     accumulate: int = 1,
     label_dropout: float = 0.0,
     skip_nonfinite: bool = False,
@@ -25,7 +26,7 @@ def make_step(
 
     Args:
         process: gives times and loss.
-        ema: decay of the moving average, in [0, 1).
+        ema: decay of the moving average, in [0, 1); or lengths of power-function averages, the state being made with the same.
         accumulate: parts that a batch is gone through in, at least 1.
         label_dropout: share of the labels replaced by the network's last class, in [0, 1).
         skip_nonfinite: where loss or gradients are not finite, leave the state as it was, but for its step.
@@ -37,9 +38,9 @@ def make_step(
     """
     if not isinstance(process, Process):
         raise ValueError(f"process must be one of ddpm_torch_ref.processes; got {type(process).__name__}.")
-    for name, value in (("ema", ema), ("label_dropout", label_dropout)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must lie in [0, 1); got {value}.")
+    lengths_of(ema)
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"label_dropout must lie in [0, 1); got {label_dropout}.")
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1; got {accumulate}.")
     if grad_clip is not None and not grad_clip > 0:

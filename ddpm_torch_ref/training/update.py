@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_torch_ref.processes import GaussianDiffusion, Process
-from ddpm_torch_ref.training import loss_aware
+from ddpm_torch_ref.training import averages, loss_aware
 from ddpm_torch_ref.training.state import TrainState
 
 Metrics = dict[str, Tensor]
@@ -62,8 +62,8 @@ class Update:
 
     process: Process
     """Gives times and loss."""
-    ema: float = 0.9999
-    """Decay of the moving average, in [0, 1); `ema_decay` makes it smaller in early steps."""
+    ema: Any = 0.9999
+    """Decay of the moving average, in [0, 1), or lengths of several; `averages.decays` says what each keeps of itself."""
     accumulate: int = 1
     """Parts that a batch is gone through in, one after the other; BatchNorm sees each of them alone."""
     label_dropout: float = 0.0
@@ -169,7 +169,9 @@ class Update:
             parameter.grad = found.params.get(name)
         _clip_gradients(found.params.values(), grad_norm, self.grad_clip)
         state.optimizer.step()
-        _update_ema(state, ema_decay(state.step - 1, self.ema))
+        kept = [state.ema_model, *(state.averages or ())]
+        for average, decay in zip(kept, averages.decays(state.step - 1, self.ema), strict=True):
+            _update_ema(average, state.model, decay)
         if state.loss_history is not None:
             index = examples.t - self.first_time
             state.loss_history = loss_aware.record(state.loss_history, index, found.losses)
@@ -193,11 +195,6 @@ def mean_of(losses: Tensor, weights: Tensor | None) -> Tensor:
     return (losses if weights is None else weights * losses).mean()
 
 
-def ema_decay(step: int, decay: float) -> float:
-    """min(decay, (1 + step)/(10 + step)), step = updates done before: a young average forgets faster."""
-    return min(decay, (1 + step) / (10 + step))
-
-
 def _signed(values: Tensor) -> Tensor:
     """uint8 pixels scaled to [-1, 1]; floating point as it is."""
     return values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values
@@ -217,9 +214,9 @@ def _clip_gradients(gradients: Iterable[Tensor], norm: Tensor, max_norm: float |
 
 
 @torch.no_grad()
-def _update_ema(state: TrainState, decay: float) -> None:
+def _update_ema(averaged: nn.Module, model: nn.Module, decay: float) -> None:
     """Average the parameters, copy the buffers."""
-    for average, parameter in zip(state.ema_model.parameters(), state.model.parameters(), strict=True):
+    for average, parameter in zip(averaged.parameters(), model.parameters(), strict=True):
         average.copy_(decay * average + (1 - decay) * parameter)
-    for copied, buffer in zip(state.ema_model.buffers(), state.model.buffers(), strict=True):
+    for copied, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
         copied.copy_(buffer)
