@@ -30,8 +30,15 @@ def write_image(path: Path, array: np.ndarray, **options) -> Path:
     return path
 
 
+def png(value: int) -> bytes:
+    """A PNG of 4 x 5 pixels in one grey, RGB."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
 def write_tfds(root: Path, name: str, size: int, *, labelled=True, file_format="array_record") -> None:
-    """A prepared data set of images 4 x 5, grey level 10 i and label i % 2; made without TensorFlow."""
+    """A prepared data set of images 4 x 5, grey level 10 i, label i % 2, third i % 3, number i // 4, word a or b; no TensorFlow."""
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
@@ -40,11 +47,12 @@ def write_tfds(root: Path, name: str, size: int, *, labelled=True, file_format="
     folder.mkdir(parents=True)
     records = []
     for i in range(size):
-        png = io.BytesIO()
-        Image.fromarray(np.full((4, 5, 3), 10 * i, np.uint8)).save(png, "PNG")
         feature = {
-            "image": tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[png.getvalue()])),
+            "image": tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[png(10 * i)])),
             "label": tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[i % 2])),
+            "third": tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[i % 3])),
+            "number": tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[i // 4])),
+            "word": tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[b"ab"[i % 2 : i % 2 + 1]])),
         }
         example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature))
         records.append(example.SerializeToString())
@@ -56,7 +64,12 @@ def write_tfds(root: Path, name: str, size: int, *, labelled=True, file_format="
         writer.close()
     else:
         shard.write_bytes(b"".join(records))
-    features = {"image": tfds.features.Image(shape=(None, None, 3))}
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "third": tfds.features.ClassLabel(names=["x", "y", "z"]),
+        "number": tfds.features.Scalar(np.int64),
+        "word": tfds.features.Text(),
+    }
     if labelled:
         features["label"] = tfds.features.ClassLabel(names=["even", "odd"])
     else:

@@ -1,11 +1,14 @@
 """ddpm_jax.data.batches against closed forms: order, flips, points, scaling, classes, geometry, labels."""
 
+import pickle
+
 import numpy as np
 import pytest
 from data_builders import read, take
 
 from ddpm_jax import data
 from ddpm_jax.data.geometry import fit
+from ddpm_jax.data.grouped import GroupedOrder
 from ddpm_jax.data.source import ArraySource
 from ddpm_jax.errors import UserError
 
@@ -44,6 +47,37 @@ def test_every_epoch_covers_every_image_once_in_another_order():
     assert len({tuple(epoch) for epoch in order}) == 7
     assert tuple(order[0]) != tuple(range(30))
     assert not np.array_equal(order[0], labels(take(numbered(30), 30, batch_size=1, seed=1)))
+
+
+@pytest.mark.parametrize("groups", [[3, 1, 0, 5, 2, 7, 1, 1, 4, 6], [30], [1] * 30, [29, 1]])
+@pytest.mark.parametrize("window", [1, 7, 30, 100])
+def test_groups_stay_together_within_a_window(groups, window):
+    """Every example once an epoch; the examples of a window are those of a run of whole groups, but for its first and last."""
+    order = GroupedOrder(np.array(groups), 3, window)
+    epochs = np.array([order(place) for place in range(90)]).reshape(3, 30)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(30), (3, 1)))
+    group_of = np.repeat(np.arange(len(groups)), groups)
+    for epoch in epochs:
+        seen: dict[int, int] = {}
+        for start in range(0, 30, window):
+            found = group_of[epoch[start : start + window]]
+            whole = [group for group in set(found) if np.sum(found == group) == groups[group]]
+            assert len(set(found)) - len(whole) <= 2
+            for group in found:
+                seen[group] = seen.get(group, 0) + 1
+        assert seen == {group: size for group, size in enumerate(groups) if size}
+    assert len({tuple(epoch) for epoch in epochs}) == 3 or (len(groups) <= 2 and window == 1)
+    again = pickle.loads(pickle.dumps(order))
+    assert [again(place) for place in (0, 47, 89)] == [epochs.ravel()[place] for place in (0, 47, 89)]
+    assert GroupedOrder(np.array(groups), 3, window)(50) == epochs.ravel()[50]
+
+
+def test_within_a_window_any_order_is_as_likely():
+    """chi squared of the place at which the first example of a window of 6 comes, over 3,000 epochs: 5 degrees of freedom."""
+    order = GroupedOrder(np.array([2, 2, 2]), 0, 6)
+    places = [[order(6 * epoch + place) for place in range(6)].index(0) for epoch in range(3000)]
+    counts = np.bincount(places, minlength=6)
+    assert np.sum((counts - 500) ** 2 / 500) < 20.5  # once in a thousand seeds
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])

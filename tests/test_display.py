@@ -148,7 +148,7 @@ def objects(finished_run):
         timed, benchmark.Report({"device": "cpu"}, [timed] * 100, ["not measured" * 20]), benchmark.workload("digits"),
         evaluation.Metric("fid", 3.0), evaluation.Evaluation((evaluation.Metric("fid", 3.0),) * 4, {"step": 3}, {}),
         evaluation.Bound(jnp.ones(64), jnp.ones((1000, 64))), Likelihood({}, 3.0, 0.1, 1.0, (1.0,) * 1000), classifier,
-        *data.FORMS.values(), data.Batches(iter([]), ["on", "off"]), data.Reading(rows=np.arange(64)),
+        *data.FORMS.values(), data.Opening(label="a" * 80), data.Batches(iter([]), ["on", "off"]), data.Reading(rows=np.arange(64)),
         presets.EditConfig(seed=3), presets.ImportConfig("ema"), presets.OpenAIConfig(num_heads=4), presets.DDPConfig("pred_v"),
         evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0], weights.Rule(("a name",) * 100), *trainings(),
         verify.TrainingReport("training", {}, [row] * 1000, cause="a cause"),

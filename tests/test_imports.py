@@ -9,7 +9,17 @@ import pytest
 import ddpm_jax
 
 JAX = {"jax", "flax", "optax", "orbax", "grain"}
-OTHERS = {"torch", "tensorflow", "tensorflow_datasets", "sklearn", "diffusers", "diffrax", "safetensors"}
+OTHERS = {
+    "torch",
+    "tensorflow",
+    "tensorflow_datasets",
+    "sklearn",
+    "diffusers",
+    "diffrax",
+    "safetensors",
+    "datasets",
+    "wandb",
+}
 
 
 @pytest.mark.parametrize(

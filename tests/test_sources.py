@@ -306,6 +306,32 @@ def test_npz(tmp_path, keys):
     assert data.open_source(str(tmp_path / "c.npz")).class_names == ("ant", "bee", "cow")
 
 
+def test_npz_labels(tmp_path):
+    """Any array of as many: integers with names of their own, true and false, text."""
+    columns = {"labels": [0, 2, 1], "class_names": ["a", "b", "c"], "age": [1, 0, 1], "age_names": ["young", "old"],
+               "large": [True, False, False], "word": ["y", "x", "y"], "number": [0, 3, 0], "weight": [0.5, 1.0, 2.0]}  # fmt: skip
+    np.savez(tmp_path / "a.npz", images=RNG.integers(0, 256, (3, 4, 4), np.uint8), **columns)
+    for label, names, labels in [
+        (None, ("a", "b", "c"), [0, 2, 1]),
+        ("labels", ("a", "b", "c"), [0, 2, 1]),
+        ("age", ("young", "old"), [1, 0, 1]),
+        ("large", ("false", "true"), [1, 0, 0]),
+        ("word", ("x", "y"), [1, 0, 1]),
+        ("number", ("0", "1", "2", "3"), [0, 3, 0]),
+    ]:
+        with pytest.warns(UserWarning, match="not used: "):
+            source = data.open_source(f"npz:{tmp_path / 'a.npz'}", label=label)
+        assert source.class_names == names and data.labels_of(source).tolist() == labels
+    for label, message in [
+        ("wrod", r"data.label = 'wrod' is no column of labels there; it has labels \(int64\), .* Did you mean 'word'"),
+        ("images", "it has labels"),
+        ("weight", "weight must be integers of shape .*got float64"),
+    ]:
+        with pytest.raises(UserError, match=message), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data.open_source(f"npz:{tmp_path / 'a.npz'}", label=label)
+
+
 ONE = np.zeros((2, 3, 3), np.uint8)
 
 
@@ -393,6 +419,26 @@ def test_tfds_reads_without_tensorflow(tfds_dir):
         sys.meta_path.remove(forbid)
 
 
+@pytest.mark.parametrize(
+    ("label", "names", "labels"),
+    [
+        ("label", ("even", "odd"), [0, 1, 0, 1, 0, 1, 0]),
+        ("third", ("x", "y", "z"), [0, 1, 2, 0, 1, 2, 0]),
+        ("number", ("0", "1"), [0, 0, 0, 0, 1, 1, 1]),
+        ("word", ("a", "b"), [0, 1, 0, 1, 0, 1, 0]),
+    ],
+)
+def test_tfds_labels(tfds_dir, label, names, labels):
+    """Any feature of labels; a part of its classes; none that is an image."""
+    source = data.open_source("tfds:toy_shapes", label=label)
+    assert source.class_names == names and data.labels_of(source).tolist() == labels
+    assert [int(source[i]["label"]) for i in range(7)] == labels
+    some = data.open_source("tfds:toy_shapes", label=label, classes=[names[-1]])
+    assert len(some) == labels.count(len(names) - 1)
+    with pytest.raises(UserError, match=r"data.label = 'image' is no column of labels there; it has .*word \(Text\)"):
+        data.open_source("tfds:toy_shapes", label="image")
+
+
 def test_tfds_errors(tfds_dir):
     """An unknown name, a wrong split, a wrong config, files without random access, a spec out of form."""
     for spec, message in [
@@ -443,6 +489,12 @@ def test_digits_take_nothing_after_them():
 def test_unknown_spec_lists_the_forms(spec):
     with pytest.raises(UserError, match=r"not known.*digits.*folder:.*idx:.*npz:.*tfds:NAME"):
         data.open_source(spec)
+
+
+def test_a_label_is_for_data_with_columns(tmp_path):
+    for spec in ("digits", "spiral", f"folder:{tmp_path}"):
+        with pytest.raises(UserError, match=r"data\.label chooses .* hf, hf-stream, npz, tfds, webdataset .*: 'age'"):
+            data.open_source(spec, label="age")
 
 
 def test_unknown_option():

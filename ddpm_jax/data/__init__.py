@@ -5,7 +5,7 @@ from ddpm_jax.data.labels import check_labels, labels_of
 from ddpm_jax.data.pipeline import Reading, batches, epoch_steps, scaling_of, to_images
 from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import Scaling, stretched
-from ddpm_jax.data.source import FORMS, ArraySource, Form, Source, checked
+from ddpm_jax.data.source import FORMS, ArraySource, Form, Opening, Source, checked
 from ddpm_jax.data.sources import open_source
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ArraySource",
     "Batches",
     "Form",
+    "Opening",
     "PointSource",
     "Reading",
     "Scaling",

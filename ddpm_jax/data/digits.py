@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm_jax.data.source import FORMS, ArraySource, Form
+from ddpm_jax.data.source import FORMS, ArraySource, Form, Opening
 from ddpm_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ def open_digits() -> ArraySource:
     return ArraySource("digits", images, digits.target, [str(name) for name in digits.target_names])
 
 
-def _open(rest: str, _: str) -> ArraySource:
+def _open(rest: str, _: Opening) -> ArraySource:
     if rest:
         raise UserError(f"the data source digits takes nothing after it; got {rest!r}.")
     return open_digits()

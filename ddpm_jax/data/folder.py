@@ -7,7 +7,7 @@ import threading
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,18 @@ BOOKKEEPING = frozenset({"Thumbs.db", "desktop.ini"})
 
 
 class FolderSource(Told):
-    """Image files decoded when asked for.
+    """Image files, or what else holds their bytes, decoded when asked for.
 
     With `on_bad_image = "skip"` the next readable file takes the place of a damaged one, label and all; which
     one depends on the files alone, so the order of a run can be repeated.
 
     Args:
         name: what to call it in messages.
-        files: the images, in order.
+        files: the images, in order: what `read` takes, and `str` names in messages.
         labels: int32 (N,).
         class_names: one name for each class; empty without classes.
         on_bad_image: "stop" raises at the first damaged file, "skip" warns once for each.
-        read: a file's name -> its bytes; raises BadImageError where it cannot be had.
+        read: one of the files -> its bytes; raises BadImageError where they cannot be had.
     """
 
     labels_within_class_names = True
@@ -45,11 +45,11 @@ class FolderSource(Told):
     def __init__(
         self,
         name: str,
-        files: list[str],
+        files: Sequence[Any],
         labels: np.ndarray,
         class_names: tuple[str, ...],
         on_bad_image: str,
-        read: Callable[[str], bytes] = read_file,
+        read: Callable[[Any], bytes] = read_file,
     ):
         self.name = name
         self.class_names = class_names
@@ -260,7 +260,9 @@ def _is_image(name: str) -> bool:
 FORMS["folder"] = Form(
     "folder:PATH",
     "images, or a subfolder for each class",
-    lambda rest, bad: open_folder(Path(rest), bad),
+    lambda rest, how: open_folder(Path(rest), how.on_bad_image),
     Path,
 )
-FORMS["zip"] = Form("zip:PATH", "the same in a zip archive", lambda rest, bad: open_zip(Path(rest), bad), Path)
+FORMS["zip"] = Form(
+    "zip:PATH", "the same in a zip archive", lambda rest, how: open_zip(Path(rest), how.on_bad_image), Path
+)

@@ -11,6 +11,7 @@ from ddpm_jax import display
 from ddpm_jax.checks import whole
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.data.given import Batches
+from ddpm_jax.data.grouped import grouped_order
 from ddpm_jax.data.points import PointSource
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
 from ddpm_jax.data.source import Source
@@ -53,7 +54,7 @@ def batches(
 
     Batch k holds elements k * batch_size .. (k + 1) * batch_size - 1 of the endless sequence of epochs: one
     batch may span two of them and nothing is dropped. It does not depend on how it is read: a run resumed at step k sees bit for
-    bit what the uninterrupted one would have seen.
+    bit what the uninterrupted one would have seen. The elements of a source with `groups` are shuffled by `grouped.GroupedOrder`.
 
     Args:
         source: where the data comes from.
@@ -106,7 +107,9 @@ def _of_images(source: Source, shape: tuple[int, ...], batch_size: int, seed: in
 
     (height, _, channels), rows, indices = shape, reading.rows, reading.indices
     examples = grain.MapDataset.range(len(source)) if indices else grain.MapDataset.source(source)
-    dataset = examples.seed(seed).shuffle().repeat()
+    groups = getattr(source, "groups", None)
+    examples = examples.seed(seed)
+    dataset = (examples.shuffle() if groups is None else grouped_order(examples, groups, seed)).repeat()
     # the same steps either way: the place of a random one in the chain is what its draws depend on
     dataset = dataset.map(_named if indices else functools.partial(_fit, image_size=height, channels=channels))
     if flip:

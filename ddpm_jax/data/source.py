@@ -21,7 +21,9 @@ class Source(Protocol):
     labels `0 .. len(class_names) - 1`; it is empty where the source has no labels, and every label is then 0.
 
     Two optional attributes spare reading images for their labels: `labels`, int32 (N,), and
-    `labels_within_class_names = True` where the format itself promises `0 <= label < len(class_names)`.
+    `labels_within_class_names = True` where the format itself promises `0 <= label < len(class_names)`. A third, `groups`,
+    int64 (G,) of sum N, says how many neighbours in a row are read at once, where single ones are dear: they are then shuffled
+    by groups (`grouped.grouped_order`).
     """
 
     name: str
@@ -38,6 +40,18 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Opening:
+    """How a source is opened; each form heeds what concerns it."""
+
+    on_bad_image: str = "stop"
+    """At an unreadable image "stop", or "skip" to the next one."""
+    label: str | None = None
+    """Which of several columns holds the labels; None: the only one there is."""
+
+    __repr__ = display.of_fields
+
+
+@dataclass(frozen=True)
 class Form:
     """What --data.source may say: KIND:REST. A module with a source enters its own: FORMS["npz"] = Form("npz:PATH", "…", open)."""
 
@@ -45,12 +59,14 @@ class Form:
     """How it is written."""
     about: str
     """What it stands for."""
-    open: Callable[[str, str], Source]
-    """Makes the source of what follows the colon, and of on_bad_image, "stop" or "skip"."""
-    path: Callable[[str], Path] | None = None
-    """The path in what follows the colon, which has to exist; None: there is none."""
+    open: Callable[[str, Opening], Source]
+    """Makes the source of what follows the colon."""
+    path: Callable[[str], Path | None] | None = None
+    """The path in what follows the colon, which has to exist; None, or what it returns: there is none."""
     alone: bool = False
     """Whether nothing need follow."""
+    columns: bool = False
+    """Whether there may be several columns of labels, of which `Opening.label` chooses one."""
 
     __repr__ = display.of_fields
 

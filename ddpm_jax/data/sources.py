@@ -5,21 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ddpm_jax.data import digits, folder, idx, npz, points, tfds  # noqa: F401 - each enters its FORMS
-from ddpm_jax.data.source import FORMS, Form, Source
+from ddpm_jax.data import digits, folder, hf, hf_stream, idx, npz, points, tfds, webdataset  # noqa: F401 - each enters its FORMS
+from ddpm_jax.data.source import FORMS, Form, Opening, Source
 from ddpm_jax.data.subset import ClassSubset
 from ddpm_jax.errors import UserError, meant
 
 OnBadImage = Literal["stop", "skip"]
 
 
-def open_source(spec: Any, *, on_bad_image: str = "stop", classes: Sequence[str] = ()) -> Source:
+def open_source(
+    spec: Any, *, on_bad_image: str = "stop", classes: Sequence[str] = (), label: str | None = None
+) -> Source:
     """Open a data source by its spec, which has one of the `FORMS`.
 
     Args:
         spec: which data; a bare path, as text or a Path, is taken for what lies there.
-        on_bad_image: of a folder or an archive: "stop" at an unreadable image, or "skip" to the next one.
+        on_bad_image: of files, archives and tables: "stop" at an unreadable image, or "skip" to the next one.
         classes: names of the only classes to take; none: all.
+        label: which of several columns of labels to take; None: the only one there is, or the one that the form says.
 
     Raises:
         UserError: an unknown spec, option or class, or data that is missing or damaged.
@@ -29,7 +32,12 @@ def open_source(spec: Any, *, on_bad_image: str = "stop", classes: Sequence[str]
     if on_bad_image not in get_args(OnBadImage):
         raise UserError(f"on_bad_image must be 'stop' or 'skip'; on_bad_image = {on_bad_image!r}.")
     form, rest = _form_and_rest(os.fspath(spec))
-    source = form.open(rest, on_bad_image)
+    if label is not None and not form.columns:
+        several = ", ".join(kind for kind, known in sorted(FORMS.items()) if known.columns)
+        raise UserError(
+            f"data.label chooses one of several columns of labels, as {several} may have; {spec} has none: {label!r}."
+        )
+    source = form.open(rest, Opening(on_bad_image, label))
     wanted = (classes,) if isinstance(classes, str) else tuple(map(str, classes))
     return ClassSubset(source, wanted) if wanted else source
 
@@ -41,14 +49,15 @@ def check_there(spec: str) -> None:
         UserError: it has none, or nothing is there.
     """
     form, rest = _form_and_rest(spec)
-    if form.path is not None and not (path := form.path(rest)).exists():
+    path = None if form.path is None else form.path(rest)
+    if path is not None and not path.exists():
         raise UserError(f"{path}: no such {'folder' if form is FORMS['folder'] else 'file'}; data.source = {spec!r}.")
 
 
 def forms() -> str:
     """Every form of a spec, a line each."""
-    lines = [f"  {form.usage:<30}{form.about}" for _, form in sorted(FORMS.items())]
-    return "\n".join([*lines, f"  {'PATH':<30}a folder, a .zip or an .npz file"])
+    lines = [f"  {form.usage:<32}{form.about}" for _, form in sorted(FORMS.items())]
+    return "\n".join([*lines, f"  {'PATH':<32}a folder, a .zip or an .npz file"])
 
 
 def _form_and_rest(spec: str) -> tuple[Form, str]:

@@ -31,6 +31,9 @@ class ClassSubset(Told):
         self.class_names = names
         self.labels = labels[self.indices]
         self._source = source
+        if (groups := getattr(source, "groups", None)) is not None:
+            of_group = np.searchsorted(np.cumsum(groups), self.indices, "right")
+            self.groups = np.bincount(of_group, minlength=len(groups))
 
     @property
     def bad_files(self) -> int:

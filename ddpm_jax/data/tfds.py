@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.data.columns import chosen, numbered
 from ddpm_jax.data.source import FORMS, Form, Told
 from ddpm_jax.errors import UserError
 
@@ -19,17 +20,29 @@ class TfdsSource(Told):
     Args:
         name: what to call it in messages.
         data: what `builder.as_data_source` returns, images decoded.
-        class_names: the names of the feature "label"; empty where it is none of classes.
+        class_names: the names of the classes; empty where there are no labels.
         undecoded: the same split with images left as bytes, for reading labels alone.
+        column: the feature of labels.
+        numbers: all labels, int32 (N,), where that feature is none of classes; None: it is.
     """
 
     labels_within_class_names = True  # ClassLabel encodes nothing else
 
-    def __init__(self, name: str, data: Any, class_names: tuple[str, ...], undecoded: Any):
+    def __init__(
+        self,
+        name: str,
+        data: Any,
+        class_names: tuple[str, ...],
+        undecoded: Any,
+        column: str = "label",
+        numbers: np.ndarray | None = None,
+    ):
         self.name = name
         self.class_names = class_names
         self._data = data
         self._undecoded = undecoded
+        self._column = column
+        self._numbers = numbers
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -37,25 +50,31 @@ class TfdsSource(Told):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The example at `index`."""
-        example = self._data[range(len(self))[index]]
-        return {"image": example["image"], "label": np.int32(example["label"] if self.class_names else 0)}
+        index = range(len(self))[index]
+        example = self._data[index]
+        if self._numbers is not None:
+            return {"image": example["image"], "label": self._numbers[index]}
+        return {"image": example["image"], "label": np.int32(example[self._column] if self.class_names else 0)}
 
     @property
     def labels(self) -> np.ndarray:
         """All labels, int32 (N,), without decoding images."""
+        if self._numbers is not None:
+            return self._numbers
         if not self.class_names:
             return np.zeros(len(self), np.int32)
-        return np.fromiter((self._undecoded[i]["label"] for i in range(len(self))), np.int32, len(self))
+        return np.fromiter((self._undecoded[i][self._column] for i in range(len(self))), np.int32, len(self))
 
 
-def open_tfds(spec: str) -> TfdsSource:
+def open_tfds(spec: str, label: str | None = None) -> TfdsSource:
     """Open `NAME[/config][:version][:split]`, split "train" unless named; prepare it where that is needed.
 
-    Data is looked for in $TFDS_DATA_DIR, else in ~/tensorflow_datasets.
+    Data is looked for in $TFDS_DATA_DIR, else in ~/tensorflow_datasets. label: the feature of labels: classes, integers, true and
+    false, or text; None: "label", where it is one of classes.
 
     Raises:
         UserError: an unknown name, config or split; data that is not prepared and cannot be; no feature
-            "image" of uint8 with 1 or 3 channels.
+            "image" of uint8 with 1 or 3 channels; no feature of labels of that name.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -72,7 +91,9 @@ def open_tfds(spec: str) -> TfdsSource:
     if not builder.is_prepared():
         _prepare(builder, name)
         builder = _builder(tfds, name)  # anew: the files decide on the format
-    class_names = _check_features(tfds, builder.info.features, name)
+    features = builder.info.features
+    _check_image(tfds, features, name)
+    column = "label" if label is None else chosen(label, _possible(tfds, features), f"tfds:{name}")
     try:
         data = builder.as_data_source(split=split)
     except NotImplementedError as error:  # tfrecord files have no random access
@@ -85,7 +106,15 @@ def open_tfds(spec: str) -> TfdsSource:
     if len(data) == 0:
         raise UserError(f"tfds:{name}: the split {split!r} is empty.")
     undecoded = dataclasses.replace(data, decoders={"image": tfds.decode.SkipDecoding()})
-    return TfdsSource(f"tfds:{spec}", data, class_names, undecoded)
+    feature, where = features[column] if column in list(features) else None, f"tfds:{spec}"
+    if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes:
+        return TfdsSource(where, data, tuple(feature.names), undecoded, column)
+    if label is None:
+        return TfdsSource(where, data, (), undecoded)
+    cells = [undecoded[i][column] for i in range(len(data))]
+    values = np.array([cell.decode() if isinstance(cell, bytes) else cell for cell in cells])
+    numbers, class_names = numbered(values, None, f"{where}: {column}")
+    return TfdsSource(where, data, class_names, undecoded, column, numbers)
 
 
 def _builder(tfds: Any, name: str) -> Any:
@@ -124,7 +153,7 @@ def _format(builder: Any) -> str:
     return str(getattr(builder.info.file_format, "value", builder.info.file_format))
 
 
-def _check_features(tfds: Any, features: Any, name: str) -> tuple[str, ...]:
+def _check_image(tfds: Any, features: Any, name: str) -> None:
     names = list(features) if isinstance(features, tfds.features.FeaturesDict) else []
     image = features["image"] if "image" in names else None
     if not isinstance(image, tfds.features.Image):
@@ -134,10 +163,18 @@ def _check_features(tfds: Any, features: Any, name: str) -> tuple[str, ...]:
             f'tfds:{name}: the feature "image" must be uint8 with 1 or 3 channels; '
             f"got {image.np_dtype.__name__} of shape {image.shape}."
         )
-    label = features["label"] if "label" in names else None
-    if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
-        return ()
-    return tuple(label.names)
 
 
-FORMS["tfds"] = Form("tfds:NAME[/config][:split]", "TensorFlow Datasets", lambda rest, _: open_tfds(rest))
+def _possible(tfds: Any, features: Any) -> dict[str, str]:
+    """The features that may be labels, each with its type."""
+    kinds = tfds.features.ClassLabel, tfds.features.Text
+    return {
+        name: type(feature).__name__
+        for name, feature in features.items()
+        if isinstance(feature, kinds) or (feature.shape == () and feature.np_dtype in (np.bool_, np.int32, np.int64))
+    }
+
+
+FORMS["tfds"] = Form(
+    "tfds:NAME[/config][:split]", "TensorFlow Datasets", lambda rest, how: open_tfds(rest, how.label), columns=True
+)

@@ -214,7 +214,7 @@ def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
         raise UserError(f"{run.folder} was made from a file of weights and has no data to hold samples against.")
     if num_real < 10:
         raise UserError(f"num_real must be at least 10; got {num_real}.")
-    source = data.open_source(config.source, on_bad_image=config.on_bad_image)
+    source = data.open_source(config.source, on_bad_image=config.on_bad_image, label=config.label)
     images, labels = load_images(run, source, seed, num_real)
     names = source.class_names or ("",)
     if len(names) > 1:
@@ -230,7 +230,7 @@ def _real(run: Run, seed: int, num_real: int, held_out: str | None) -> _Real:
         parts = [(images[a:b], labels[a:b]) for a, b in ((0, first), (first, second), (second, None))]
         told = "of the run's own"
     else:
-        other = data.open_source(held_out, on_bad_image=config.on_bad_image)
+        other = data.open_source(held_out, on_bad_image=config.on_bad_image, label=config.label)
         if other.class_names != source.class_names:
             raise UserError(
                 f"held_out {held_out} has the classes {', '.join(other.class_names) or '(none)'}; "
@@ -261,7 +261,8 @@ def open_data(run: Run, held_out: str | None) -> tuple[data.Source, str]:
     if held_out is None:
         return run.open_source(), "seen in training"
     config = run.config.data
-    return data.open_source(held_out, on_bad_image=config.on_bad_image, classes=config.classes), "held out"
+    source = data.open_source(held_out, on_bad_image=config.on_bad_image, classes=config.classes, label=config.label)
+    return source, "held out"
 
 
 def load_images(run: Run, source: data.Source, seed: int, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -276,7 +277,8 @@ def order_of(source: data.Source, seed: int) -> np.ndarray:
 
 def fitted(run: Run, source: data.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images of a source, uint8, cut to the run's shape, and their labels."""
-    elements = [source[int(index)] for index in indices]
+    in_order = {int(index): source[int(index)] for index in np.sort(indices)}  # neighbours may be read at once
+    elements = [in_order[int(index)] for index in indices]
     size, _, channels = run.shape
     images = np.stack([fit(element["image"], size, channels) for element in elements])
     return images, np.array([element["label"] for element in elements], np.int32)

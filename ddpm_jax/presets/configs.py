@@ -20,7 +20,10 @@ class DataConfig:
     """Which data, and how it reaches the network."""
 
     source: str = "digits"
-    """digits | spiral | disc-grid | folder:PATH | zip:PATH | idx:PATH | npz:PATH | tfds:NAME, or just a path."""
+    """digits | spiral | disc-grid | folder:PATH | zip:PATH | idx:PATH | npz:PATH | tfds:NAME | hf:PATH-or-NAME |
+    hf-stream:PATH-or-NAME | webdataset:PATTERN, or just a path."""
+    label: str | None = None
+    """Which column holds the classes, of data with several; None: the one that its form says."""
     classes: tuple[str, ...] = ()
     """Train on these classes alone, by name, or by position from 0 where no class's name is a number; none: on all of them."""
     scale: Literal["signed", "unit"] = "signed"

@@ -28,7 +28,7 @@ def check(config: Preset, source: data.Source | data.Batches) -> None:
     if not isinstance(source, data.Batches):
         data.batches(source, **_options(config))
         return
-    if asked := [name for name in ("flip", "stream", "classes") if getattr(config.data, name)]:
+    if asked := [name for name in ("flip", "stream", "classes", "label") if getattr(config.data, name)]:
         raise UserError(f"data.{asked[0]} is for a source; {source.name!r} are batches, which come as they are.")
     if config.train.steps is None and config.train.epoch_steps is None:
         raise UserError(f"train.epoch_steps is needed to count in epochs, since {source.name!r} are batches; got None.")

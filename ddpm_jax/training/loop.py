@@ -139,7 +139,9 @@ def _with_source(config: Preset, source: Any) -> tuple[Preset, data.Source | dat
         return replace(config, data=replace(asked, source=f"python:{name}")), source
     if not asked.source:
         raise UserError("this preset has no data of its own: pass --data.source PATH (a folder of images, for one).")
-    return config, data.open_source(asked.source, on_bad_image=asked.on_bad_image, classes=asked.classes)
+    return config, data.open_source(
+        asked.source, on_bad_image=asked.on_bad_image, classes=asked.classes, label=asked.label
+    )
 
 
 def _steps_per_call(run: Run, start: int) -> int:

@@ -106,7 +106,9 @@ class Run:
         config = self.config.data
         if not config.source:
             raise UserError(f"{self.folder} was made from a file of weights and has no data of its own.")
-        return data.open_source(config.source, on_bad_image=config.on_bad_image, classes=config.classes)
+        return data.open_source(
+            config.source, on_bad_image=config.on_bad_image, classes=config.classes, label=config.label
+        )
 
     def first_batch(self, most: int, seed: int) -> dict[str, np.ndarray]:
         """The first batch of its data, of `most` examples or of all there are, as its network sees them."""
