@@ -9,27 +9,38 @@ from tensorboardX.proto.event_pb2 import Event
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.training.metrics import Metrics, read_metrics
+from ddpm_jax.training.trackers import Trackers
 
 
 def write(folder, steps, *, start=0, **options):
-    with Metrics(folder, start=start, total=100, batch_size=8) as metrics:
-        for step in steps:
-            metrics.write(step, **{"loss": 1 / step, "grad_norm": 2.0 * step, "lr": 0.25, **options})
+    with Trackers(["tensorboard"]) as trackers:
+        trackers.start(folder, {}, start)
+        with Metrics(folder, start=start, total=100, batch_size=8, trackers=trackers) as metrics:
+            for step in steps:
+                metrics.write(step, **{"loss": 1 / step, "grad_norm": 2.0 * step, "lr": 0.25, **options})
 
 
-def events(folder):
-    """What the TensorBoard files hold, in the order of writing: {tag: [(step, value), ...]}, and the steps purged."""
-    scalars, purged = {}, []
+def written(folder):
+    """The events of the TensorBoard files, in the order of writing."""
     for path in sorted((folder / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])  # TFRecord: length, its checksum, the bytes, their checksum
             event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
-            if event.session_log.status == event.session_log.START:
-                purged.append(event.step)
-            for value in event.summary.value:
-                scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return scalars, purged
+            yield event
+
+
+def summaries(folder):
+    """What they show: (step, value), value.tag its name."""
+    return [(event.step, value) for event in written(folder) for value in event.summary.value]
+
+
+def events(folder):
+    """The scalars, {tag: [(step, value), ...]}, and the steps purged."""
+    scalars = {}
+    for step, value in summaries(folder):
+        scalars.setdefault(value.tag, []).append((step, value.simple_value))
+    return scalars, [event.step for event in written(folder) if event.session_log.status == event.session_log.START]
 
 
 def test_lines(tmp_path):

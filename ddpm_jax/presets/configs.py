@@ -100,6 +100,8 @@ class TrainConfig:
     """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
     """Checkpoints whose step is a multiple of it are kept for good; None: the newest alone."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """What is told the numbers of metrics.jsonl as well: tensorboard | wandb; none: nothing is."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is not finite: stop, or leave everything as it was and go on with the next step."""
 

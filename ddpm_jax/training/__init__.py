@@ -7,9 +7,11 @@ from ddpm_jax.training.run import Run, open_run
 from ddpm_jax.training.samples import Drawing
 from ddpm_jax.training.state import TrainState, create_state
 from ddpm_jax.training.step import Step, make_step
+from ddpm_jax.training.trackers import TRACKERS, Tracker
 from ddpm_jax.training.update import Chance, Examples, Gradients, Update
 
 __all__ = [
+    "TRACKERS",
     "Chance",
     "Drawing",
     "Examples",
@@ -17,6 +19,7 @@ __all__ = [
     "Outcome",
     "Run",
     "Step",
+    "Tracker",
     "TrainState",
     "Update",
     "create_state",

@@ -9,7 +9,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.parallel import layout_of
 from ddpm_jax.presets import Preset
-from ddpm_jax.training.loop import Outcome, Start, train
+from ddpm_jax.training.loop import How, Outcome, Start, trained
 from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run
 
@@ -56,4 +56,4 @@ def finetune(
         provenance["origin"] = origin.origin
     print(f"start: {origin.folder}, step {step}, {'averaged weights' if weights == 'ema' else 'weights not averaged'}")
     start = Start(variables, origin.scaling, provenance)
-    return train(config, folder, resume=resume, overwrite=overwrite, start=start, parallel=parallel, profile=profile)
+    return trained(config, folder, How(resume, overwrite, parallel, profile), start=start)

@@ -27,6 +27,7 @@ from ddpm_jax.training.optimizers import learning_rate, updates_done
 from ddpm_jax.training.profiling import Profile
 from ddpm_jax.training.run import Run, environment, start_run
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.trackers import Trackers
 
 _ADVICE = (
     "a batch of {} examples does not fit into memory. Try --train.batch-size {}, --train.accumulate 2 (the same update, half a "
@@ -66,6 +67,17 @@ class Start:
     """Which run they are from: kept in the new one's config.json."""
 
 
+@dataclass(frozen=True)
+class How:
+    """How a run is trained, which is no part of it: the arguments of `train`."""
+
+    resume: bool = False
+    overwrite: bool = False
+    parallel: ParallelConfig = ALL_DEVICES
+    profile: bool = False
+    trackers: Any = ()
+
+
 def train(
     config: Preset | str,
     folder: Path | str,
@@ -73,9 +85,9 @@ def train(
     source: Any = None,
     resume: bool = False,
     overwrite: bool = False,
-    start: Start | None = None,
     parallel: ParallelConfig = ALL_DEVICES,
     profile: bool = False,
+    trackers: Any = (),
 ) -> Outcome:
     """Train as the config says and leave everything in the folder; Ctrl-C and SIGTERM save and return early.
 
@@ -84,17 +96,25 @@ def train(
     config: or the name of a preset. source: data of one's own in the place of the config's: a `data.Source`, an object with a
     length and items; or `data.Batches`, or what these are made of, an iterable of batches or a function of the first step (its name
     stands in the run's config; evaluation and another start ask for it again). profile: record a few steps in
-    folder/profile, for TensorBoard or Perfetto.
+    folder/profile, for TensorBoard or Perfetto. trackers: a list of `Tracker`s that are told its numbers, besides those
+    of train.trackers.
 
     Raises:
         UserError: the config, the data, the devices and the folder do not fit together; an image cannot be read; the loss is not
-            finite; the folder cannot be written to; a batch does not fit into memory.
+            finite; the folder cannot be written to; a batch does not fit into memory; a tracker cannot be started.
         NotFiniteError: the trained network's samples hold NaN or infinity; its last step is saved all the same.
     """
-    folder = Path(folder)
-    asked, source = _with_source(presets.preset(config) if isinstance(config, str) else config, source)
+    return trained(config, Path(folder), How(resume, overwrite, parallel, profile, trackers), source=source)
+
+
+def trained(config: Preset | str, folder: Path, how: How, *, source: Any = None, start: Start | None = None) -> Outcome:
+    """`train`, also from the weights of another run."""
+    resume, overwrite = how.resume, how.overwrite
+    config = presets.preset(config) if isinstance(config, str) else config
+    trackers = Trackers(config.train.trackers, how.trackers)
+    asked, source = _with_source(config, source)
     feeding.check(asked, source)  # before the folder is touched
-    layout = layout_of(parallel)
+    layout = layout_of(how.parallel)
     examples = None if isinstance(source, data.Batches) else len(source)
     check_batch(layout, asked.train.batch_size, asked.train.accumulate, examples)
     given = {"examples of data": examples, "out": str(folder), "resume": resume, "parallel": layout.mode}
@@ -104,28 +124,16 @@ def train(
 
     keep = run.config.train.keep_checkpoints, run.config.train.keep_every
     alone = not launch.several()
-    with Interruption(alone=alone) as interruption, Checkpoints(run.checkpoint_folder, *keep) as checkpoints:
-        training = _Training(run, source, layout, checkpoints, interruption)
-        state = training.first_state(resume=resume, start=start)
-        training.announce(state)
-        final = training.steps(state, profile=profile)
-    done = int(final.step)
-    skipped = done - updates_done(final.opt_state)
-    if bad := getattr(source, "bad_files", 0):
-        print(f"{bad} unreadable images were skipped.")
-    if skipped:
-        print(f"{skipped} steps were skipped, because their loss or gradient was not finite.")
-    if launch.is_first():
-        figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
-    if not training.asked_to_stop():
-        try:
-            training.save_samples(final, last=True)
-        except NotFiniteError as error:
-            raise NotFiniteError(
-                f"training is finished and step {done} is saved, but no samples could be drawn. {error} "
-                f"ddpm sample {folder} draws them again."
-            ) from error
-    return Outcome(run, done, interruption.signal, skipped)
+    with trackers:
+        with Interruption(alone=alone) as interruption, Checkpoints(run.checkpoint_folder, *keep) as checkpoints:
+            training = _Training(run, source, layout, checkpoints, interruption, trackers)
+            state = training.first_state(resume=resume, start=start)
+            training.announce(state)
+            final = training.steps(state, profile=how.profile)
+        skipped = training.finish(final)
+    for failure in trackers.failures:
+        print(failure)
+    return Outcome(run, int(final.step), interruption.signal, skipped)
 
 
 def _with_source(config: Preset, source: Any) -> tuple[Preset, data.Source | data.Batches]:
@@ -161,6 +169,7 @@ class _Training:
     layout: Layout
     checkpoints: Checkpoints
     interruption: Interruption
+    trackers: Trackers
 
     def first_state(self, *, resume: bool, start: Start | None) -> TrainState:
         """The newest checkpoint's where the run is resumed, or of the weights that it starts from, or a fresh one."""
@@ -181,8 +190,10 @@ class _Training:
         """Steps from the state's to the config's last, or until interrupted; returns the last state, which is saved."""
         run, config, start = self.run, self.run.config.train, int(state.step)
         sizes = {"start": start, "total": config.total_steps, "batch_size": config.batch_size}
+        if launch.is_first():
+            self.trackers.start(run.folder, json.loads(presets.to_json(run.config)), start)
         with (
-            Metrics(run.folder, **sizes) if launch.is_first() else NoMetrics() as metrics,
+            Metrics(run.folder, **sizes, trackers=self.trackers) if launch.is_first() else NoMetrics() as metrics,
             Profile(run.folder / "profile" if profile and launch.is_first() else None) as profiler,
             fits_memory(_ADVICE.format(config.batch_size, max(1, config.batch_size // 2))),
         ):
@@ -264,10 +275,37 @@ class _Training:
             samples.draw_and_save(
                 run.folder, drawing, run.labels(num), num, num_frames=samples.FRAMES, heading=lambda _: heading
             )
+            self.trackers.picture(step, run.folder / "samples.png")
             return
         drawn = drawing.draw(run.labels(num), num)
         if launch.is_first():
-            samples.save_picture(run.folder / "samples" / f"step_{step:07d}.png", run, drawn, heading)
+            path = run.folder / "samples" / f"step_{step:07d}.png"
+            samples.save_picture(path, run, drawn, heading)
+            self.trackers.picture(step, path)
+
+    def finish(self, final: TrainState) -> int:
+        """Say what was left out, and draw the loss and, unless interrupted, samples; returns how many steps were skipped.
+
+        Raises:
+            NotFiniteError: the samples hold NaN or infinity.
+        """
+        folder, done = self.run.folder, int(final.step)
+        skipped = done - updates_done(final.opt_state)
+        if bad := getattr(self.source, "bad_files", 0):
+            print(f"{bad} unreadable images were skipped.")
+        if skipped:
+            print(f"{skipped} steps were skipped, because their loss or gradient was not finite.")
+        if launch.is_first():
+            figures.save_loss_curve(folder / "loss.png", read_metrics(folder))
+        if not self.asked_to_stop():
+            try:
+                self.save_samples(final, last=True)
+            except NotFiniteError as error:
+                raise NotFiniteError(
+                    f"training is finished and step {done} is saved, but no samples could be drawn. {error} "
+                    f"ddpm sample {folder} draws them again."
+                ) from error
+        return skipped
 
     def announce(self, state: TrainState) -> None:
         """What is trained, on what, and where."""

@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: a progress bar, metrics.jsonl, and TensorBoard."""
+"""What a run says of itself while it trains: a progress bar, metrics.jsonl, and what its trackers are told."""
 
 import json
 import math
@@ -11,25 +11,23 @@ from typing import Any
 from ddpm_jax import progress
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_atomically
-
-FLUSH_S = 30.0
-"""Seconds after which TensorBoard is shown what is new."""
+from ddpm_jax.training.trackers import Trackers
 
 
 class Metrics:
-    """Writes a line of numbers every so often: to metrics.jsonl, to TensorBoard and into the progress bar.
+    """Writes a line of numbers every so often: to metrics.jsonl, to the trackers and into the progress bar.
 
     Raises:
         UserError: the folder cannot be written to, also from `write`.
     """
 
-    def __init__(self, folder: Path, *, start: int, total: int, batch_size: int):
+    def __init__(self, folder: Path, *, start: int, total: int, batch_size: int, trackers: Trackers | None = None):
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= start]
         write_atomically(self._path, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
         with _told(folder):
             self._file = self._path.open("a", buffering=1)
-            self._board = _Board(folder / "tensorboard", start)
+        self._trackers = trackers or Trackers()
         self._bar = progress.made(total, "training", unit="step", done=start)
         self._total = total
         self._batch_size = batch_size
@@ -42,8 +40,6 @@ class Metrics:
         self._bar.close()
         with suppress(OSError):  # was told when the line was written
             self._file.close()
-        with suppress(OSError):
-            self._board.close()
 
     def restart_clock(self, step: int) -> None:
         """Count the speed from here: called after time was spent on something other than steps."""
@@ -62,7 +58,7 @@ class Metrics:
         line["images_per_s"] = round(steps_per_s * self._batch_size, 1)
         with _told(self._path.parent):
             self._file.write(json.dumps(line) + "\n")
-            self._board.write(**line)
+        self._trackers.log(step, {name: value for name, value in line.items() if name != "step" and value is not None})
         loss = numbers["loss"]
         text = "loss not finite" if loss is None else f"loss {loss:.4f}"
         if numbers.get("skipped"):
@@ -110,35 +106,6 @@ def _told(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror or error}.") from error
-
-
-class _Board:
-    """TensorBoard's file, written in the caller's thread: tensorboardX's own thread ends at a full disk, and the run would wait for
-    it for ever."""
-
-    def __init__(self, folder: Path, start: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        if start:  # what a killed run wrote past its last checkpoint is not shown twice
-            begun = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(wall_time=time.time(), step=start + 1, session_log=begun))
-        self._flushed = time.monotonic()
-
-    def write(self, step: int, **numbers: float | int | None) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items() if value is not None]
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-        if time.monotonic() > self._flushed + FLUSH_S:
-            self._writer.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

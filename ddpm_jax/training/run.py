@@ -33,6 +33,7 @@ from ddpm_jax.typed import build
 _REVISABLE = {
     "train.steps", "train.epochs", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_checkpoints", "train.keep_every", "train.on_nonfinite", "train.accumulate", "train.remat", "data.threads",
+    "train.trackers",
 }  # fmt: skip
 """Fields that a resumed run may change, besides those of sampling: they leave the steps already done as they were."""
 
@@ -296,7 +297,7 @@ def create_folder(run: Run) -> None:
 
 def _check_writable(folder: Path) -> None:
     check_writable(folder)
-    for name in ("checkpoints", "samples", "tensorboard"):
+    for name in ("checkpoints", "samples", "tensorboard", "wandb"):
         if (folder / name).exists():
             check_writable(folder / name)
 
