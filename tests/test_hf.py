@@ -280,6 +280,55 @@ def test_a_row_group_that_is_gone(parquet):
     assert source[7]["image"][0, 0, 0] == 70
 
 
+@pytest.mark.parametrize(
+    ("rest", "asked", "split"),
+    [
+        ("mnist", ("mnist", None), "train"),
+        ("owner/name", ("owner/name", None), "train"),
+        ("owner/name:test[:5]", ("owner/name", None), "test[:5]"),
+        ("owner/na.me-1/its-config:test", ("owner/na.me-1", "its-config"), "test"),
+    ],
+)
+def test_names_of_the_hub(rest, asked, split, monkeypatch):
+    """What `datasets` is asked for, of which nothing is here."""
+    heard = []
+
+    class Builder:
+        config = type("Config", (), {"data_files": {"train": [], "test": []}})
+
+        def download_and_prepare(self):
+            pass
+
+        def as_dataset(self, split):
+            heard.append(split)
+            return table(3)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *asked: heard.append(asked) or Builder())
+    assert greys(data.open_source(f"hf:{rest}")) == [0, 10, 20]
+    assert heard == [asked, split]
+
+
+def test_files_of_the_hub_are_read_where_they_lie(parquet, monkeypatch):
+    """By URL, as `datasets` names those of the Hub: footers, labels, and then the row groups that are asked for, none twice."""
+    import fsspec
+
+    memory, read = fsspec.filesystem("memory"), []
+    for path in parquet.glob("train-*"):
+        memory.pipe(f"/hub/{path.name}", path.read_bytes())
+    urls = [f"memory://hub/train-0000{k}.parquet" for k in range(2)]
+
+    class Builder:
+        config = type("Config", (), {"data_files": {"train": urls}})
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: Builder())
+    original = hf_stream.RowGroups._read
+    monkeypatch.setattr(hf_stream.RowGroups, "_read", lambda self, *group: read.append(group) or original(self, *group))
+    source = data.open_source("hf-stream:owner/name")
+    assert not read and source[4]["image"][0, 0, 0] == 40 and source[13]["label"] == 1 and source[5]["label"] == 1
+    assert read == [(urls[0], 1), (urls[1], 0)]
+    assert fsspec.get_filesystem_class("hf").__name__ == "HfFileSystem"
+
+
 def test_without_the_library(monkeypatch, parquet):
     monkeypatch.setitem(sys.modules, "datasets", None)
     for form in ("hf", "hf-stream"):
