@@ -79,6 +79,8 @@ REASONS = {
         "training.finetune",
         "training.open_run",
         "training.train",
+        "training.TRACKERS",
+        "training.Tracker",
         "likelihood.Likelihood",
         "likelihood.evaluate_likelihood",
     ),
