@@ -118,8 +118,9 @@ class ConvertArgs:
     """Which network a file's weights belong to: its options are then those of --model."""
     weights: Literal["ema", "params", "state"] = "ema"
     """The averaged parameters, or those being trained; or, of a run, everything that training needs."""
-    to: Literal["diffusers"] | None = None
-    """For a run of a unet: write a pipeline's folder that the library diffusers loads."""
+    to: Literal["diffusers", "dit"] | None = None
+    """diffusers: of a run of a unet, a pipeline's folder that this library loads; dit: of one of a dit, a file with the names of
+    facebookresearch/DiT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +139,8 @@ class AverageArgs:
 @dataclass(frozen=True, kw_only=True)
 class ImportArgs:
     """Make a run folder of other libraries' weights: a folder of a UNet2DModel or of its pipeline (diffusers), from a path or from
-    the Hugging Face Hub; or a checkpoint of improved-diffusion, guided-diffusion or
-    denoising-diffusion-pytorch."""
+    the Hugging Face Hub; or a checkpoint of improved-diffusion, guided-diffusion, denoising-diffusion-pytorch or
+    facebookresearch/DiT."""
 
     out: Path
     """The run folder."""
@@ -184,7 +185,8 @@ class BenchmarkArgs:
     """Measure speed, JAX against the PyTorch twin at the same work in one run: forward passes, training, sampling."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Networks or presets; all networks but the heavy ones (unet, double_conv_unet, rms_unet, convnext_unet_224) unless given."""
+    """Networks or presets; all networks but the heavy ones (unet, double_conv_unet, rms_unet, dit, convnext_unet_224) unless
+    given."""
     what: tuple[Literal["forward", "train", "sample"], ...] = ("forward", "train", "sample")
     """What to measure."""
     against: tuple[Literal["torch", "torch.compile", "diffusers"], ...] = ("torch",)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import ddpm_torch_ref as twins
 from ddpm_jax import schedules
-from ddpm_jax.models import attention, layers, normalization, tiny_unet
+from ddpm_jax.models import attention, dit, layers, normalization, tiny_unet
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
@@ -24,6 +24,7 @@ from ddpm_jax.samplers import Sampler, ddim, strided
 from ddpm_jax.training import averages
 from ddpm_jax.verify.stages import Verification
 from ddpm_jax.weights import bridge
+from ddpm_torch_ref.models import dit as twin_dit
 from ddpm_torch_ref.models import layers as twin_layers
 from ddpm_torch_ref.models import tiny_unet as twin_tiny_unet
 from ddpm_torch_ref.models import unet as twin_unet
@@ -39,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tiny_unet": {"image_size": 8},
     "convnext_unet": {"image_size": 16},
     "conv_net": {"dim": 8},
+    "dit": {"image_size": 8, "channels": 1, "dim": 16, "depth": 2, "num_heads": 2},
     "mlp": {},
 }
 """Networks at sizes that compile quickly; what follows a comma tells variants of one network apart."""
@@ -128,6 +130,21 @@ class Silent(torch.nn.Embedding):
         return 0 * super().forward(labels)
 
 
+class Ungated(twin_dit.DiTBlock):
+    def forward(self, x, emb, skip=None):
+        shift1, scale1, _, shift2, scale2, gate2 = self.adaLN_modulation(emb).unsqueeze(1).chunk(6, dim=2)
+        x = x + self.attn(self.norm1(x) * (1 + scale1) + shift1)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+def rows_first(size, dim):
+    return np.roll(PLACES(size, dim), dim // 2, axis=1)
+
+
+def turned_about(x, patch_size):
+    return UNPATCHIFY(x, patch_size).transpose(2, 3)
+
+
 def biased_batch_norm(self, x):
     if self.use_running_average:
         mean, var = self.mean[...], self.var[...]
@@ -186,6 +203,7 @@ def flipped(x, kernel, strides, padding):
 
 
 TRANSPOSED = layers.transposed
+PLACES, UNPATCHIFY = dit.position_table, twin_dit.unpatchify
 EMBEDDING, HEADS, TABLE = layers.timestep_embedding, layers.heads, tiny_unet.timestep_table
 ADD_NOISE, CLIP, STRIDED_TIMES = (
     twins.processes.GaussianDiffusion.add_noise,
@@ -240,6 +258,17 @@ MUTATIONS = [
              setting(twin_layers, "resample_map", lambda x, _: F.interpolate(x, scale_factor=2.0, mode="bilinear"))),
     Mutation("UNet: the skip before x", "unet", "layers", "up.0.blocks.0.norm1", NETWORK,
              edit=assign("up.0.__class__", SkipFirst)),
+    # transformer
+    Mutation("DiT: rows before columns", "dit", "layers", "blocks.0.norm1", NETWORK, setting(dit, "position_table", rows_first)),
+    Mutation("DiT: attention not gated", "dit", "layers", "blocks.1.norm2", NETWORK, edit=assign("blocks.1.__class__", Ungated)),
+    Mutation("DiT: scale without + 1", "dit", "layers", "blocks.0.attn.qkv", NETWORK,
+             setting(dit, "modulate", lambda x, shift, scale: x * scale + shift)),
+    Mutation("DiT: GELU by erf", "dit", "layers", "blocks.0.mlp.fc2", NETWORK,
+             setting(dit.nnx, "gelu", lambda x, approximate: jax.nn.gelu(x, approximate=False))),
+    Mutation("DiT: LayerNorm with epsilon 1e-5", "dit", "layers", "blocks.0.norm2", NETWORK,
+             edit=assign("blocks.0.norm2.eps", 1e-5)),
+    Mutation("DiT: the image turned about", "dit", "output", "output", NETWORK,
+             setting(twin_dit, "unpatchify", turned_about)),
     # conditioning
     Mutation("MLP: t + 1", "mlp", "layers", "layers.0", NETWORK, setting(MLP, "__call__", one_later(MLP.__call__))),
     Mutation("time embedding: cosines first", "unet", "layers", "time_mlp.linear1", NETWORK,

@@ -17,8 +17,8 @@ def table() -> Iterator[None]:
 
 
 QUICK = 3
-"""Faults of a network that are planted always; the others, and those of the largest networks, are slow."""
-LARGE = ("convnext_unet", "tiny_unet")
+"""Faults of a network that are planted always; the others, and those of networks that take longest to compile, are slow."""
+LARGE = ("convnext_unet", "tiny_unet", "dit")
 
 
 def faults() -> Iterator[Any]:

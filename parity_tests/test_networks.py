@@ -48,6 +48,14 @@ CASES = {
         8,
     ),
     "rms_unet": ("rms_unet", SMALL["rms_unet"], NO_LABELS, 8),
+    "dit": ("dit", SMALL["dit"] | {"num_classes": 5}, BOTH, 8),
+    "dit, learned variance": (
+        "dit",
+        SMALL["dit"] | {"learn_variance": True, "mlp_ratio": 1.7, "channels": 1},
+        NO_LABELS,
+        8,
+    ),
+    "dit, long skips": ("dit", SMALL["dit"] | {"long_skips": True, "patch_size": 4, "depth": 5}, NO_LABELS, 8),
     "edm_unet": ("edm_unet", SMALL["edm_unet"], NO_LABELS, 8),
     "edm_unet, NCSN++ with classes": (
         "edm_unet",

@@ -15,6 +15,7 @@ SMALL = {
     "annotated_unet": {"dim": 8, "image_size": 8, "dim_mults": (1, 2)},
     "conv_net": {"dim": 5, "image_size": 8},
     "convnext_unet": {"image_size": 16, "num_classes": 3, "expansion": 1},
+    "dit": {"image_size": 8, "dim": 8, "depth": 2, "num_heads": 2},
     "double_conv_unet": {"dim": 2, "image_size": 16},
     "edm_unet": {
         "dim": 8,

@@ -150,6 +150,7 @@ def objects(finished_run):
         evaluation.Bound(jnp.ones(64), jnp.ones((1000, 64))), Likelihood({}, 3.0, 0.1, 1.0, (1.0,) * 1000), classifier,
         *data.FORMS.values(), data.Opening(label="a" * 80), data.Batches(iter([]), ["on", "off"]), data.Reading(rows=np.arange(64)),
         presets.EditConfig(seed=3), presets.ImportConfig("ema"), presets.OpenAIConfig(num_heads=4), presets.DDPConfig("pred_v"),
+        presets.DiTImportConfig(3),
         evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0], weights.Rule(("a name",) * 100), *trainings(),
         verify.TrainingReport("training", {}, [row] * 1000, cause="a cause"),
         verify.Proposal({"a": "b"} , ("a",) * 1000, ("a",) * 1000, (), {"a": "b"}),

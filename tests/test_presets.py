@@ -32,7 +32,7 @@ def test_json_keeps_what_is_not_the_default():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_preset_builds(name):
-    """Shapes alone, no arithmetic: the network answers its own images with its own number of channels."""
+    """Shapes alone, no arithmetic: the network answers its own images with its own channels, or twice as many with a variance."""
     config = RECIPES[name].config
     model = config.model
     graphdef, variables = models.split(models.abstract(model))
@@ -41,7 +41,8 @@ def test_every_preset_builds(name):
     labels = t if getattr(model, "num_classes", None) else None
     t = jax.ShapeDtypeStruct((2, 2), "float32") if getattr(model, "interval", False) else t
     output, _ = jax.eval_shape(lambda *args: models.apply(graphdef, *args), variables, x_t, t, labels)
-    assert output.shape == x_t.shape
+    learned = getattr(model, "learn_variance", False) + 1
+    assert output.shape == (*x_t.shape[:-1], learned * x_t.shape[-1])
     steps = config.process.sampling_steps(config.sample.steps)
     assert len(config.sample.sampler.grid(config.process, config.sample.steps)) == steps
 

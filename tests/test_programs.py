@@ -19,6 +19,7 @@ LOOPS = {"imagenet-convnext": {"train": 8, "sample": 4}}
 SAME = {
     "mnist-convnext",
     "digits-flow",
+    "digits-dit",
     "digits-edm",
     "digits-meanflow",
     "images",
@@ -50,6 +51,13 @@ def convolutions(text):
     return found
 
 
+def products(text):
+    """The dtypes of each one's factors."""
+    found = re.findall(r"stablehlo\.dot_general .*: \(tensor<\S*x(\w+)>, tensor<\S*x(\w+)>\) ->", text)
+    assert len(found) == text.count("stablehlo.dot_general")
+    return found
+
+
 def loops(text):
     return text.count("stablehlo.while")
 
@@ -61,7 +69,7 @@ def test_a_training_step_is_plain_and_in_bfloat16(name):
         assert loops(text) == LOOPS.get(name, {}).get("train", 0)
         assert "optimization_barrier" not in text and "stablehlo.case" not in text
         assert set(convolutions(text)) <= {("bf16", "bf16")}
-        assert len(convolutions(text)) > 5 or presets.preset(name).model.network == "mlp"
+        assert len(convolutions(text)) > 5 or presets.preset(name).model.network in ("mlp", "dit")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -84,6 +92,18 @@ def test_an_update_has_two_gradients_for_each_convolution(name):
     assert forward["tpu"] == forward["cuda"] and updates["tpu"] == updates["cuda"] == 3 * forward["tpu"] - 1
     if name == "cifar10-ddpm":
         assert updates["tpu"] == 155
+
+
+def test_a_transformer_is_products():
+    """Seven of each block (qkv, two of attention, proj, two of the perceptron, modulation), five of the rest (patches, two of t,
+    two of the last layer). In an update each has two gradients, but for that by the image and that by the sinusoids."""
+    model = presets.preset("cifar10-dit").model
+    forward = 7 * model.depth + 5
+    for platform in PLATFORMS:
+        walk, update = (products(texts("cifar10-dit", what)[platform]) for what in ("sample", "train"))
+        assert walk == [("f32", "f32")] * forward
+        assert update == [("bf16", "bf16")] * (3 * forward - 2)
+        assert not convolutions(texts("cifar10-dit", "train")[platform])
 
 
 def test_the_network_of_fid():

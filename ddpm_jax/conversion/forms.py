@@ -10,21 +10,23 @@ from ddpm_jax import models
 from ddpm_jax.conversion.folders import write_folder
 from ddpm_jax.conversion.runs import Which, from_run, to_run
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import UNetConfig
+from ddpm_jax.models import DiTConfig, UNetConfig
 from ddpm_jax.training.run import open_run
-from ddpm_jax.weights import from_original, from_torch, layout, read_weights, write_tensors
+from ddpm_jax.weights import from_dit, from_original, from_torch, layout, read_weights, to_dit, write_tensors
+from ddpm_jax.weights.dit import POSITIONS
 from ddpm_jax.weights.files import SUFFIXES
 from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
 
 
 def convert(
-    source: Path, target: Path, model: Any = None, which: Which = "ema", to: Literal["diffusers"] | None = None
+    source: Path, target: Path, model: Any = None, which: Which = "ema", to: Literal["diffusers", "dit"] | None = None
 ) -> list[Path]:
     """Write the weights in `source` to `target`; what either is, its suffix says (none: a run folder). Returns what was written.
 
     model: config of the network that a file's weights belong to, where the source is no run folder and the target is one, or the
     names are those of an original. which: the averaged or the trained parameters, where there are both, or of a run the whole state
-    of training. to: another library's form, that of a pipeline's folder of diffusers; the source is then a run folder of a unet.
+    of training. to: another library's form, the source being a run folder: of a unet a pipeline's folder of diffusers, of a dit a
+    file with the names of facebookresearch/DiT.
 
     Raises:
         UserError: unreadable or unfit weights, a target that exists as a folder, a model that is needed and not given, or a run
@@ -36,6 +38,8 @@ def convert(
             what = "the state of training" if which == "state" else f"a {run.config.model.network}"
             raise UserError(f"--to diffusers takes the weights of a unet; of {source} it would be {what}.")
         return write_folder(target, run.config, from_run(run, which))
+    if to == "dit":
+        return [_write_dit(source, target, which)]
     if target.exists() and (target.is_dir() or not target.suffix):
         raise UserError(f"{target} exists; choose another name for the run folder.")
     if target.suffix and target.suffix not in SUFFIXES:
@@ -58,6 +62,14 @@ def convert(
     return [to_run(target, model, arrays, origin={"source": str(source.absolute()), "weights": found})]
 
 
+def _write_dit(source: Path, target: Path, which: Which) -> Path:
+    run = open_run(source)
+    if not isinstance(run.config.model, DiTConfig) or which == "state":
+        what = "the state of training" if which == "state" else f"a {run.config.model.network}"
+        raise UserError(f"--to dit takes the weights of a dit; of {source} it would be {what}.")
+    return write_tensors(target, to_dit(run.config.model, from_run(run, which)))
+
+
 _TOLD = {
     "ema": "of {}, the averaged weights are taken (--weights params: those being trained)",
     "params": "of {}, the weights being trained are taken (--weights ema: the averaged ones)",
@@ -75,6 +87,8 @@ def fitted(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     keys = {entry.key for entry in entries}
     if name in ORIGINALS and len(keys & set(arrays)) < len(keys) / 2:
         arrays = from_original(name, arrays)
+    if name == "dit" and POSITIONS in arrays:  # the authors' own file
+        arrays = from_dit(arrays, num_heads=model.num_heads)[1]
     try:
         from_torch(entries, arrays)
     except UserError as error:

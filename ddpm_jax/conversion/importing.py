@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import models
-from ddpm_jax.conversion import denoising_diffusion, edm, hub, openai
+from ddpm_jax.conversion import denoising_diffusion, dit, edm, hub, openai
 from ddpm_jax.conversion.folders import SCHEDULER, is_diffusers_folder, read_folder
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
@@ -21,6 +21,7 @@ from ddpm_jax.schedules import Linear
 from ddpm_jax.training.run import Run
 from ddpm_jax.weights import Which, from_diffusers, read_weights
 from ddpm_jax.weights.denoising_diffusion import is_denoising_diffusion
+from ddpm_jax.weights.dit import is_dit
 
 
 class Imported(NamedTuple):
@@ -38,14 +39,16 @@ class Imported(NamedTuple):
     """All that was read."""
     root: Path
     """The folder that they lie in."""
+    label_dropout: float = 0.0
+    """Share of the labels that were hidden from the network while it was trained."""
 
 
 def import_weights(source: str, out: Path, how: ImportConfig | None = None) -> Path:
     """Make a run folder `out` of what lies at a path, or in a repository of the Hub (owner/name). Returns it.
 
     A folder is taken for one of diffusers, a .pkl for a pickled network of NVlabs/edm, and any other file for a checkpoint of
-    denoising-diffusion-pytorch where its names say so, and of improved-diffusion or guided-diffusion otherwise. how: None for an
-    ImportConfig's defaults.
+    denoising-diffusion-pytorch or of facebookresearch/DiT where its names say so, and of improved-diffusion or guided-diffusion
+    otherwise. how: None for an ImportConfig's defaults.
 
     Raises:
         UserError: nothing is there, it cannot be read or holds more than plain tensors, it has no counterpart here (by name), or it
@@ -74,6 +77,7 @@ def import_weights(source: str, out: Path, how: ImportConfig | None = None) -> P
         "sha256": {str(file.relative_to(found.root)): _sha256(file) for file in found.files},
     }
     options: dict[str, Any] = {"process": found.process, "sampling": found.sampling, "data": how.data}
+    options["label_dropout"] = found.label_dropout
     return to_run(out, found.model, found.tensors, origin=origin, **options)
 
 
@@ -149,15 +153,19 @@ def _checkpoint(path: Path, how: ImportConfig) -> Imported:
         model, ours, process, sampling = edm.from_file(path)
         return Imported("edm", model, ours, "ema", process, sampling, (path,), path.parent)
     tensors, which = read_weights(path, how.weights)
+    label_dropout = 0.0
     if is_denoising_diffusion(tensors):
         tensors, of_two = denoising_diffusion.chosen(path, tensors, how.weights)
         library, which = "denoising-diffusion-pytorch", of_two or which
         made: Any = denoising_diffusion.from_file(path, tensors, image_size=how.image_size, **vars(how.ddp))
+    elif is_dit(tensors):
+        made = dit.from_file(path, tensors, image_size=how.image_size, num_heads=how.dit.num_heads)
+        library, label_dropout = "DiT", how.dit.label_dropout
     else:
         library, which = "openai", which or openai.which_of(path)
         made = openai.from_file(path, tensors, image_size=how.image_size, **vars(how.openai))
     model, ours, process, sampling = made
-    return Imported(library, model, ours, which, process, sampling, (path,), path.parent)
+    return Imported(library, model, ours, which, process, sampling, (path,), path.parent, label_dropout)
 
 
 def _sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ddpm_jax import models
 from ddpm_jax.data.scaling import IMAGE_SCALINGS, Scaling
+from ddpm_jax.errors import UserError
 from ddpm_jax.files import new_folder
 from ddpm_jax.presets import RECIPES, DataConfig, Preset, SampleConfig, TrainConfig, system_of
 from ddpm_jax.processes import Process
@@ -47,32 +48,39 @@ def to_run(
     process: Process | None = None,
     sampling: SampleConfig | None = None,
     data: str = "",
+    label_dropout: float = 0.0,
     origin: dict[str, Any] | None = None,
 ) -> Path:
     """A run at step 0 (or at the state's step) whose parameters and average are the given ones.
 
     process, sampling: how the network was trained and is sampled; None: as its author did. data: what it was trained on, as
-    `DataConfig.source`. origin: where the weights come from, for the run's config.json.
+    `DataConfig.source`. label_dropout: share of the labels that were hidden from it, in [0, 1): above 0 the last class of the
+    network stands for none. origin: where the weights come from, for the run's config.json.
 
     Raises:
-        UserError: process and sampling do not fit each other, or the network.
+        UserError: process and sampling do not fit each other, or the network; labels were hidden of less than two classes.
     """
     if process is None or sampling is None:
         process, sampling = system_of(model)
-    num_classes = getattr(model, "num_classes", None)
+    num_classes = getattr(model, "num_classes", None) or 0
+    hidden = int(label_dropout > 0)  # one class more, which stands for none
+    if num_classes <= hidden and hidden:
+        raise UserError(
+            f"label_dropout must be 0 for a network of {num_classes} classes, none included; got {label_dropout:g}."
+        )
     recipes = [recipe.config for recipe in RECIPES.values() if type(recipe.config.model) is type(model)]
     scale = recipes[0].data.scale if recipes else "signed"
     config = Preset(
         data=DataConfig(source=data, labels=bool(num_classes), scale=scale),
         model=model,
         process=process,
-        train=TrainConfig(),
+        train=TrainConfig(label_dropout=label_dropout),
         sample=sampling,
     )
     check(config)
     # a file says nothing of the points' mean and deviation: samples come as the network makes them
     scaling = IMAGE_SCALINGS[scale] if len(model.shape) == 3 else Scaling(0.0, 1.0)
-    run = Run(folder, config, tuple(map(str, range(num_classes or 0))), scaling, origin)
+    run = Run(folder, config, tuple(map(str, range(num_classes - hidden))), scaling, origin)
     network = models.abstract(run.config.model)
     if "step" in arrays:
         state = state_from_numpy(network, run.abstract_state(), arrays)

@@ -15,6 +15,7 @@ from ddpm_jax.models.annotated_unet import AnnotatedUNetConfig
 from ddpm_jax.models.config import NETWORKS, ModelConfig, configure, kind_of
 from ddpm_jax.models.conv_net import ConvNetConfig
 from ddpm_jax.models.convnext_unet import ConvNeXtUNet224Config, ConvNeXtUNetConfig
+from ddpm_jax.models.dit import DiTConfig
 from ddpm_jax.models.double_conv_unet import DoubleConvUNetConfig
 from ddpm_jax.models.edm_unet import EDMUNetConfig
 from ddpm_jax.models.foreign_unet import ForeignUNetConfig, simplest, unet_of
@@ -32,6 +33,7 @@ __all__ = [
     "ConvNeXtUNet224Config",
     "ConvNeXtUNetConfig",
     "ConvNetConfig",
+    "DiTConfig",
     "DoubleConvUNetConfig",
     "EDMUNetConfig",
     "ForeignUNetConfig",

@@ -10,7 +10,7 @@ from ddpm_jax.presets.configs import (
     from_json,
     to_json,
 )
-from ddpm_jax.presets.imports import DDPConfig, ImportConfig, OpenAIConfig
+from ddpm_jax.presets.imports import DDPConfig, DiTImportConfig, ImportConfig, OpenAIConfig
 from ddpm_jax.presets.table import RECIPES, SYSTEMS, Recipe, preset, system_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "SYSTEMS",
     "DDPConfig",
     "DataConfig",
+    "DiTImportConfig",
     "EditConfig",
     "ImportConfig",
     "OpenAIConfig",

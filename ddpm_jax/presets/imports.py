@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ddpm_jax import display
+from ddpm_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,26 @@ class DDPConfig:
 
 
 @dataclass(frozen=True)
+class DiTImportConfig:
+    """How a file of facebookresearch/DiT was made.
+
+    Raises:
+        UserError: a share of labels outside its range.
+    """
+
+    num_heads: int | None = None
+    """Attention heads; those of the paper unless given, for its widths of 384, 768, 1024 and 1152."""
+    label_dropout: float = 0.1
+    """class_dropout_prob, in [0, 1): above 0 the table of classes has one row more, for none, and guidance is possible."""
+
+    __repr__ = display.of_fields
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout < 1:
+            raise UserError(f"dit.label_dropout must lie in [0, 1); got {self.label_dropout:g}.")
+
+
+@dataclass(frozen=True)
 class ImportConfig:
     """What is taken of a folder, a file or a repository of the Hub, and what it does not say."""
 
@@ -62,5 +83,7 @@ class ImportConfig:
     """For a checkpoint of improved-diffusion or guided-diffusion."""
     ddp: DDPConfig = field(default_factory=DDPConfig)
     """For a file of denoising-diffusion-pytorch."""
+    dit: DiTImportConfig = field(default_factory=DiTImportConfig)
+    """For a file of facebookresearch/DiT."""
 
     __repr__ = display.of_fields

@@ -24,6 +24,7 @@ def _systems() -> dict[str, tuple[Any, SampleConfig]]:
         "double_conv_unet":         (learns(at.linear(1000)),              SampleConfig(whole, clip=None)),
         "annotated_unet":           (learns(at.linear(200), loss="huber"), SampleConfig(bounds, clip=None)),
         "rms_unet":                 (learns(at.sigmoid_cumprod(1000), "v", weighting="snr"), SampleConfig(bounds)),
+        "dit":                      (learns(at.linear(1000)),              SampleConfig(whole)),
         "mlp":                      (learns(at.linear(1000)),              SampleConfig(whole, clip=None, num=1200)),
         "conv_net":                 (learns(at.linear_inclusive(400)),     SampleConfig(whole, clip=None)),
         "strided_unet":             (learns(at.linear_inclusive(400)),     SampleConfig(whole, clip=None)),
@@ -31,8 +32,8 @@ def _systems() -> dict[str, tuple[Any, SampleConfig]]:
     }
 
 
-SYSTEMS = ("unet", "convnext_unet", "convnext_unet_224", "tiny_unet", "double_conv_unet", "annotated_unet", "rms_unet", "mlp",
-           "conv_net", "strided_unet", "strided_unet_conditional")
+SYSTEMS = ("unet", "convnext_unet", "convnext_unet_224", "tiny_unet", "double_conv_unet", "annotated_unet", "rms_unet", "dit",
+           "mlp", "conv_net", "strided_unet", "strided_unet_conditional")
 """Networks with a way of their own of being trained and sampled."""
 
 
@@ -118,6 +119,18 @@ RECIPES: dict[str, Recipe] = {
             sample  = SampleConfig("heun", steps=25, clip=None, num=100),
         ),
     ),
+    "digits-dit": Recipe(
+        "The digits by a transformer: DiT on patches of 2x2 pixels, otherwise as digits.",
+        "A minute and a half on two CPU cores. 98 % of the samples are recognised.",
+        lambda: Preset(
+            data    = DataConfig("digits"),
+            model   = ddpm_jax.models.DiTConfig(image_size=8, channels=1, dim=96, depth=4, num_heads=4),
+            process = _diffusion("cosine", prediction="v"),
+            train   = TrainConfig(steps=1_600, batch_size=64, lr=4e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
+                                  log_every=20, sample_every=800, checkpoint_every=400),
+            sample  = SampleConfig("ddim", steps=50, num=100),
+        ),
+    ),
     "digits-meanflow": Recipe(
         "The digits in one step: the mean velocity over the way from noise to data (Geng et al. 2025).",
         "Two minutes on two CPU cores.",
@@ -189,6 +202,18 @@ RECIPES: dict[str, Recipe] = {
             train   = TrainConfig(steps=400_000, batch_size=128, lr=2e-4, warmup_steps=5_000, ema_decay=0.9999,
                                   log_every=100, sample_every=10_000, checkpoint_every=5_000),
             sample  = SampleConfig("heun", steps=50, clip=None),
+        ),
+    ),
+    "cifar10-dit": Recipe(
+        "CIFAR-10 by class with DiT-S/2 on the pixels, which learns its variance and can be guided.",
+        "Work for a large GPU, not run here.",
+        lambda: Preset(
+            data    = DataConfig("tfds:cifar10", flip=True),
+            model   = ddpm_jax.models.DiTConfig(num_classes=11, learn_variance=True),  # the last: none
+            process = _diffusion("linear", loss="hybrid", learned_variance=True),
+            train   = TrainConfig(steps=400_000, batch_size=256, lr=1e-4, label_dropout=0.1, grad_clip=None, ema_decay=0.9999,
+                                  log_every=100, sample_every=10_000, checkpoint_every=5_000),
+            sample  = SampleConfig(ddpm_jax.samplers.Ancestral("learned"), steps=250, spacing="linspace"),
         ),
     ),
     "mnist-convnext": _system(

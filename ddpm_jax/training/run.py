@@ -81,8 +81,8 @@ class Run:
     @property
     def null_label(self) -> int | None:
         """The class that stands for none where labels are dropped; None: they are not."""
-        model: Any = self.config.model
-        return model.num_classes - 1 if self.config.train.label_dropout else None
+        num_classes = getattr(self.config.model, "num_classes", None)  # None before it is known from the data
+        return num_classes - 1 if self.config.train.label_dropout and num_classes else None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -93,6 +93,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "double_conv_unet": {"dim": 16},
     "annotated_unet": {"dim": 16, "image_size": 16},
     "rms_unet": {"dim": 8, "dim_mults": (1, 2), "image_size": 8, "num_heads": 2, "head_dim": 8},
+    "dit": {"image_size": 8, "dim": 24, "depth": 3, "num_heads": 2},
     "edm_unet": {"image_size": 8, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)},
 }
 """Options that make a network quick to verify without changing its kind; a network that is not here is verified as it is."""

@@ -3,6 +3,7 @@
 from ddpm_jax.weights.bridge import Entry, from_torch, layout, load_torch, to_numpy, to_torch
 from ddpm_jax.weights.denoising_diffusion import from_denoising_diffusion, to_denoising_diffusion
 from ddpm_jax.weights.diffusers import from_diffusers, to_diffusers
+from ddpm_jax.weights.dit import from_dit, to_dit
 from ddpm_jax.weights.edm import from_edm
 from ddpm_jax.weights.files import Which, read_tensors, read_weights, write_tensors
 from ddpm_jax.weights.openai import from_openai, to_openai
@@ -17,6 +18,7 @@ __all__ = [
     "Which",
     "from_denoising_diffusion",
     "from_diffusers",
+    "from_dit",
     "from_edm",
     "from_openai",
     "from_original",
@@ -30,6 +32,7 @@ __all__ = [
     "state_to_numpy",
     "to_denoising_diffusion",
     "to_diffusers",
+    "to_dit",
     "to_numpy",
     "to_openai",
     "to_torch",

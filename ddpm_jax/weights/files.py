@@ -1,5 +1,6 @@
 """Files of named tensors: safetensors, npz and PyTorch's pt, read without ever unpickling code."""
 
+import argparse
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -99,7 +100,10 @@ def _read_pt(path: Path, which: Which | None) -> tuple[dict[str, np.ndarray], Wh
                 for entry in archive.infolist():
                     what = f"{path}: {entry.filename}"
                     check_unpacked(what, packed=min(entry.compress_size, size), unpacked=entry.file_size)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # a script's options, of plain values, as DiT's beside weights
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it holds more than plain tensors, and loading it would run code that came with it "

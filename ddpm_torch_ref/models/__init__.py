@@ -8,6 +8,7 @@ from torch import nn
 from ddpm_torch_ref.models.annotated_unet import AnnotatedUNet
 from ddpm_torch_ref.models.conv_net import ConvNet
 from ddpm_torch_ref.models.convnext_unet import ConvNeXtUNet, ConvNeXtUNet224
+from ddpm_torch_ref.models.dit import DiT
 from ddpm_torch_ref.models.double_conv_unet import DoubleConvUNet
 from ddpm_torch_ref.models.edm_unet import EDMUNet
 from ddpm_torch_ref.models.mlp import MLP
@@ -26,6 +27,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "double_conv_unet": DoubleConvUNet,
     "annotated_unet": AnnotatedUNet,
     "rms_unet": RMSUNet,
+    "dit": DiT,
     "mlp": MLP,
     "conv_net": ConvNet,
     "strided_unet": StridedUNet,
