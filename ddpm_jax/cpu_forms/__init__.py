@@ -7,7 +7,7 @@ from typing import Any
 from ddpm_jax.cpu_forms.attention import attention
 from ddpm_jax.cpu_forms.convolution import convolution, transposed
 from ddpm_jax.cpu_forms.depthwise import depthwise
-from ddpm_jax.cpu_forms.normalization import normalize, statistics
+from ddpm_jax.cpu_forms.normalization import normalize, normalize_vectors, statistics
 from ddpm_jax.cpu_forms.switch import FORMS, forwards, fused, off
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "forwards",
     "fused",
     "normalize",
+    "normalize_vectors",
     "off",
     "on_cpu",
     "statistics",

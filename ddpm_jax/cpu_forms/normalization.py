@@ -1,4 +1,4 @@
-"""Normalisation of images by sums of channels: first those, then one product and one sum per pixel.
+"""Normalisation of images by sums of channels: first those, then one product and one sum per pixel; and of vectors.
 
 XLA's CPU compiler is slow at a reduction over leading axes, and autodiff makes many passes over the image. Here a channel's sum
 is a matrix product with ones, whatever is pooled is pooled in arrays of (B, C), and the gradient is written down.
@@ -22,6 +22,36 @@ def normalize(
 ) -> Image | None:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in the dtype of x, with statistics in float32 at least."""
     return _normalize(x, scale, bias, groups, epsilon) if in_use("normalization") else None
+
+
+def normalize_vectors(x: Float[Array, "... d"], epsilon: float) -> Float[Array, "... d"] | None:
+    """(x - mean) / sqrt(var + epsilon) of each vector along the last axis; None where statistics need more than its dtype."""
+    return _vectors(x, epsilon) if in_use("normalization") and x.dtype == _exact(x).dtype else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _vectors(x: Array, epsilon: float) -> Array:
+    return _vectors_forward(x, epsilon)[0]
+
+
+def _vectors_forward(x: Array, epsilon: float) -> tuple[Array, Any]:
+    apart = x - x @ _share(x)
+    inverse = lax.rsqrt((apart * apart) @ _share(x) + epsilon)
+    y = apart * inverse
+    return y, (y, inverse)
+
+
+def _vectors_backward(epsilon: float, kept: Any, g: Array) -> tuple[Array]:
+    y, inverse = kept
+    return (inverse * (g - g @ _share(g) - y * ((g * y) @ _share(g))),)
+
+
+_vectors.defvjp(_vectors_forward, _vectors_backward)
+
+
+def _share(x: Array) -> Array:
+    """(d, 1), by which a product is the mean of each vector."""
+    return jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype)
 
 
 def statistics(x: Image, groups: int | None) -> tuple[Float[Array, "n c"], Float[Array, "n c"]] | None:

@@ -19,6 +19,7 @@ from ddpm_jax.models.attention import attend
 from ddpm_jax.models.config import ModelConfig
 from ddpm_jax.models.layers import Conv, Image, Resized, Vector, linear, timestep_embedding
 from ddpm_jax.models.network import Network
+from ddpm_jax.models.normalization import VectorNorm
 from ddpm_jax.models.remat import Block
 
 Tokens = Float[Array, "b n d"]
@@ -101,11 +102,6 @@ def unpatchify(x: Tokens, patch_size: int) -> Image:
     """(B, N, patch_size^2 C), a square of N patches row by row -> (B, H, W, C); within a patch pixels lie row by row too."""
     side = round(x.shape[1] ** 0.5)
     return rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=side, p=patch_size, q=patch_size)
-
-
-def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm without a scale or bias of its own: those come from the conditioning."""
-    return nnx.LayerNorm(dim, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, rngs=rngs)
 
 
 def modulate(x: Tokens, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]) -> Tokens:
@@ -210,9 +206,9 @@ class DiTBlock(Block):
     def __init__(self, config: DiTConfig, *, skips: bool, rngs: nnx.Rngs):
         dim = config.dim
         self.skip_linear = linear(2 * dim, dim, init=xavier, rngs=rngs) if skips else None
-        self.norm1 = layer_norm(dim, rngs)
+        self.norm1 = VectorNorm(epsilon=1e-6)  # scale and bias come from the conditioning
         self.attn = SelfAttention(dim, config.num_heads, rngs=rngs)
-        self.norm2 = layer_norm(dim, rngs)
+        self.norm2 = VectorNorm(epsilon=1e-6)
         self.mlp = FeedForward(dim, config.hidden, rngs=rngs)
         self.adaLN_modulation = modulation(dim, 6, rngs)
 
@@ -230,7 +226,7 @@ class FinalLayer(nnx.Module):
     """Norm, modulation, and the linear map from tokens to patches, zero at first."""
 
     def __init__(self, dim: int, out_dim: int, *, rngs: nnx.Rngs):
-        self.norm_final = layer_norm(dim, rngs)
+        self.norm_final = VectorNorm(epsilon=1e-6)
         self.linear = linear(dim, out_dim, init=zeros, rngs=rngs)
         self.adaLN_modulation = modulation(dim, 2, rngs)
 

@@ -33,6 +33,25 @@ def statistics(x: Image, groups: int | None) -> tuple[Float[Array, "n c"], Float
     return mean, var
 
 
+@cpu_forms.on_cpu(cpu_forms.normalize_vectors)
+def normalize_vectors(x: Float[Array, "... d"], epsilon: float) -> Float[Array, "... d"]:
+    """(x - mean) / sqrt(var + epsilon) of each vector along the last axis (Ba et al. 2016), with statistics in float32 at least."""
+    exact = _exact(x)
+    apart = exact - exact.mean(-1, keepdims=True)
+    return (apart * lax.rsqrt(jnp.square(apart).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+class VectorNorm(nnx.Module):
+    """LayerNorm of each vector, without a scale or a bias."""
+
+    def __init__(self, *, epsilon: float):
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """(..., D) in and out."""
+        return normalize_vectors(x, self.epsilon)
+
+
 def _exact(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

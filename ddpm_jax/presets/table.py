@@ -133,7 +133,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-meanflow": Recipe(
         "The digits in one step: the mean velocity over the way from noise to data (Geng et al. 2025).",
-        "Two minutes on two CPU cores.",
+        "Two minutes on two CPU cores. 95 % of the samples are recognised; in two steps 98 %.",
         lambda: Preset(
             data    = DataConfig("digits"),
             model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
@@ -146,15 +146,15 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-edm": Recipe(
         "The digits as Karras et al. 2022 train and sample: noise of log-normal sigma, 18 steps of Heun's method.",
-        "Trains as long as digits. 96 % of the samples are recognised.",
+        "Trains as long as digits. 97 % are recognised; they are nearer to the data than 250 ancestral steps of digits.",
         lambda: Preset(
             data    = DataConfig("digits"),
             model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
                                                     attention_resolutions=(4,), norm_groups=8),
-            process = ddpm_jax.processes.EDM(sigma_data=0.75),
+            process = ddpm_jax.processes.EDM(sigma_data=0.75, P_mean=-0.4, sigma_max=20.0),
             train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
                                   log_every=20, sample_every=400, checkpoint_every=400),
-            sample  = SampleConfig("heun", steps=18, clip=None, num=100),
+            sample  = SampleConfig(ddpm_jax.samplers.Heun(churn=15.0), steps=18, clip=None, num=100),
         ),
     ),
     "images": Recipe(
