@@ -19,6 +19,9 @@ from ddpm_torch_ref import samplers as twin_samplers
 from ddpm_torch_ref import training as twin_training
 
 OPTIONS = SMALL | {"channels": 1, "attention_resolutions": (4,), "num_classes": 3, "interval": True}
+IN_BOTH = pytest.mark.parametrize(
+    "dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
 TIMES = [[0.9, 0.2], [0.7, 0.6], [0.5, 0.5]]
 
 
@@ -50,9 +53,7 @@ def test_losses_and_their_gradients(dtype, loss, power):
     assert_close("gradient", gradient, leaf.grad, f"{loss}, power {power}")
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)], indirect=True, scope="module"
-)
+@IN_BOTH
 def test_an_update_of_a_network(pair, dtype):
     model, twin = pair("unet", dtype, **OPTIONS)
     x_0, noise = normal(dtype, 3, 8, 8, 1, seed=1), normal(dtype, 3, 8, 8, 1, seed=2)
@@ -70,7 +71,8 @@ def test_an_update_of_a_network(pair, dtype):
         assert float(metrics[name]) == pytest.approx(float(theirs[name]), rel=1e-9 if dtype == "float64" else 1e-3)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("num_steps", [1, pytest.param(2, marks=pytest.mark.slow)])
+@IN_BOTH
 def test_walks_through_a_network(pair, dtype, num_steps):
     model, twin = pair("unet", dtype, **OPTIONS)
     x_T, labels = normal(dtype, 3, 8, 8, 1, seed=3), np.array([2, 0, 1])

@@ -83,7 +83,7 @@ def as_theirs(persistent, twin, taps, name="SongUNet"):
     return made
 
 
-@pytest.fixture(params=[{}, NCSNPP], ids=["DDPM++", "NCSN++"])
+@pytest.fixture(params=[pytest.param({}, marks=pytest.mark.slow), NCSNPP], ids=["DDPM++", "NCSN++"])
 def saved(request, nvidia, tmp_path):
     """A file of theirs, and the twin that it was made of."""
     torch.manual_seed(0)

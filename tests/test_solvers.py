@@ -139,7 +139,7 @@ def test_mean_and_deviation(process, sampler):
     assert (np.abs(x_0.std(0) - STD) < 4 * error + 0.04 * STD).all()
 
 
-@pytest.mark.parametrize("process", [pytest.param(FLOW, marks=pytest.mark.slow), BLEND, EDM])
+@pytest.mark.parametrize("process", [*(pytest.param(path, marks=pytest.mark.slow) for path in (FLOW, BLEND)), EDM])
 def test_an_adaptive_solver_keeps_its_tolerance(process):
     noise = jnp.asarray(np.random.default_rng(0).standard_normal((50, 3)))
     x_T = process.prior(noise, process.times(1)[0])
@@ -156,7 +156,7 @@ def test_an_adaptive_solver_keeps_its_tolerance(process):
     assert (np.array(errors) < 20 * np.array([1e-3, 1e-5, 1e-7]) + 5 * process.cleanest**2).all(), errors
 
 
-@pytest.mark.parametrize("process", [FLOW, BLEND])
+@pytest.mark.parametrize("process", [pytest.param(FLOW, marks=pytest.mark.slow), BLEND])
 def test_a_clipped_adaptive_walk_ends(process):
     """Its velocity has no value at t = 0. A bound that nothing reaches changes nothing; of a clipped network's samples none lies
     beyond it."""
