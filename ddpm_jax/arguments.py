@@ -185,8 +185,8 @@ class BenchmarkArgs:
     """Measure speed, JAX against the PyTorch twin at the same work in one run: forward passes, training, sampling."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Networks or presets; all networks but the heavy ones (unet, double_conv_unet, rms_unet, dit, convnext_unet_224) unless
-    given."""
+    """Networks or presets; all networks but the heavy ones (unet, double_conv_unet, rms_unet, edm_unet, dit, convnext_unet_224)
+    unless given."""
     what: tuple[Literal["forward", "train", "sample"], ...] = ("forward", "train", "sample")
     """What to measure."""
     against: tuple[Literal["torch", "torch.compile", "diffusers"], ...] = ("torch",)

@@ -50,7 +50,7 @@ ODD = {
 
 
 def test_every_network_has_its_module_and_its_system():
-    assert set(ODD) == set(models.NETWORKS) == {*presets.SYSTEMS, "edm_unet", "foreign_unet"}
+    assert set(ODD) == set(models.NETWORKS) == {*presets.SYSTEMS, "foreign_unet"}
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)

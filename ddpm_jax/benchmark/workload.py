@@ -20,7 +20,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """tf32: float32 numbers whose products are rounded to 10 bits of mantissa, on NVIDIA GPUs since 2020. bfloat16: the network
 computes in it, parameters and optimiser stay in float32."""
 
-HEAVY = frozenset({"unet", "double_conv_unet", "rms_unet", "dit", "convnext_unet_224"})
+HEAVY = frozenset({"unet", "edm_unet", "double_conv_unet", "rms_unet", "dit", "convnext_unet_224"})
 """Networks of 1 to 57 GFLOP an image: a walk of all their steps takes a laptop minutes to hours."""
 LIGHT = tuple(name for name in SYSTEMS if name not in HEAVY)
 """The others, of which none takes more than 0.6: what is measured where no name is given."""

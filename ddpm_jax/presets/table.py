@@ -32,9 +32,9 @@ def _systems() -> dict[str, tuple[Any, SampleConfig]]:
     }
 
 
-SYSTEMS = ("unet", "convnext_unet", "convnext_unet_224", "tiny_unet", "double_conv_unet", "annotated_unet", "rms_unet", "dit",
-           "mlp", "conv_net", "strided_unet", "strided_unet_conditional")
-"""Networks with a way of their own of being trained and sampled."""
+SYSTEMS = ("unet", "convnext_unet", "convnext_unet_224", "tiny_unet", "double_conv_unet", "annotated_unet", "rms_unet", "edm_unet",
+           "dit", "mlp", "conv_net", "strided_unet", "strided_unet_conditional")
+"""The networks that stand for themselves; `foreign_unet` is what others' checkpoints make of `unet`."""
 
 
 def system_of(model: Any) -> tuple[Any, SampleConfig]:
