@@ -331,9 +331,9 @@ def test_the_command_agrees_and_leaves_files(tmp_path, capsys):
 
 
 def test_the_command_fails_where_something_is_broken(tmp_path, capsys, monkeypatch):
-    from ddpm_torch_ref.training import update
+    from ddpm_torch_ref.training import averages
 
-    monkeypatch.setattr(update, "ema_decay", lambda step, decay: decay / 2)
+    monkeypatch.setattr(averages, "decays", lambda step, decay: [decay / 2])
     assert cli.main(["verify", "mlp", "--out", str(tmp_path)]) == 1
     assert "DIVERGENCE, first at average: layers.0." in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())[0]["ok"] is False
