@@ -30,6 +30,7 @@ EXPORTED = {
     "unet, self-conditioned": ("unet", SMALL | {"self_conditioning": True}, None),
     "unet, classes, flow": ("unet", SMALL | {"num_classes": 3}, FLOW),
     "tiny_unet, blending": ("tiny_unet", {"image_size": 8, "num_steps": 500}, BLENDING),
+    "unet, self-conditioned, edm": ("unet", SMALL | {"self_conditioning": True}, processes.EDM()),
     "rms_unet, variance": ("rms_unet", CASES["rms_unet"][1] | {"learn_variance": True}, LEARNED),
 }
 QUICK = ["mlp, flow", "conv_net"]
@@ -60,12 +61,15 @@ def fed(run, num, seed):
 def by_the_twin(twin, process, inputs):
     """What the twin says, told of the time what the papers' networks are told."""
     given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    sigma = given["t"][:, None, None, None]
+    seen = given["x_t"] / (sigma**2 + process.sigma_data**2) ** 0.5 if process.name == "edm" else given["x_t"]
     time = {
         "diffusion": lambda t: t,
+        "edm": lambda t: t.log() / 4,
         "flow": lambda t: t * (process.num_steps - 1),
         "blending": lambda t: (1 - t) * (process.num_steps - 1),
     }[process.name](given["t"])
-    x = torch.cat([given["x_t"], given["guess"]], 1) if "guess" in given else given["x_t"]
+    x = torch.cat([seen, given["guess"]], 1) if "guess" in given else seen
     with torch.no_grad():
         return twin(x, time, given.get("labels")).numpy()
 

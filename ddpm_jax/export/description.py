@@ -10,7 +10,7 @@ import numpy as np
 import ddpm_jax
 from ddpm_jax import models, presets
 from ddpm_jax.errors import UserError
-from ddpm_jax.processes import GaussianDiffusion, Process
+from ddpm_jax.processes import EDM, GaussianDiffusion, LinearPath, Process
 from ddpm_jax.training.run import Run
 from ddpm_jax.weights import Which
 
@@ -20,6 +20,7 @@ OUTPUTS = {
     "v": "alpha eps - sigma x_0",
     "flow": "the velocity eps - x_0",
     "blending": "the velocity x_0 - eps",
+    "edm": "F in x_0 = c_skip x_t + c_out F (Karras et al. 2022, table 1); c_in and c_noise are within",
 }
 """What a network that learns this says."""
 INPUTS = {
@@ -47,7 +48,7 @@ def describe(run: Run, weights: Which, step: int) -> dict[str, Any]:
     """What holds for every file of a run: its network and process as in config.json, its path, its data, and which weights.
 
     path: of a chain the levels by time, `alphas[i]` and `sigmas[i]` those of the time `times[i]`, the clean end first; of a
-    straight path their formulas. scaling: data = x_0 * std + mean, pixels from 0 to 255.
+    path in continuous time their formulas, or nothing of one that is not known here. scaling: data = x_0 * std + mean, pixels from 0 to 255.
     """
     config = json.loads(presets.to_json(run.config))
     return {
@@ -86,7 +87,8 @@ def inputs(process: Process, given: Mapping[str, Any]) -> dict[str, str]:
         first, last = process.schedule.timesteps[[0, -1]]
         meanings = INPUTS | {"t": f"timesteps {first}..{last}, {last} the noisiest"}
     else:
-        meanings = INPUTS | {"t": "times in [0, 1], 1 noise"}
+        first = process.times(1)[0]
+        meanings = INPUTS | {"t": f"times from {first:g}, the noisiest, down to the clean 0"}
     return {
         name: f"{array.dtype} ({', '.join(['batch', *map(str, array.shape[1:])][: len(array.shape)])}): {meanings[name]}"
         for name, array in given.items()
@@ -95,7 +97,8 @@ def inputs(process: Process, given: Mapping[str, Any]) -> dict[str, str]:
 
 def _path(process: Process) -> dict[str, Any]:
     if not isinstance(process, GaussianDiffusion):
-        return {"alpha": "1 - t", "sigma": "t"}
+        formulas = {LinearPath: {"alpha": "1 - t", "sigma": "t"}, EDM: {"alpha": "1", "sigma": "t"}}
+        return next((path for kind, path in formulas.items() if isinstance(process, kind)), {})
     schedule = process.schedule
     clean = 1 - schedule.first  # a chain that starts at 0 has its clean end one step before its tables
     return {

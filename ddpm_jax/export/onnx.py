@@ -20,7 +20,6 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.export.description import describe, load, output
 from ddpm_jax.export.description import inputs as told
 from ddpm_jax.files import write_atomically
-from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training.run import Run
 from ddpm_jax.verify.tolerances import relative_error, tolerance
 from ddpm_jax.weights import Which, to_torch
@@ -115,11 +114,11 @@ def _inputs(run: Run) -> dict[str, np.ndarray]:
     *size, channels = run.shape
     shape = (num, channels, *size)
     found = {"x_t": rng.standard_normal(shape, np.float32)}
-    if isinstance(run.process, GaussianDiffusion):
-        every = run.process.schedule.timesteps
-        found["t"] = every[np.linspace(0, len(every) - 1, num).round().astype(int)].astype(np.int64)
+    if run.process.continuous:
+        found["t"] = run.process.times(num)[:num].astype(np.float32)  # without the clean end
     else:
-        found["t"] = np.linspace(0.02, 0.98, num, dtype=np.float32)
+        every = run.process.times(None)[:-1]
+        found["t"] = every[np.linspace(0, len(every) - 1, num).round().astype(int)].astype(np.int64)
     if getattr(run.config.model, "self_conditioning", False):
         found["guess"] = rng.standard_normal(shape, np.float32)
     if run.class_names:
@@ -151,7 +150,8 @@ def _exported(torch: Any, twin: Any, process: Any, inputs: dict[str, np.ndarray]
             self.network = twin
 
         def forward(self, x_t: Any, t: Any, guess: Any = None, labels: Any = None) -> Any:
-            x = x_t if guess is None else torch.cat([x_t, guess], dim=1)
+            x = process.network_input(x_t, t)
+            x = x if guess is None else torch.cat([x, guess], dim=1)
             return self.network(x, process.network_time(t), labels)
 
     batch = torch.export.Dim("batch")

@@ -16,7 +16,6 @@ from ddpm_jax.export.description import inputs as told
 from ddpm_jax.files import write_atomically
 from ddpm_jax.named import tree_of
 from ddpm_jax.presets import SampleConfig
-from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.samples import Drawing
 from ddpm_jax.weights import Which
@@ -98,7 +97,7 @@ def _inputs(run: Run, what: What, num: Any) -> dict[str, jax.ShapeDtypeStruct]:
     else:
         like = jax.ShapeDtypeStruct((num, *run.shape), np.float32)
         found = {"x_t": like, "t": by_example}
-        if not isinstance(run.process, GaussianDiffusion):
+        if run.process.continuous:
             found["t"] = jax.ShapeDtypeStruct((num,), np.float32)
         if getattr(run.config.model, "self_conditioning", False):
             found["guess"] = like
@@ -113,7 +112,9 @@ def _sample(drawing: Drawing) -> Callable[..., Any]:
 
     def sample(seed: jax.Array, numbers: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-        return config.sampler.walk(drawing.denoiser(labels), *noise.of_walk(keys, run.shape), grid).x_0
+        start, drawn = noise.of_walk(keys, run.shape)
+        x_T = run.process.prior(start, grid[0, 0])
+        return config.sampler.walk(drawing.denoiser(labels), x_T, drawn, grid).x_0
 
     return sample
 

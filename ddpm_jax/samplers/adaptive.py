@@ -57,7 +57,9 @@ def solve(
         return slope[jax.lax.axis_index(_SAMPLE)]
 
     def one(x: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-        saveat = diffrax.SaveAt(t1=True)  # times of one's own are checked by a callback, which no exported program can have
+        saveat = diffrax.SaveAt(
+            t1=True
+        )  # times of one's own are checked by a callback, which no exported program can have
         if num_frames:
             share = jnp.asarray(np.linspace(1.0, 0.0, num_frames), x_T.dtype)
             saveat = diffrax.SaveAt(ts=share * start + (1 - share) * end)
