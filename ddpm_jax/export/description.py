@@ -47,8 +47,9 @@ def load(run: Run, which: Which) -> tuple[models.Variables, int]:
 def describe(run: Run, weights: Which, step: int) -> dict[str, Any]:
     """What holds for every file of a run: its network and process as in config.json, its path, its data, and which weights.
 
-    path: of a chain the levels by time, `alphas[i]` and `sigmas[i]` those of the time `times[i]`, the clean end first; of a
-    path in continuous time their formulas, or nothing of one that is not known here. scaling: data = x_0 * std + mean, pixels from 0 to 255.
+    path: of a chain the levels by time, `alphas[i]` and `sigmas[i]` those of the time `times[i]`, the clean end first; of a path in
+    continuous time their formulas, or nothing of one that is not known here. scaling: data = x_0 * std + mean, pixels from 0 to
+    255.
     """
     config = json.loads(presets.to_json(run.config))
     return {
