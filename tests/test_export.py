@@ -177,11 +177,12 @@ def test_in_16_bits(tmp_path, monkeypatch):
     assert "bf16" in program.mlir_module() and about["computes_in"] == "bfloat16"
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+@pytest.mark.parametrize("kind", ["diffusion", "flow", "edm"])
 @pytest.mark.slow
 def test_any_sampler(tmp_path, kind):
-    process = processes.GaussianDiffusion(schedules.linear(20)) if kind == "diffusion" else processes.FlowMatching()
-    run = run_of(tmp_path / "run", "mlp", process, dim=16)
+    chain = processes.GaussianDiffusion(schedules.linear(20))
+    process = {"diffusion": chain, "flow": processes.FlowMatching(), "edm": processes.EDM()}[kind]
+    run = run_of(tmp_path / "run", "mlp", process, dim=16, num_steps=2 if kind == "edm" else 1000)
     for name, sampler in samplers.SAMPLERS.items():
         if sampler().misfit(process):
             continue
