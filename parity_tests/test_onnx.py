@@ -1,6 +1,7 @@
 """Every network as an ONNX file: what ONNX Runtime computes, for any size of batch, beside the twin and JAX."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,6 +144,9 @@ def test_what_cannot_be_exported(small, tmp_path, monkeypatch):
         patch.delattr("ddpm_torch_ref.processes.GaussianDiffusion")
         with pytest.raises(UserError, match="a process that has a PyTorch twin, and diffusion has none"):
             to_onnx(small, path)
+    mean = replace(small, config=replace(small.config, process=processes.MeanFlow()))
+    with pytest.raises(UserError, match="told one time, and meanflow is of two"):
+        to_onnx(mean, path)
     with monkeypatch.context() as patch:
         patch.setattr(onnx, "MOST_BYTES", 100)
         with pytest.raises(UserError, match=r"one \.onnx file holds weights of 0\.0 GB at most; those of .*run have"):

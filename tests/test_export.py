@@ -152,18 +152,6 @@ def assert_nothing_of_this_machine(text, denoise):
     assert not set(re.findall(r"custom_call @(\w+)", text)) - {"shape_assertion"}
 
 
-def test_a_librarys_attention_is_not_asked_for(monkeypatch):
-    """In 16 bits a program for NVIDIA GPUs would have cuDNN's, by a name that nobody promises to keep."""
-    asked = []
-    monkeypatch.setattr(attention, "_cudnn_takes", lambda *head: asked.append(head))
-    head = jax.ShapeDtypeStruct((1, 1, 16, 8), "bfloat16")
-    with attention.plain_everywhere():
-        jax.eval_shape(jax.jit(attention.attend), head, head, head)
-    assert not asked
-    jax.eval_shape(jax.jit(attention.attend), head, head, head)
-    assert asked
-
-
 @pytest.mark.slow
 def test_in_16_bits(tmp_path, monkeypatch):
     asked = []

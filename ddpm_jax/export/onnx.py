@@ -102,6 +102,8 @@ def _check_twins(run: Run, twins: Any) -> None:
             f"ONNX is made of a network's PyTorch twin, and {network} has none. These have: {', '.join(twins.models.MODELS)}. "
             "A .stablehlo needs none."
         )
+    if process.of_intervals:
+        raise UserError(f"ONNX is told one time, and {process.name} is of two. A .stablehlo holds its walks.")
     if not hasattr(twins.processes, type(process).__name__):
         raise UserError(
             f"ONNX is told the times of a process that has a PyTorch twin, and {process.name} has none. A .stablehlo needs none."
