@@ -14,7 +14,7 @@ from ddpm_jax import models, processes, schedules
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.errors import UserError
 from ddpm_jax.export import onnx, to_onnx
-from ddpm_jax.presets import SampleConfig
+from ddpm_jax.presets import SampleConfig, preset
 from ddpm_jax.training import open_run
 from ddpm_torch_ref.models import MODELS
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_exported(small, tmp_path, monkeypatch):
         patch.delattr("ddpm_torch_ref.processes.GaussianDiffusion")
         with pytest.raises(UserError, match="a process that has a PyTorch twin, and diffusion has none"):
             to_onnx(small, path)
-    mean = replace(small, config=replace(small.config, process=processes.MeanFlow()))
+    mean = replace(small, config=preset("digits-meanflow"))
     with pytest.raises(UserError, match="told one time, and meanflow is of two"):
         to_onnx(mean, path)
     with monkeypatch.context() as patch:

@@ -175,9 +175,11 @@ def test_any_sampler(tmp_path, kind):
         if sampler().misfit(process):
             continue
         path = tmp_path / f"{name}.stablehlo"
-        config = replace(run.config.sample, sampler=sampler(), clip=1.0, num=4)
-        if name != "adaptive":
-            config = replace(config, num=run.config.sample.num)
+        config = replace(run.config.sample, sampler=sampler(), clip=1.0)
+        if (
+            name == "adaptive"
+        ):  # rounding may tip the length of a step, and so change a sample by as much as the solver errs
+            config = replace(config, sampler=sampler(tolerance=1e-6), num=4)
         batch = to_stablehlo(run, path, config)
         assert batch == (4 if name == "adaptive" else None), name
         program, about = opened(path)
