@@ -11,6 +11,7 @@ _SUBMODULES = (
     "editing",
     "errors",
     "evaluation",
+    "export",
     "figures",
     "models",
     "presets",

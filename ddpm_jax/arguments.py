@@ -111,7 +111,7 @@ class PlotArgs:
 @dataclass(frozen=True)
 class ConvertArgs:
     """Weights from one form to another: a run folder, .safetensors, .npz, .pt; a checkpoint of an original network comes out under
-    this project's names."""
+    this project's names. Or a run as a program: OUT.onnx, OUT.stablehlo, whose options `ddpm convert RUN OUT.onnx --help` shows."""
 
     model: Any
     network: str | None = None
@@ -121,6 +121,29 @@ class ConvertArgs:
     to: Literal["diffusers", "dit"] | None = None
     """diffusers: of a run of a unet, a pipeline's folder that this library loads; dit: of one of a dit, a file with the names of
     facebookresearch/DiT."""
+
+
+@dataclass(frozen=True)
+class OnnxArgs:
+    """A run's network as ONNX, for any size of batch, held to JAX by ONNX Runtime before it is kept."""
+
+    weights: Literal["ema", "params"] = "ema"
+    """The averaged parameters, or those being trained."""
+
+
+@dataclass(frozen=True)
+class StableHLOArgs:
+    """A run as a program that jax alone runs, for CPU, NVIDIA GPU and TPU in one file, weights included."""
+
+    config: Annotated[SampleConfig, Flat]
+    what: Literal["sample", "denoise"] = "sample"
+    """A whole walk from a seed to samples; or one estimate (x_0, eps) of a noised batch, guided and bounded as the options say."""
+    weights: Literal["ema", "params"] = "ema"
+    """The averaged parameters, or those being trained."""
+
+
+EXPORTS: dict[str, type] = {".onnx": OnnxArgs, ".stablehlo": StableHLOArgs}
+"""Suffix of OUT -> what `ddpm convert` takes for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +297,7 @@ BASICS: dict[type, tuple[str, ...]] = {
         "topology", "what", "effort", "largest_batch", "out", "config.model.image_size", "config.train.batch_size",
         "config.train.dtype", "config.train.remat", "config.sample.num", "config.sample.steps", "parallel.mode",
     ),
+    StableHLOArgs: ("what", "config.sampler", "config.steps", "config.guidance", "config.clip", "weights"),
     ConvertArgs: ("network", "weights", "to", "model.image_size", "model.channels", "model.num_classes"),
     ImportArgs: (
         "out", "how.weights", "how.variant", "how.revision", "how.data", "how.image_size", "how.num_classes",

@@ -18,6 +18,7 @@ import ddpm_jax
 from ddpm_jax import cache, progress, signals
 from ddpm_jax.arguments import (
     BASICS,
+    EXPORTS,
     AverageArgs,
     BenchmarkArgs,
     CompileArgs,
@@ -27,9 +28,11 @@ from ddpm_jax.arguments import (
     EvaluateArgs,
     FinetuneArgs,
     ImportArgs,
+    OnnxArgs,
     PlotArgs,
     RunFolderArgs,
     SampleArgs,
+    StableHLOArgs,
     TrainArgs,
     VerifyArgs,
 )
@@ -404,6 +407,8 @@ def _convert(source: str | None, rest: list[str]) -> int:
         check_writable(Path(place[0]).parent)
         if not Path(str(source)).exists():
             raise UserError(f"{source} does not exist; ddpm convert takes a run folder, or a file of weights.")
+    if place and Path(place[0]).suffix in EXPORTS:
+        return _export(str(source), Path(place[0]), options)
 
     from ddpm_jax import models
 
@@ -418,6 +423,49 @@ def _convert(source: str | None, rest: list[str]) -> int:
     for path in convert(Path(str(source)), Path(place[0]), model, args.weights, args.to):
         print(path)
     return 0
+
+
+def _export(source: str, target: Path, rest: list[str]) -> int:
+    kind, prog = EXPORTS[target.suffix], f"ddpm convert {source} {target}"
+    asked = set(HELP).intersection(rest)
+    if not asked:
+        _check_run_to_export(Path(source), target)
+    sampling = {"config": _read(None if asked else source).config.sample} if kind is StableHLOArgs else {}
+    args = _parse(kind, prog, rest, **sampling)
+
+    from ddpm_jax import export
+    from ddpm_jax.training import open_run
+
+    run = open_run(Path(source))
+    if isinstance(args, OnnxArgs):
+        error = export.to_onnx(run, target, args.weights)
+        print(f"{target}\n  from JAX it differs by {error:.1e} of the largest output, in ONNX Runtime")
+        return 0
+    batch = export.to_stablehlo(run, target, args.config, args.what, args.weights)
+    size = "any number of examples" if batch is None else f"{batch} examples (--num), no more and no fewer,"
+    print(f"{target}\n  for {size} at a time, on cpu, cuda and tpu")
+    return 0
+
+
+def _check_run_to_export(source: Path, target: Path) -> None:
+    """Sees that there is a run, and room for the file: what else could be taken for a run is told how to become one."""
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; choose another name for the file.")
+    made = f"{target.suffix} is made of a run folder"
+    if source.is_file():
+        raise UserError(
+            f"{made}; {source} is a file. Make a run of its weights: ddpm convert {source} FOLDER --network NAME."
+        )
+    try:
+        read_tree(source)
+    except UserError:
+        from ddpm_jax.conversion.folders import is_diffusers_folder
+
+        if not is_diffusers_folder(source):
+            raise
+        raise UserError(
+            f"{made}; {source} is one of diffusers. Make a run of it: ddpm import {source} --out FOLDER."
+        ) from None
 
 
 def _network_of(rest: list[str]) -> str | None:
@@ -622,7 +670,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "average": (_average, "RUN", "an average of another length, of a run's checkpoints"),
-    "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz"),
+    "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz; ONNX, StableHLO"),
     "import": (_import, "SOURCE", "weights of diffusers or OpenAI, from a path or the Hub"),
     "verify": (_verify, "[NAME ...]", "hold networks, or runs, to their PyTorch twins"),
     "compile": (_compile, "PRESET", "does it fit, how fast at most: on devices that are not here"),

@@ -43,7 +43,7 @@ class TorchSide:
 
         self.torch, self.twins = torch, ddpm_torch_ref
         self.name, self.work, self.device = name, work, device
-        self.process: Any = _process(ddpm_torch_ref, work.config.process)
+        self.process: Any = twin_process(ddpm_torch_ref, work.config.process)
         torch.manual_seed(work.seed)
         self.model = (self._diffusers() if name == "diffusers" else self._twin()).to(device)
         self.autocast = functools.partial(
@@ -191,7 +191,7 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _process(twins: Any, process: Process) -> Any:
+def twin_process(twins: Any, process: Process) -> Any:
     """The twin's form of a process."""
     kind = getattr(twins.processes, type(process).__name__)
     options = {field.name: getattr(process, field.name) for field in dataclasses.fields(kind)}

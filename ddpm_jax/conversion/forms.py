@@ -43,7 +43,10 @@ def convert(
     if target.exists() and (target.is_dir() or not target.suffix):
         raise UserError(f"{target} exists; choose another name for the run folder.")
     if target.suffix and target.suffix not in SUFFIXES:
-        raise UserError(f"{target}: weights must be one of {', '.join(SUFFIXES)}, or a run folder, without a suffix.")
+        raise UserError(
+            f"{target}: weights must be one of {', '.join(SUFFIXES)}, or a run folder, without a suffix; .onnx and .stablehlo, "
+            "which ddpm_jax.export writes, hold a run as a program."
+        )
     if source.is_dir():
         run = open_run(source)
         arrays = from_run(run, which)

@@ -57,7 +57,12 @@ def solve(
         return slope[jax.lax.axis_index(_SAMPLE)]
 
     def one(x: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-        share = jnp.asarray(np.linspace(1.0, 0.0, max(num_frames, 2)), x_T.dtype)
+        saveat = diffrax.SaveAt(
+            t1=True
+        )  # times of one's own are checked by a callback, which no exported program can have
+        if num_frames:
+            share = jnp.asarray(np.linspace(1.0, 0.0, num_frames), x_T.dtype)
+            saveat = diffrax.SaveAt(ts=share * start + (1 - share) * end)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(velocity),
             diffrax.Tsit5(),
@@ -65,7 +70,7 @@ def solve(
             t1=end,
             dt0=None,
             y0=x,
-            saveat=diffrax.SaveAt(ts=share * start + (1 - share) * end),
+            saveat=saveat,
             stepsize_controller=controller,
             max_steps=MAX_STEPS,
             throw=False,
@@ -75,6 +80,7 @@ def solve(
 
     states, solved, stats = jax.vmap(one, axis_name=_SAMPLE)(x_T)
     x_0 = denoise(states[:, -1], end).x_0
+    x_0 = jnp.where(solved.reshape(-1, *(1,) * (x_0.ndim - 1)), x_0, jnp.nan)
     broke = jnp.where(solved & finite(x_0), -1, stats["num_accepted_steps"] + 1)
     frames = jnp.moveaxis(states.at[:, -1].set(x_0), 1, 0)[: num_frames or 0]
     return Walked(x_0, frames, stats["num_steps"], broke)

@@ -70,7 +70,7 @@ class MemoryAttention(nn.Module):
         pixels = self.qkv(self.norm(x)).unflatten(1, (3, self.heads, -1)).flatten(4)
         q, k, v = pixels.unbind(1)  # each (B, heads, head width, H W)
         remembered = self.memory.transpose(2, 3) if self.full else self.memory
-        keys, values = remembered.expand(len(x), -1, -1, -1, -1).unbind(1)
+        keys, values = remembered.expand(x.shape[0], -1, -1, -1, -1).unbind(1)
         k, v = torch.cat([keys, k], dim=3), torch.cat([values, v], dim=3)
         if self.full:
             h = v @ (k.transpose(2, 3) @ q / sqrt(q.shape[2])).softmax(dim=2)

@@ -25,7 +25,7 @@ class TimestepTable(nn.Module):
         if not t.is_floating_point():
             return self.values[t].to(dtype)
         below = t.floor().long().clamp(0, len(self.values) - 2)
-        return torch.lerp(self.values[below], self.values[below + 1], (t - below).double()[:, None]).to(dtype)
+        return torch.lerp(self.values[below], self.values[below + 1], (t - below).to(self.values)[:, None]).to(dtype)
 
 
 class TimeProj(nn.Module):
