@@ -22,6 +22,7 @@ SAME = {
     "digits-dit",
     "digits-edm",
     "digits-meanflow",
+    "digits-averages",
     "images",
     "cifar10-flow",
     "disc-grid",

@@ -131,6 +131,19 @@ RECIPES: dict[str, Recipe] = {
             sample  = SampleConfig("ddim", steps=50, num=100),
         ),
     ),
+    "digits-averages": Recipe(
+        "The digits with power-function averages of two lengths, of which ddpm average makes others (Karras et al. 2024).",
+        "Trains as long as digits.",
+        lambda: Preset(
+            data    = DataConfig("digits"),
+            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                                    attention_resolutions=(4,), norm_groups=8),
+            process = _diffusion("cosine", prediction="v"),
+            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_lengths=(0.1, 0.05),
+                                  log_every=20, sample_every=400, checkpoint_every=100, keep_every=100),
+            sample  = SampleConfig("ddim", steps=50, num=100),
+        ),
+    ),
     "digits-meanflow": Recipe(
         "The digits in one step: the mean velocity over the way from noise to data (Geng et al. 2025).",
         "Two minutes on two CPU cores. 95 % of the samples are recognised; in two steps 98 %.",
