@@ -176,16 +176,17 @@ def test_any_sampler(tmp_path, kind):
             continue
         path = tmp_path / f"{name}.stablehlo"
         config = replace(run.config.sample, sampler=sampler(), clip=1.0)
-        if (
-            name == "adaptive"
-        ):  # rounding may tip the length of a step, and so change a sample by as much as the solver errs
-            config = replace(config, sampler=sampler(tolerance=1e-6), num=4)
-        batch = to_stablehlo(run, path, config)
-        assert batch == (4 if name == "adaptive" else None), name
+        # rounding may tip the length of an adaptive step, and so move a sample by as much as the solver errs: of this network, with
+        # its kinks, by 1e-3 to 4e-3 from 500 and more steps of Heun's
+        allowed, fixed = 2e-6, None
+        if name == "adaptive":
+            allowed, fixed = 2e-3, 4
+            config = replace(config, num=fixed)
+        assert to_stablehlo(run, path, config) == fixed, name
         program, about = opened(path)
         numbers = np.arange(4, dtype=np.int32)
-        close(np.asarray(program.call(np.int32(3), numbers)), ours(run, config, numbers), 1e-4 if batch else 2e-6)
-        assert about["sample"]["sampler"] == name and about["batch"] == batch
+        close(np.asarray(program.call(np.int32(3), numbers)), ours(run, config, numbers), allowed)
+        assert about["sample"]["sampler"] == name and about["batch"] == fixed
 
 
 @pytest.mark.slow
