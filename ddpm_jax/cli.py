@@ -282,10 +282,13 @@ def _sample(name: str | None, rest: list[str]) -> int:
 
     from ddpm_jax.parallel import layout_of
     from ddpm_jax.training import open_run, samples
+    from ddpm_jax.training.conditions import of_files
 
     run = open_run(folder)
     labels = run.labels(args.config.num, args.labels)
-    options = {"seed": args.seed, "batch_size": args.batch_size, "layout": layout_of(args.parallel)}
+    options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size, "layout": layout_of(args.parallel)}
+    if args.condition:
+        options["conditions"] = of_files(run, args.condition)
     drawing = samples.Drawing(run, args.config, **options)
     heading = f"{run.folder.name}, step {drawing.step}, {args.config.sampler.name}"
     drawn, paths = samples.draw_and_save(

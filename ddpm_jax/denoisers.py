@@ -216,8 +216,8 @@ class Predicted(Denoiser):
 
     def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
         """The same function, shown this too, behind what it is shown already."""
-        before = [] if self.shown is None else [self.shown]
-        return dataclasses.replace(self, shown=jnp.concatenate([*before, shown], axis=-1))
+        together = shown if self.shown is None else jnp.concatenate([self.shown, shown], axis=-1)
+        return dataclasses.replace(self, shown=together)
 
     def _paired(self, labels: Int[Array, "n"]) -> Denoiser:
         shown = None if self.shown is None else jnp.repeat(self.shown, 2, axis=0)

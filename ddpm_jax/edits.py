@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import editing, figures, progress
+from ddpm_jax.condition import HALVES, hidden
 from ddpm_jax.data.decoding import BadImageError, decode_image, read_file
 from ddpm_jax.data.geometry import fit
 from ddpm_jax.denoisers import Denoiser
@@ -23,8 +24,6 @@ from ddpm_jax.training.objective import check
 from ddpm_jax.training.samples import believed
 
 KINDS = ("inpaint", "vary", "interpolate")
-HALVES = ("left", "right", "top", "bottom", "middle")
-"""Masks that have a name: half of the image, or the middle of it."""
 
 
 class _Edited(NamedTuple):
@@ -55,14 +54,18 @@ def edit(run: Run, kind: str, folder: Path, config: SampleConfig, how: EditConfi
     least = 2 if kind == "interpolate" else 1
     if how.images and len(how.images) < least:
         raise UserError(f"{kind} needs at least {least} images; got {len(how.images)}.")
+    if kind == "interpolate" and run.condition is not None:
+        raise UserError(
+            f"interpolate needs a run without data.condition, as two images have two; got {run.condition!r}."
+        )
     check_writable(folder)
-    hidden = _mask(run, how.mask) if kind == "inpaint" else np.zeros(0)
+    away = _mask(run, how.mask) if kind == "inpaint" else np.zeros(0)
     x_0, own = _images(run, how.images, max(config.num, least), how.seed)
     found: Any = run.labels(len(x_0), how.labels) if how.labels or own is None else own
     variables, step = run.load_variables()
-    network = run.denoiser(found, variables=variables)
+    network = run.denoiser(found, variables=variables, shown=run.shown(x_0))
     if kind == "inpaint":
-        edited = _inpainted(run, believed(network, config), x_0, hidden, config, how)
+        edited = _inpainted(run, believed(network, config), x_0, away, config, how)
     elif kind == "vary":
         edited = _varied(believed(network, config), x_0, config, how)
     else:
@@ -80,13 +83,13 @@ def edit(run: Run, kind: str, folder: Path, config: SampleConfig, how: EditConfi
 
 
 def _inpainted(
-    run: Run, denoise: Denoiser, x_0: np.ndarray, hidden: np.ndarray, config: SampleConfig, how: EditConfig
+    run: Run, denoise: Denoiser, x_0: np.ndarray, away: np.ndarray, config: SampleConfig, how: EditConfig
 ) -> _Edited:
     options: dict[str, Any] = {"num_steps": config.steps, "resample": how.resample, "jump": how.jump}
     with progress.bar(len(x_0), "inpainting, to be compiled first", unit="image"):
-        edited = editing.inpaint(denoise, how.seed, x_0, hidden, **options)
+        edited = editing.inpaint(denoise, how.seed, x_0, away, **options)
     grey = run.scaling.apply(np.full_like(run.to_data(x_0), 127))
-    left = np.where(editing.fitting_mask(hidden, x_0.shape), grey, x_0)
+    left = np.where(editing.fitting_mask(away, x_0.shape), grey, x_0)
     return _Edited(edited, [x_0, left], ["before", "shown", "after"])
 
 
@@ -135,13 +138,4 @@ def _mask(run: Run, mask: str) -> np.ndarray:
                 f"mask must be one of {', '.join(HALVES)}, or an image file; got {mask!r}.{meant(mask, HALVES)}"
             )
         return fit(_read(Path(mask)), size, 1)[..., 0] > 127
-    hidden, half, quarter = np.zeros((size, size), bool), size // 2, size // 4
-    parts: dict[str, Any] = {
-        "left": np.s_[:, :half],
-        "right": np.s_[:, half:],
-        "top": np.s_[:half],
-        "bottom": np.s_[half:],
-        "middle": np.s_[quarter : size - quarter, quarter : size - quarter],
-    }
-    hidden[parts[mask]] = True
-    return hidden
+    return hidden(mask, size, size)

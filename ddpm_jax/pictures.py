@@ -100,7 +100,8 @@ class Pictures:
         drawn = noise.normal(noise.sample_keys(self.seed, num), x_0.shape[1:])
         t = jnp.asarray(process.times(num)[:num][::-1])
         x_t = process.add_noise(x_0, drawn, t)
-        denoise = run.denoiser(batch["label"] if run.class_names else None, variables=variables)
+        labels = batch["label"] if run.class_names else None
+        denoise = run.denoiser(labels, variables=variables, shown=run.shown(batch["x_0"]))
         predicted = denoise(x_t, t).eps
         # noise is shown as an image of mean 127.5, two standard deviations to either end
         shown = [run.to_data(x) for x in (x_0, x_t)] + [data.to_images(eps / 2) for eps in (drawn, predicted)]

@@ -105,6 +105,8 @@ def workload(
         raise UserError(
             f"what is measured must be a network or a preset; got {name!r}.{meant(name, [*SYSTEMS, *RECIPES])} See ddpm --help."
         )
+    if config.data.condition is not None:
+        raise UserError(f"what is measured must be shown no condition; got {name} with {config.data.condition}.")
     if sample_size is not None and sample_size < 1:
         raise UserError(f"sample_size must be at least 1; got {sample_size}.")
     train = dataclasses.replace(config.train, epoch_steps=config.train.epoch_steps or 1_000)

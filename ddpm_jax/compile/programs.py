@@ -14,7 +14,7 @@ from ddpm_jax import cpu_forms, data, display, models, noise, parallel, samplers
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import inception
 from ddpm_jax.parallel import ALONE, AXIS, Layout
-from ddpm_jax.presets import Preset
+from ddpm_jax.presets import Preset, shown_its_condition
 from ddpm_jax.training.objective import check, step_of
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.samples import believed
@@ -66,6 +66,7 @@ def as_run(preset: Preset) -> Run:
     """What is trained, as far as programs depend on it: a run in no folder."""
     if preset.train.epoch_steps is None:
         preset = replace(preset, train=replace(preset.train, epoch_steps=_ANY_LENGTH))
+    preset = shown_its_condition(preset)
     check(preset)
     count = getattr(preset.model, "num_classes", None) or 0
     return Run(Path("."), preset, tuple(map(str, range(count))), data.Scaling(0.0, 1.0))
@@ -77,6 +78,8 @@ def _train(preset: Preset, layout: Layout) -> Program:
     batch: dict[str, Any] = {"x_0": _shared_out(layout, (train.batch_size, *run.shape), jnp.float32)}
     if run.class_names:
         batch["label"] = _shared_out(layout, (train.batch_size,), jnp.int32)
+    if run.condition is not None:
+        batch["condition"] = _condition(run, layout, train.batch_size)
     state = layout.abstract(run.abstract_state())
     key = _everywhere(layout, jax.eval_shape(lambda: jax.random.key(0)))
     step: Any = step_of(run.config).on(layout).program(elsewhere=True)
@@ -89,7 +92,8 @@ def _sample(preset: Preset, layout: Layout) -> Program:
     labels = _shared_out(layout, (num,), jnp.int32) if run.class_names else None
     dtype = None if preset.train.dtype == "float32" else preset.train.dtype
     variables = _everywhere(layout, run.abstract_state().variables(ema=True))
-    denoise = believed(run.denoiser(labels, variables=variables, dtype=dtype), config)
+    shown = None if run.condition is None else _condition(run, layout, num)
+    denoise = believed(run.denoiser(labels, variables=variables, dtype=dtype, shown=shown), config)
     keys = jax.eval_shape(lambda: noise.sample_keys(0, num))
     sampler = config.sampler
     steps = None if isinstance(sampler, samplers.Adaptive) else config.steps
@@ -114,6 +118,11 @@ def _fid(preset: Preset, layout: Layout) -> Program:
     program: Any = inception.apply.elsewhere  # type: ignore[attr-defined]
     images = _shared_out(layout, (num, *shape), jnp.uint8)
     return Program(program.trace(_everywhere(layout, variables), images, graphdef=graphdef), num)
+
+
+def _condition(run: Run, layout: Layout, num: int) -> jax.ShapeDtypeStruct:
+    shape: Any = jax.eval_shape(lambda x_0: run.condition.shown(x_0), jax.ShapeDtypeStruct(run.shape, jnp.float32)).shape
+    return _shared_out(layout, (num, *shape), jnp.float32)
 
 
 def _shared_out(layout: Layout, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

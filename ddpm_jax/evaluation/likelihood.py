@@ -146,7 +146,8 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
         part = np.arange(start, start + layout.rounded_up(size)) % len(x_0)
         of_batch = None if labels is None else layout.deal(labels[part])
         batch = layout.deal((x_0[part], keys[part]))
-        denoise = believed(drawing.network.with_labels(of_batch), bounded)
+        denoise, shown = drawing.network.with_labels(of_batch), run.shown(x_0[part])
+        denoise = believed(denoise if shown is None else denoise.beside(layout.deal(shown)), bounded)
         prior, term = map(
             layout.gather, _compiled(denoise, batch[0], noise.as_keys(batch[1], len(part)), variance=variance)
         )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
 from ddpm_jax.files import check_writable, write_atomically
 from ddpm_jax.samplers import Adaptive
 from ddpm_jax.training import Drawing, Run
+from ddpm_jax.training.conditions import Conditions, of_source
 
 REAL_IMAGES = 20_000
 """Real images looked at, unless told otherwise."""
@@ -91,8 +92,10 @@ def evaluate_run(
     check_writable(run.folder)
     facts = facts_of(drawing)  # without a checkpoint there is nothing to measure
 
-    def drawn(labels: np.ndarray | None) -> np.ndarray:
-        return drawing.draw(labels, config.num).values
+    def drawn(labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        conditions = conditions_of(drawing, labels, held_out)
+        asked = labels if conditions is None or labels is not None else conditions.labels
+        return replace(drawing, conditions=conditions).draw(labels, config.num).values, asked
 
     if run.holds_images:
         metrics, by_class, told = _of_images(run, config.num, drawn, seed, num_real, held_out)
@@ -102,6 +105,14 @@ def evaluate_run(
         raise UserError(f"held_out is for images: points are drawn anew; got {held_out!r}.")
     evaluation = Evaluation(tuple(metrics), facts | told, by_class)
     return evaluation, save(run, "evaluation.json", evaluation.json())
+
+
+def conditions_of(drawing: Drawing, labels: np.ndarray | None, held_out: str | None) -> Conditions | None:
+    """What the samples are shown: of held-out images where there are any, otherwise of the run's own; None: nothing."""
+    if drawing.conditions is not None or drawing.run.condition is None:
+        return drawing.conditions
+    source, _ = open_data(drawing.run, held_out)
+    return of_source(drawing.run, source, labels, drawing.config.num, drawing.seed)
 
 
 def check_drawing(found: Any) -> None:
@@ -132,18 +143,23 @@ def facts_of(drawing: Drawing) -> dict[str, Any]:
         "sampler": sampler,
         "seed": drawing.seed,
     }
-    return facts | {"data": run.config.data.source}
+    shown = {} if run.condition is None else {"condition": repr(run.condition)}
+    return facts | {"data": run.config.data.source} | shown
 
 
 Found = tuple[list[Metric], dict[str, float], dict[str, str]]
 """Metrics, class agreement by class, and what they were held against."""
 
 
-def _of_points(run: Run, num: int, drawn: Callable[[None], np.ndarray], seed: int) -> Found:
+Drawn = Callable[[np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
+"""Of labels: samples, and the classes that they should be of; None: of any."""
+
+
+def _of_points(run: Run, num: int, drawn: Drawn, seed: int) -> Found:
     source = run.open_source()
     if not isinstance(source, data.PointSource):
         raise UserError(f"{run.folder} is a run of points, and its data {source.name!r} holds images.")
-    samples = drawn(None)
+    samples, _ = drawn(None)
     reference, *others = (
         data.PointSource(source.shape, num, HELD_OUT_SEED + seed + k).points for k in range(1 + REAL_PAIRS)
     )
@@ -168,7 +184,7 @@ class _Real:
 def _of_images(
     run: Run,
     num: int,
-    drawn: Callable[[np.ndarray | None], np.ndarray],
+    drawn: Drawn,
     seed: int,
     num_real: int,
     held_out: str | None,
@@ -179,7 +195,7 @@ def _of_images(
     if labels is not None and num < count:
         raise UserError(f"num must be at least {count}, one sample for each class; got {num}.")
     real = _real(run, seed, num_real, held_out)
-    images = drawn(labels)
+    images, labels = drawn(labels)
     if labels is None and len(classes) == 1:
         labels = np.full(
             num, class_index(classes[0], real.names, run.config.data.source)

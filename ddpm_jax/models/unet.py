@@ -72,10 +72,17 @@ class UNetConfig(ModelConfig, network="unet"):
     """Twice the input channels: the second half is the network's last estimate of x_0 (Chen et al. 2023)."""
     interval: bool = False
     """The network is told two numbers for the time, t and how far it is to an earlier one (MeanFlow)."""
+    condition_channels: int = 0
+    """Further input channels behind those of x_t, for what the network is shown of an image; 0: it is shown none."""
 
     def module(self, rngs: nnx.Rngs) -> "UNet":
         """The network of these options."""
         return UNet(self, rngs=rngs)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the input: x_t, what it is shown of an image, and an estimate of x_0, in this order."""
+        return self.channels * (2 if self.self_conditioning else 1) + self.condition_channels
 
     @property
     def level_widths(self) -> tuple[int, ...]:
@@ -119,6 +126,8 @@ class UNetConfig(ModelConfig, network="unet"):
         self._at_least_1_or_none("num_classes", "head_dim")
         self._droppable()
         self._even_dim()
+        if self.condition_channels < 0:
+            raise UserError(f"condition_channels must not be negative; got {self.condition_channels}.")
         halvings = len(self.level_widths) - 1
         if self.image_size % 2**halvings:
             raise UserError(
@@ -255,8 +264,7 @@ class UNet(Network):
         self.config = config
         widths, num_blocks = config.level_widths, config.num_blocks
         last = len(widths) - 1
-        in_channels = config.channels * (2 if config.self_conditioning else 1)
-        self.conv_in = Conv(in_channels, config.width_in, 3, init=xavier, rngs=rngs)
+        self.conv_in = Conv(config.input_channels, config.width_in, 3, init=xavier, rngs=rngs)
         self.time_mlp = self._time_mlp(rngs)
         self.interval_mlp = self._time_mlp(rngs) if config.interval else None
         self.class_embed = None if config.num_classes is None else self._class_embed(rngs)
@@ -345,12 +353,14 @@ class UNet(Network):
     ) -> Float[Array, "b h w out"]:
         """Predict from x_t (B, H, W, C) at timesteps t (B,), for classes labels (B,); rngs: dropout's, while training.
 
-        With interval, t is (B, 2): the time, and how far it is to an earlier one. With self-conditioning, x_t holds an estimate of
-        x_0, or zeros, behind its own channels: (B, H, W, 2 C).
+        With interval, t is (B, 2): the time, and how far it is to an earlier one. Behind its own channels x_t holds the
+        condition_channels, and behind them, with self-conditioning, an estimate of x_0, or zeros: (B, H, W, input_channels).
 
         Raises:
-            UserError: labels missing for a class-conditional network, or given to another.
+            UserError: labels missing for a class-conditional network, or given to another; x_t of another number of channels.
         """
+        if x_t.shape[-1] != self.config.input_channels:
+            raise UserError(self._other_channels(x_t.shape[-1]))
         if (labels is None) != (self.class_embed is None):
             need = "needs" if labels is None else "takes no"
             raise UserError(f"a unet with num_classes = {self.config.num_classes} {need} labels.")
@@ -364,6 +374,17 @@ class UNet(Network):
         for up in self.up:
             x = up(x, skips, time, rngs)
         return self.conv_out(nnx.silu(self.norm_out(x)))
+
+    def _other_channels(self, got: int) -> str:
+        c = self.config
+        how = ""
+        if c.condition_channels and got == c.input_channels - c.condition_channels:
+            how = " Show it the image: denoise.beside(condition), or a batch with 'condition'."
+        guess = " and a guess" if c.self_conditioning else ""
+        return (
+            f"a unet with condition_channels = {c.condition_channels} takes {c.input_channels} channels, those of x_t{guess} "
+            f"included; got {got}.{how}"
+        )
 
     def _told(self, t: Num[Array, "b"] | Num[Array, "b 2"], dtype: jnp.dtype) -> Vector:
         if (t.ndim == 2) != self.config.interval:

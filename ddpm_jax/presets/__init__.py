@@ -8,6 +8,7 @@ from ddpm_jax.presets.configs import (
     TrainConfig,
     differences,
     from_json,
+    shown_its_condition,
     to_json,
 )
 from ddpm_jax.presets.imports import DDPConfig, DiTImportConfig, ImportConfig, OpenAIConfig
@@ -29,6 +30,7 @@ __all__ = [
     "differences",
     "from_json",
     "preset",
+    "shown_its_condition",
     "system_of",
     "to_json",
 ]

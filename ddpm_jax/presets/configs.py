@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import ddpm_jax
 from ddpm_jax import display
+from ddpm_jax.condition import as_condition
 from ddpm_jax.errors import UserError
 from ddpm_jax.named import BESIDE, tree_of
 from ddpm_jax.presets import older
@@ -17,7 +18,11 @@ from ddpm_jax.typed import build, value_of
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data, and how it reaches the network."""
+    """Which data, and how it reaches the network.
+
+    Raises:
+        UserError: an unknown condition.
+    """
 
     source: str = "digits"
     """digits | spiral | disc-grid | folder:PATH | zip:PATH | idx:PATH | npz:PATH | tfds:NAME | hf:PATH-or-NAME |
@@ -34,12 +39,18 @@ class DataConfig:
     """Tell the network the class of each image, where the data has classes."""
     flip: bool = False
     """Mirror half of the images, drawn anew each time."""
+    condition: str | None = None
+    """What the network is shown of each image: downsample:FACTOR, gray, mask:left|right|top|bottom|middle; None: nothing."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What to do when an image file cannot be read."""
     threads: int = 4
     """Threads that read and prepare images."""
 
     __repr__ = display.of_fields
+
+    def __post_init__(self) -> None:
+        if self.condition is not None:
+            as_condition(self.condition)
 
 
 @dataclass(frozen=True)
@@ -291,6 +302,7 @@ class Preset:
             raise UserError(
                 f"process.kind = {self.process.name} {need}: model.interval must be {self.process.of_intervals}, as unet has it."
             )
+        _check_condition(self.data, self.model)
         if self.process.name == "edm" and getattr(self.model, "num_steps", 2) > 2:
             raise UserError(
                 f"process.kind = edm tells the network ln(sigma) / 4, and {self.model.network} counts timesteps up to "
@@ -318,6 +330,39 @@ class Preset:
             for name, value in display.options(getattr(self, part.name))
         ]
         return display.table([("model", self.model.network, ""), *rows], heading=repr(self))
+
+
+def shown_its_condition(config: Preset) -> Preset:
+    """The config, whose network has the condition_channels that data.condition needs, where it said none."""
+    model = config.model
+    if config.data.condition is None or model.condition_channels:
+        return config
+    channels = as_condition(config.data.condition).channels(model.channels)
+    return dataclasses.replace(config, model=dataclasses.replace(model, condition_channels=channels))
+
+
+def _check_condition(data: DataConfig, model: Any) -> None:
+    """Refuse a network that cannot be shown what data.condition says, or that is to be shown what nothing says."""
+    asked = getattr(model, "condition_channels", None)
+    if data.condition is None:
+        if asked:
+            raise UserError(
+                f"model.condition_channels = {asked} needs data.condition, which says what the network is shown; got None."
+            )
+        return
+    if asked is None:
+        raise UserError(
+            f"data.condition = {data.condition} needs a network with condition_channels, unet or foreign_unet; "
+            f"got {model.network}."
+        )
+    condition = as_condition(data.condition)
+    condition.degraded_shape(model.shape)
+    channels = condition.channels(model.channels)
+    if asked not in (0, channels):
+        raise UserError(
+            f"model.condition_channels must be {channels} for data.condition = {data.condition}, or 0, which becomes that; "
+            f"got {asked}."
+        )
 
 
 def _for_the_variance(process: Any, model: Any) -> Any:

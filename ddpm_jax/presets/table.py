@@ -170,6 +170,19 @@ RECIPES: dict[str, Recipe] = {
             sample  = SampleConfig(ddpm_jax.samplers.Heun(churn=15.0), steps=18, clip=None, num=100),
         ),
     ),
+    "digits-upscale": Recipe(
+        "The digits from four grey means: 2x2 pixels are shown beside x_t, and 8x8 are drawn that belong to them.",
+        "Trains as long as digits.",
+        lambda: Preset(
+            data    = DataConfig("digits", labels=False, condition="downsample:4"),
+            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                                    attention_resolutions=(4,), norm_groups=8),
+            process = _diffusion("cosine", prediction="v"),
+            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
+                                  log_every=20, sample_every=400, checkpoint_every=400),
+            sample  = SampleConfig("ddim", steps=50, num=100),
+        ),
+    ),
     "images": Recipe(
         "Your own pictures: ddpm train images --data.source PATH; 32x32 in colour.",
         "Work for a GPU.",

@@ -5,12 +5,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from ddpm_jax import data
 from ddpm_jax.data.resident import Resident, fits
 from ddpm_jax.data.scaling import as_x_0
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, kind_of
 from ddpm_jax.presets import Preset
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.step import as_batch
@@ -30,6 +31,11 @@ def check(config: Preset, source: data.Source | data.Batches) -> None:
         return
     if asked := [name for name in ("flip", "stream", "classes", "label") if getattr(config.data, name)]:
         raise UserError(f"data.{asked[0]} is for a source; {source.name!r} are batches, which come as they are.")
+    if config.data.condition is not None and not callable(source.batches):
+        raise UserError(
+            f"data.condition needs batches that can be read again for the pictures, as a function of the first step makes them; "
+            f"{source.name!r} are of {kind_of(source.batches)}."
+        )
     if config.train.steps is None and config.train.epoch_steps is None:
         raise UserError(f"train.epoch_steps is needed to count in epochs, since {source.name!r} are batches; got None.")
 
@@ -52,8 +58,9 @@ def feed(
     Raises:
         UserError: an unreadable image, in the turn of the batch that it belongs to; given batches that end, or do not fit.
     """
+    shown = _showing(run)
     if isinstance(source, data.Batches):
-        return _ahead(_given(run, source, rows, start_step, per_call), place)
+        return _ahead(_given(run, source, rows, start_step, per_call), lambda batch: shown(place(batch)))
     config = run.config
     whole = None
     if resident and not config.data.stream and fits(source, run.shape):
@@ -67,9 +74,18 @@ def feed(
             batch = whole.take(batch)
         if not run.class_names:
             batch = {"x_0": batch["x_0"]}
-        return place(batch)
+        return shown(place(batch))
 
     return _ahead(batches, placed)
+
+
+def _showing(run: Run) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Adds to a batch on the devices what the network is shown of its images, where that is something."""
+    condition = run.condition
+    if condition is None:
+        return lambda batch: batch
+    program = jax.jit(condition.shown)
+    return lambda batch: {**batch, "condition": program(batch["x_0"])}
 
 
 def _given(
@@ -81,6 +97,11 @@ def _given(
     def one(step: int) -> dict[str, Any]:
         try:
             batch = as_batch(next(batches))
+            if "condition" in batch:
+                raise UserError(
+                    f"a batch of {source.name!r} must hold no 'condition', which a run makes of its images as data.condition says; "
+                    "make_step takes any."
+                )
         except StopIteration:
             raise UserError(f"{source.name!r} ended before the batch of step {step}.") from None
         x_0 = as_x_0("x_0", batch["x_0"]) if run.config.data.scale == "signed" else np.asarray(batch["x_0"])

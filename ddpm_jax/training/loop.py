@@ -21,6 +21,7 @@ from ddpm_jax.presets import Preset
 from ddpm_jax.signals import Interruption
 from ddpm_jax.training import feeding, samples
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.conditions import Conditions, of_batches, of_source
 from ddpm_jax.training.metrics import Metrics, NoMetrics, read_metrics
 from ddpm_jax.training.objective import check, step_of
 from ddpm_jax.training.optimizers import learning_rate, updates_done
@@ -270,7 +271,8 @@ class _Training:
         """A picture of samples on the way, or at the end all that is made of them."""
         run, step, num = self.run, int(state.step), self.run.config.sample.num
         heading = f"{run.folder.name}, step {step}"
-        drawing = samples.Drawing(run, run.config.sample, (state.variables(ema=True), step), layout=self.layout)
+        given: dict[str, Any] = {"layout": self.layout, "conditions": self._conditions}
+        drawing = samples.Drawing(run, run.config.sample, (state.variables(ema=True), step), **given)
         if last:
             samples.draw_and_save(
                 run.folder, drawing, run.labels(num), num, num_frames=samples.FRAMES, heading=lambda _: heading
@@ -306,6 +308,16 @@ class _Training:
                     f"ddpm sample {folder} draws them again."
                 ) from error
         return skipped
+
+    @functools.cached_property
+    def _conditions(self) -> Conditions | None:
+        """What the samples of its pictures are shown: of the data that it is trained on."""
+        run, num = self.run, self.run.config.sample.num
+        if run.condition is None:
+            return None
+        if isinstance(self.source, data.Batches):
+            return of_batches(run, self.source.since(0), num)
+        return of_source(run, self.source, run.labels(num), num, seed=0)
 
     def announce(self, state: TrainState) -> None:
         """What is trained, on what, and where."""

@@ -16,6 +16,7 @@ import ddpm_jax
 from ddpm_jax import data, denoisers, display, figures, models, presets
 from ddpm_jax.checks import path as as_path
 from ddpm_jax.class_names import check_distinct, class_index
+from ddpm_jax.condition import Condition, as_condition
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import check_writable, delete_folder, write_atomically
@@ -152,11 +153,29 @@ class Run:
         model = models.abstract(self.config.model)
         return models.split(models.rematerialised(model) if self.config.train.remat else model)[0]
 
-    def denoiser(self, labels: Any = None, *, variables: models.Variables | None = None, dtype: Any = None) -> Denoiser:
+    @property
+    def condition(self) -> Condition | None:
+        """What its network is shown of an image; None: nothing."""
+        spec = self.config.data.condition
+        return None if spec is None else as_condition(spec)
+
+    def shown(self, x_0: Any) -> np.ndarray | None:
+        """(B, H, W, C') what its network is shown of images x_0 (B, H, W, C), as it sees both; None: nothing."""
+        return None if self.condition is None else np.asarray(self.condition.shown(x_0))
+
+    def denoiser(
+        self,
+        labels: Any = None,
+        *,
+        variables: models.Variables | None = None,
+        dtype: Any = None,
+        shown: Any = None,
+    ) -> Denoiser:
         """What its network believes.
 
         labels: classes, (B,) or one for all. variables: parameters and running statistics, None for the averaged ones of the newest
-        checkpoint. dtype: what the network computes in, None for that of its parameters.
+        checkpoint. dtype: what the network computes in, None for that of its parameters. shown: (B, H, W, C'), what a network with
+        data.condition is shown; None: it is said later, by `Denoiser.beside`.
 
         Raises:
             UserError: there is no checkpoint, or it does not fit the config.
@@ -165,6 +184,7 @@ class Run:
         graphdef, _ = models.split(models.abstract(self.config.model))
         options: dict[str, Any] = {"labels": labels, "null_label": self.null_label, "dtype": dtype}
         network = denoisers.of_network((graphdef, variables), self.process, **options)
+        network = network if shown is None else network.beside(shown)
         return (
             denoisers.self_conditioned(network) if getattr(self.config.model, "self_conditioning", False) else network
         )
@@ -254,6 +274,7 @@ def start_run(
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: go on with the run, or start it anew.")
+    config = presets.shown_its_condition(config)
     if resume:
         old = open_run(folder)
         _check_same_config(old, config)  # before the data is asked whether it fits: the option is to blame

@@ -18,6 +18,7 @@ from ddpm_jax.files import together, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import SampleConfig
 from ddpm_jax.processes import GaussianDiffusion
+from ddpm_jax.training.conditions import Conditions, of_source
 from ddpm_jax.training.npz_writer import NpzWriter
 from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run, open_run
@@ -48,6 +49,8 @@ class Samples:
     """Seconds of the first batch, compilation included."""
     later_call_s: float | None
     """Mean seconds of a later full batch; None: there was one batch only."""
+    shown: np.ndarray | None = None
+    """uint8 images (M, H, W, 1 or 3): what the network was shown for the SHOWN first; None: nothing."""
 
     __repr__ = display.of_fields
 
@@ -88,12 +91,14 @@ class Drawing:
     """Samples drawn at a time."""
     layout: Layout = ALONE
     """The devices that share each batch."""
+    conditions: Conditions | None = None
+    """What the network of each sample is shown; None: of images of the run's data, where it is shown any."""
 
     def __post_init__(self) -> None:
         check(replace(self.run.config, sample=self.config))
 
     def __repr__(self) -> str:
-        changed = display.changed(self, "run", "config", "trained")
+        changed = display.changed(self, "run", "config", "trained", "conditions")
         return display.line(self, repr(str(self.run.folder)), self.config, **changed)
 
     @property
@@ -116,10 +121,14 @@ class Drawing:
         variables, step = self.trained or self.run.load_variables(layout=self.layout)
         return self.layout.everywhere(variables), step
 
-    def denoiser(self, labels: Any) -> Denoiser:
-        """The run's network for these labels, computing as in training, guided and bounded as the config asks."""
+    def denoiser(self, labels: Any, shown: Any = None) -> Denoiser:
+        """The run's network for these labels, computing as in training, guided and bounded as the config asks.
+
+        shown: (B, H, W, C'), what a network with data.condition is shown.
+        """
         other = None if self._weaker is None else self._weaker.with_labels(labels)
-        return believed(self._drawn_with.with_labels(labels), self.config, other)
+        denoise = believed(self._drawn_with.with_labels(labels), self.config, other)
+        return denoise if shown is None else denoise.beside(shown)
 
     @functools.cached_property
     def _weaker(self) -> Denoiser | None:
@@ -134,12 +143,32 @@ class Drawing:
                 f"sample.weaker = {folder} must be a run of the same process and shape; it has {run.process} and {run.shape}, "
                 f"{self.run.folder} {self.run.process} and {self.run.shape}."
             )
+        if run.condition != self.run.condition:
+            raise UserError(
+                f"sample.weaker = {folder} must be a run with the same data.condition; it has {run.condition}, "
+                f"{self.run.folder} {self.run.condition}."
+            )
         if run.class_names and run.class_names != self.run.class_names:
             raise UserError(f"sample.weaker = {folder} is of other classes than {self.run.folder}.")
         variables, _ = run.load_variables(layout=self.layout, step=int(step) if step else None)
         dtype = self.run.config.train.dtype
         whole = self.layout.everywhere(variables)
         return run.denoiser(variables=whole, dtype=None if dtype == "float32" else dtype)
+
+    def shown_for(self, labels: np.ndarray | None, num: int) -> Conditions | None:
+        """What num samples of these labels are shown; None: nothing.
+
+        Raises:
+            UserError: the run's data is gone or damaged, or it has none of its own, and no conditions were given.
+        """
+        if self.conditions is not None or self.run.condition is None:
+            return self.conditions
+        if not self.run.config.data.source:
+            raise UserError(
+                f"{self.run.folder} has no data of its own to make conditions of: pass --condition IMAGE ..., "
+                f"what {self.run.condition!r} leaves of an image."
+            )
+        return of_source(self.run, self.run.open_source(), labels, num, self.seed)
 
     def batches(self, labels: np.ndarray | None, num: int, *, num_frames: int = 0) -> Iterator[Batch]:
         """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.
@@ -154,17 +183,19 @@ class Drawing:
         size = min(num, self.batch_size)
         whole = layout.rounded_up(size)  # of what is drawn to fill up the devices nothing is kept
         animated = min(num, ANIMATED if run.holds_images else ANIMATED_POINTS)
+        conditions = self.shown_for(labels, num)
         with progress.bar(num, "sampling, to be compiled first", unit="sample") as bar:
             for start in range(0, num, size):
                 begun, count = time.perf_counter(), min(size, num - start)
                 shown = max(0, min(count, animated - start))
-                of_batch = None if labels is None else np.resize(labels[start : start + size], whole)
+                of_batch = None if labels is None else layout.deal(np.resize(labels[start : start + size], whole))
+                beside = None if conditions is None else layout.deal(conditions.of(start + np.arange(whole)))
                 keys = np.asarray(jax.random.key_data(noise.sample_keys(self.seed, whole, start)))
                 with fits_memory(
                     f"{size} samples at a time do not fit into memory; try --batch-size {max(1, size // 2)}, which draws the same."
                 ):
                     walked = samplers.draw(
-                        self.denoiser(None if of_batch is None else layout.deal(of_batch)),
+                        self.denoiser(of_batch, beside),
                         config.sampler,
                         layout.deal(keys),
                         (whole, *run.shape),
@@ -211,6 +242,7 @@ class Drawing:
             drawn += len(batch.values)
             seconds.append(batch.seconds)
         walk = np.concatenate(frames, axis=1)
+        conditions = self.shown_for(labels, num)
         return Samples(
             values=np.concatenate(values),
             labels=labels if labels is None else labels[:kept],
@@ -218,6 +250,7 @@ class Drawing:
             frame_steps=samplers.frame_steps(num_steps, len(walk)),
             first_call_s=seconds[0],
             later_call_s=float(np.mean(seconds[1:])) if len(seconds) > 1 else None,
+            shown=None if conditions is None else conditions.pictures(np.arange(min(num, SHOWN))),
         )
 
 
@@ -238,16 +271,27 @@ def believed(denoise: Denoiser, config: SampleConfig, other: Denoiser | None = N
 
 
 def save_picture(path: Path, run: Run, samples: Samples, heading: str) -> Path:
-    """Write the first samples as a titled grid, a row for every round through the classes; points as a scatter over the data."""
+    """Write the first samples as a titled grid, a row for every round through the classes; points as a scatter over the data.
+
+    Each stands to the right of what its network was shown, where that is something.
+    """
     if not run.holds_images:
         return figures.save_scatter(path, real_points(run), samples.values, heading=heading)
     return figures.save_grid(
         path,
-        samples.values[:SHOWN],
+        _beside_what_was_shown(samples),
         titles(run, samples)[:SHOWN],
         heading=heading,
         columns=columns(run, samples),
     )
+
+
+def _beside_what_was_shown(samples: Samples) -> np.ndarray:
+    values = samples.values[:SHOWN]
+    if samples.shown is None:
+        return values
+    shown = np.broadcast_to(samples.shown[: len(values)], values.shape)  # one channel becomes three
+    return np.concatenate([shown, values], axis=2)
 
 
 def save_animation(path: Path, run: Run, samples: Samples, heading: str) -> Path:

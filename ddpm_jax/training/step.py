@@ -22,6 +22,10 @@ from ddpm_jax.training.state import TrainState, check_optimizer
 from ddpm_jax.training.update import Update
 
 
+_KEYS = {"x_0", "label", "condition"}
+"""What a batch may hold."""
+
+
 def make_step(
     process: Process,
     optimizer: optax.GradientTransformation,
@@ -91,7 +95,8 @@ class Step:
         """One update of the state, which is consumed: go on with the one returned.
 
         batch: {"x_0": (B, ...), "label": (B,)}, or with `image` for x_0; (x_0, labels); or x_0 alone. x_0: uint8 images, scaled
-        to [-1, 1], or what the network is to see. key: a key or a seed, the same for all steps: it is folded with the state's
+        to [-1, 1], or what the network is to see. A network with condition_channels C' is shown "condition", (B, ..., C') of the
+        same kinds, behind x_t. key: a key or a seed, the same for all steps: it is folded with the state's
         step, so that a resumed run draws what the uninterrupted one would have drawn.
 
         Returns:
@@ -99,7 +104,7 @@ class Step:
 
         Raises:
             UserError: a state that was consumed, or made for another optimiser; a batch of another form, without labels for a
-                network with classes, or beyond the range of the data (looked at when its shape is first seen).
+                network with classes or a condition for one that is shown one, or beyond the range of the data (looked at when its shape is first seen).
         """
         batch = as_batch(batch)
         self._check(state, batch, stacked=False)
@@ -158,7 +163,9 @@ class Step:
             raise UserError(f"x_0 must be a batch of examples, (B, ...); got the shape {np.shape(x_0)}.")
         if size[0] % self.update.accumulate:
             raise UserError(f"accumulate = {self.update.accumulate} must divide the batch; got {size[0]} examples.")
-        self._check_labels(state, batch, np.shape(x_0)[:leading])
+        network = models.merge(state.graphdef, state.variables(ema=False))
+        self._check_labels(network, batch, np.shape(x_0)[:leading])
+        _check_condition(network, batch, np.shape(x_0))
         if self.bounded and np.ndim(x_0) == leading + 3:
             as_x_0("x_0", x_0)
         expected = jax.eval_shape(self.update.optimizer.init, state.params)
@@ -173,8 +180,7 @@ class Step:
             )
         self._seen.add(form)
 
-    def _check_labels(self, state: TrainState, batch: dict[str, Any], shape: tuple[int, ...]) -> None:
-        network = models.merge(state.graphdef, state.variables(ema=False))
+    def _check_labels(self, network: Any, batch: dict[str, Any], shape: tuple[int, ...]) -> None:
         classes = models.fact(network, "num_classes")
         if "label" not in batch:
             if classes:
@@ -192,23 +198,45 @@ class Step:
             raise UserError("label_dropout needs a network that says how many classes it has, as num_classes.")
 
 
+def _check_condition(network: Any, batch: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Refuse a batch that shows a network more or less than its condition_channels."""
+    channels = models.fact(network, "condition_channels")
+    if "condition" not in batch:
+        if channels:
+            raise UserError(
+                f"the network has condition_channels = {channels}, so that a batch needs 'condition', "
+                f"{(*shape[:-1], channels)}; got {', '.join(batch)}."
+            )
+        return
+    shown = batch["condition"]
+    if channels == 0:  # None where a network of somebody's own does not say
+        raise UserError("a batch must have no 'condition' for a network with condition_channels = 0; got one.")
+    wanted = (*shape[:-1], np.shape(shown)[-1] if channels is None and np.ndim(shown) else channels)
+    kind = jnp.result_type(shown)
+    if np.shape(shown) != wanted or not (kind == jnp.uint8 or jnp.issubdtype(kind, jnp.floating)):
+        raise UserError(
+            f"condition must be uint8 pixels or floats of the shape {wanted}; got {kind} of {np.shape(shown)}."
+        )
+
+
 def as_batch(batch: Any) -> dict[str, Any]:
-    """A batch in one of its forms as {"x_0": …, "label": …}, the latter where there are labels.
+    """A batch in one of its forms as {"x_0": …, "label": …, "condition": …}, the latter two where there are any.
 
     Raises:
         UserError: another form (says which there are).
     """
     if isinstance(batch, dict):
-        if batch.keys() in ({"x_0"}, {"x_0", "label"}) and not isinstance(batch.get("label"), (list, tuple)):
+        if {"x_0"} <= batch.keys() <= _KEYS and not isinstance(batch.get("label"), (list, tuple)):
             return batch
         found = {"x_0" if name == "image" else name: value for name, value in batch.items() if value is not None}
     elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
         found = {name: value for name, value in zip(("x_0", "label"), batch, strict=False) if value is not None}
     else:
         found = {"x_0": batch}
-    if "x_0" not in found or found.keys() - {"x_0", "label"} or not hasattr(found["x_0"], "shape"):
+    if "x_0" not in found or found.keys() - _KEYS or not hasattr(found["x_0"], "shape"):
         shown = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
         raise UserError(
-            f"a batch must be {{'x_0': array, 'label': array}}, (x_0, labels) or x_0 alone, as arrays; got {shown}."
+            f"a batch must be {{'x_0': array, 'label': array}}, (x_0, labels) or x_0 alone, as arrays, in a dict with 'condition' "
+            f"for a network that is shown an image; got {shown}."
         )
     return found | ({"label": np.asarray(found["label"])} if isinstance(found.get("label"), (list, tuple)) else {})

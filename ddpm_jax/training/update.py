@@ -29,6 +29,8 @@ class Examples(NamedTuple):
     """(B,) classes, or None."""
     weights: Any = None
     """(B,) of the losses; None: all 1."""
+    condition: Any = None
+    """(B, ..., C') what the network is shown in channels behind those of x_t, as it sees it; None: nothing."""
 
     def __repr__(self) -> str:
         return display.of_fields(self)
@@ -105,11 +107,13 @@ class Update:
     def draw(self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Examples, Chance]:
         """What a step takes besides the state.
 
-        batch: "x_0" (B, ...), uint8 pixels or what the network sees, and for a conditional network "label" (B,).
+        batch: "x_0" (B, ...), uint8 pixels or what the network sees; for a network of classes "label" (B,), and for one
+        that is shown an image "condition" (B, ..., C'), uint8 pixels or as the network sees it.
         """
         key = jax.random.fold_in(key, state.step)
         times, noise, dropout = jax.random.split(key, 3)
         x_0, labels = _seen(batch["x_0"]), batch.get("label")
+        shown = _seen(batch["condition"]) if "condition" in batch else None
         size = len(x_0)
         network = models.merge(state.graphdef, state.variables(ema=False))
         weights = guess = None
@@ -123,7 +127,8 @@ class Update:
             labels = jnp.where(hidden, models.fact(network, "num_classes") - 1, labels)
         if models.fact(network, "self_conditioning"):
             guess = jax.random.bernoulli(jax.random.fold_in(key, 1))
-        return Examples(x_0, jax.random.normal(noise, x_0.shape), t, labels, weights), Chance(dropout, guess)
+        drawn = jax.random.normal(noise, x_0.shape)
+        return Examples(x_0, drawn, t, labels, weights, shown), Chance(dropout, guess)
 
     def gradients(self, state: TrainState, examples: Examples, chance: Chance = NOTHING) -> Gradients:
         """Losses, gradients and statistics of a batch, gone through in parts where `accumulate` asks for it."""
@@ -151,7 +156,7 @@ class Update:
     def _gradients(
         self, state: TrainState, variables: models.Variables, examples: Examples, chance: Chance
     ) -> Gradients:
-        x_0, noise, t, labels, weights = examples
+        x_0, noise, t, labels, weights, condition = examples
         graphdef = models.for_training(state.graphdef, variables)
 
         def mean_loss(params: Any) -> Any:
@@ -163,8 +168,10 @@ class Update:
 
             def predict(x_t: jax.Array, time: jax.Array) -> jax.Array:
                 nonlocal batch_stats
+                if condition is not None:
+                    x_t = jnp.concatenate([x_t, condition], axis=-1)
                 if chance.guess is not None:
-                    nothing = jnp.zeros_like(x_t)
+                    nothing = jnp.zeros_like(x_0)
 
                     def first_guess() -> jax.Array:
                         output, _ = call(jnp.concatenate([x_t, nothing], axis=-1), time)

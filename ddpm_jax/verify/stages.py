@@ -139,6 +139,8 @@ class Verification:
             raise UserError(
                 "the stages show a network x_t alone, and one with self_conditioning sees its estimate of x_0 too."
             )
+        if channels := getattr(self.config, "condition_channels", 0):
+            raise UserError(f"the stages show a network x_t alone; got one with condition_channels = {channels}.")
         if not isinstance(process, GaussianDiffusion):
             raise UserError(f"the stages are those of a diffusion; got one of kind {process.name}.")
         if self.sampling.sampler.name not in SAMPLERS:

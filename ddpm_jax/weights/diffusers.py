@@ -353,6 +353,8 @@ def _unknown_there(o: models.ForeignUNetConfig) -> list[str]:
         problems.append("self_conditioning")
     if o.interval:
         problems.append("interval")
+    if o.condition_channels:
+        problems.append(f"condition_channels = {o.condition_channels}")
     if o.time_scale != 1:
         problems.append(f"time_scale = {o.time_scale:g}")
     if not o.dim == o.width_in == o.level_widths[0]:
