@@ -156,7 +156,10 @@ class OpenAIUNet(nn.Module):
                 self.output_blocks.append(Chain(*layers))
         self.out = nn.Sequential(Norm(width, groups), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
 
-    def forward(self, x, t, labels=None):
+    def forward(self, x, t, labels=None, low_res=None):
+        """low_res: what a super-resolution model is shown behind x, brought to its size between the centres of pixels."""
+        if low_res is not None:
+            x = torch.cat([x, F.interpolate(low_res, x.shape[-2:], mode="bilinear", align_corners=False)], dim=1)
         half = self.model_channels // 2
         angles = t[:, None].to(x.dtype) * torch.exp(-math.log(10_000) * torch.arange(half, dtype=x.dtype) / half)
         emb = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=1))

@@ -11,6 +11,7 @@ from tolerances import assert_close
 from twins import compiled, indices, normal, randomise, to_nchw, to_nhwc
 
 from ddpm_jax import models, weights
+from ddpm_jax.condition import Downsample
 from ddpm_jax.errors import UserError
 from ddpm_torch_ref import models as twin_models
 
@@ -33,6 +34,9 @@ CONFIGS = {
     "128 px: heads by number": ADM | {"num_head_channels": None, "num_heads": 2},
     "256 px": ADM | {"attention_ds": (2, 4), "channel_mult": (1, 1, 2)},
     "512 px: half the width first": ADM | {"channel_mult": (0.5, 1, 1), "model_channels": 16},
+    "64 to 256 px": ADM | {"in_channels": 6, "num_head_channels": None, "num_heads": 2, "channel_mult": (1, 1, 2)},
+    "128 to 512 px, variance not learned": ADM | {"in_channels": 6, "out_channels": 3},
+    "grey, to a larger size": IMPROVED | {"in_channels": 2, "out_channels": 1},
     "lsun": ADM | {"num_classes": None, "num_res_blocks": 2},
     "without convolutions that resample": ADM | {"resblock_updown": False, "conv_resample": False},
     "without them, three levels": IMPROVED
@@ -40,7 +44,7 @@ CONFIGS = {
     "residual blocks, whatever conv_resample says": ADM | {"conv_resample": False},
     "one level": ADM | {"channel_mult": (1,), "attention_ds": (1,)},
 }
-WITH_JAX = ("improved-diffusion", "512 px: half the width first", "without them, three levels")
+WITH_JAX = ("improved-diffusion", "64 to 256 px", "512 px: half the width first", "without them, three levels")
 """The maps are the same for the twin and for ours, whose tensors are its; these are proof of the network's options."""
 
 
@@ -77,8 +81,14 @@ def test_checkpoints(name):
     x = normal("float64", 2, size, size, channels)
     t, tt = indices([3, 971])
     labels, tlabels = indices([4, 0]) if config.num_classes else (None, None)
+    low_res = None
+    if config.condition_channels:
+        assert config.condition_channels == channels == CONFIGS[name]["in_channels"] // 2
+        low_res = normal("float64", 2, size // 2, size // 2, channels, seed=1)
+        x_t, x = x, np.concatenate([x, Downsample(2).raised(low_res)], axis=-1)
     with torch.no_grad():
-        wanted = theirs(to_nchw(x), tt, tlabels)
+        alone = (to_nchw(x), tt, tlabels) if low_res is None else (to_nchw(x_t), tt, tlabels, to_nchw(low_res))
+        wanted = theirs(*alone)
         assert_close("output", twin(to_nchw(x), tt, tlabels), wanted, name)
     back = weights.to_openai(config, tensors, new_attention_order=told["new_attention_order"])
     assert back.keys() == theirs.state_dict().keys()
@@ -135,9 +145,9 @@ def test_scaled_times():
             "no whole checkpoint.*input_blocks.2 are missing",
         ),
         (
-            lambda state: state.update({"input_blocks.0.0.weight": torch.zeros(8, 6, 3, 3)}),
+            lambda state: state.update({"input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}),
             {},
-            "takes 6 channels and gives 3.*super-resolution",
+            "takes 4 channels and gives 3.*super-resolution",
         ),
         (lambda state: None, {"num_heads": None}, "pass num_heads or head_dim"),
         (lambda state: None, {"num_heads": 3}, "num_heads = 3 must divide"),

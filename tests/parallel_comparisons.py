@@ -30,6 +30,7 @@ from ddpm_jax.training.state import state_of
 STEPS, BATCH, SHAPE, CLASSES = 20, 16, (4, 4, 1), 3
 DTYPE = np.dtype(sys.argv[1])
 OPTIONS = {"image_size": 4, "channels": 1, "num_classes": CLASSES, "dim": 8, "dim_mults": (1,), "num_blocks": 1}
+OPTIONS |= {"condition_channels": 1}
 CONFIG = TrainConfig(batch_size=BATCH, lr=1e-4, ema_decay=0.9)
 PROCESS = processes.GaussianDiffusion(schedules.create("linear", 10))
 
@@ -37,7 +38,11 @@ model = models.create("unet", rngs=nnx.Rngs(0), norm_groups=4, attention_resolut
 rng = np.random.default_rng(0)
 start = jax.tree.map(lambda a: np.asarray(a, DTYPE), models.split(model)[1])
 batches = [
-    {"x_0": rng.normal(size=(BATCH, *SHAPE)).astype(DTYPE), "label": rng.integers(0, CLASSES, BATCH, np.int32)}
+    {
+        "x_0": rng.normal(size=(BATCH, *SHAPE)).astype(DTYPE),
+        "label": rng.integers(0, CLASSES, BATCH, np.int32),
+        "condition": rng.normal(size=(BATCH, *SHAPE)).astype(DTYPE),
+    }
     for _ in range(STEPS)
 ]
 
@@ -146,6 +151,7 @@ def sampled(mode):
     for layout in (parallel.ALONE, layout_of(mode, 8)):
         variables = layout.everywhere(layout.place(jax.tree.map(jnp.asarray, moved)))
         network = denoisers.of_network((graphdef, variables), PROCESS, labels=layout.deal(labels))
+        network = network.beside(layout.deal(batches[0]["condition"][:8]))
         keys = numbered_walks.keys_on(layout, 1, 8)
         drawn = samplers.sample_with_frames(denoisers.clipped(network), sampler, keys, (8, *SHAPE), num_frames=3)
         assert len(drawn[0].sharding.device_set) == layout.size

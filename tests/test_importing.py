@@ -5,13 +5,16 @@ import itertools
 import json
 import os
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddpm_jax import models, schedules, weights
 from ddpm_jax.cli import main
+from ddpm_jax.conversion.openai import FILES, condition_of
 from ddpm_jax.conversion.scheduler import from_scheduler, to_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import DataConfig, Preset, SampleConfig
@@ -318,6 +321,37 @@ def test_a_published_file_is_known_by_its_name(tmp_path, monkeypatch):
     run = imported(path, tmp_path)
     assert run.config.model == models.unet_of(**vars(model) | {"dropout": 0.3, "time_scale": 0.25})
     assert run.config.process.schedule == schedules.cosine(4000)
+
+
+def test_an_upsampler_of_openai(tmp_path, monkeypatch, capsys):
+    """A super-resolution model is shown a small image; files of that size are what its samples are made of."""
+    monkeypatch.setattr(weights.openai, "GROUPS", 4)
+    model = openai_model(models.unet_of(**vars(MODEL) | {"channels": 3, "learn_variance": True, "condition_channels": 3}))
+    tensors = random_tensors(model)
+    path = weights.write_tensors(tmp_path / "ema_0.9999_200.safetensors", weights.to_openai(model, tensors))
+    told = ["--image-size", "8", "--openai.head-dim", "4"]
+    run = imported(path, tmp_path, *told, "--openai.small-size", "4")
+    assert run.config.model == model and run.config.data.condition == "downsample:2"
+    same(run, tensors)
+    assert "shown downsample:2" in capsys.readouterr().out
+    Image.fromarray(np.full((4, 4, 3), (255, 0, 0), np.uint8)).save(tmp_path / "small.png")
+    sampled = ["sample", str(run.folder), "--num", "2", "--steps", "2"]
+    assert "no data of its own" in refused(sampled, capsys)
+    assert main([*sampled, "--condition", str(tmp_path / "small.png")]) == 0
+    picture = np.asarray(Image.open(run.folder / "samples" / "samples.png"))
+    assert ((picture == (255, 0, 0)).all(-1)).sum() >= 64  # what was shown stands beside the samples
+    other = ["import", str(path), "--out", str(tmp_path / "other"), *told]
+    assert "pass --openai.small-size" in refused(other, capsys)
+    for size in ("3", "8", "0"):
+        assert f"must divide the image_size, 8, and be less; got {size}" in refused([*other, "--openai.small-size", size], capsys)
+
+
+@pytest.mark.parametrize(("name", "size", "factor"), [("64_256_upsampler", 256, 4), ("128_512_upsampler", 512, 4)])
+def test_upsamplers_that_openai_published(name, size, factor):
+    known = FILES[name]
+    assert (known.image_size, known.new_attention_order, known.schedule) == (size, False, "linear")
+    model = models.UNetConfig(image_size=size, condition_channels=3)
+    assert condition_of(Path(f"{name}.pt"), model, None) == f"downsample:{factor}"
 
 
 # What is refused

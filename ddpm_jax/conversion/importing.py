@@ -14,7 +14,7 @@ from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import ModelConfig
-from ddpm_jax.presets import ImportConfig, SampleConfig
+from ddpm_jax.presets import DataConfig, ImportConfig, SampleConfig
 from ddpm_jax.processes import EDM, Process
 from ddpm_jax.samplers import Ancestral
 from ddpm_jax.schedules import Linear
@@ -76,8 +76,9 @@ def import_weights(source: str, out: Path, how: ImportConfig | None = None) -> P
         "licence": hub.licence(found.root),
         "sha256": {str(file.relative_to(found.root)): _sha256(file) for file in found.files},
     }
-    options: dict[str, Any] = {"process": found.process, "sampling": found.sampling, "data": how.data}
-    options["label_dropout"] = found.label_dropout
+    shown = openai.condition_of(path, found.model, how.openai.small_size)
+    options: dict[str, Any] = {"process": found.process, "sampling": found.sampling, "label_dropout": found.label_dropout}
+    options["data"] = DataConfig(how.data, condition=shown)
     return to_run(out, found.model, found.tensors, origin=origin, **options)
 
 
@@ -95,6 +96,7 @@ def recognised(run: Run) -> list[str]:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = "x".join(map(str, run.shape))
     classes = f", {len(run.class_names)} classes" if run.class_names else ""
+    shown = f", shown {run.condition!r}" if run.condition is not None else ""
     process, sample = config.process, config.sample
     learned = ", and the variance" if getattr(config.model, "learn_variance", False) else ""
     steps = f"{sample.steps or process.sampling_steps(None):,} steps"
@@ -104,7 +106,7 @@ def recognised(run: Run) -> list[str]:
     told = {"ema": "averaged", "params": "those being trained, not averaged", None: "the files do not say which"}
     files = ", ".join(name for name in origin["sha256"] if not name.endswith("config.json"))
     return [
-        f"network: {config.model.network} of {origin.get('library')}, {count:,} parameters, {size}{classes}",
+        f"network: {config.model.network} of {origin.get('library')}, {count:,} parameters, {size}{classes}{shown}",
         f"weights: {told[origin['weights']]} ({files})",
         f"noise: {_noise(process, origin)}",
         f"prediction: {getattr(process, 'prediction', process.name)}{learned}",

@@ -41,6 +41,8 @@ class Published:
     """rescale_timesteps: the network is told t 1000 / diffusion_steps."""
     new_attention_order: bool = False
     """use_new_attention_order."""
+    small_size: int | None = None
+    """small_size of a super-resolution model, whose image_size is large_size there."""
 
 
 # fmt: off
@@ -54,6 +56,8 @@ FILES: dict[str, Published] = {
     "lsun_uncond_100M_2400K_bs64":      Published(256, 1),
     "64x64_diffusion":                  Published(64, None, 64, 1000, "cosine", 0.1, new_attention_order=True),
     "128x128_diffusion":                Published(128, 4),
+    "64_256_upsampler":                 Published(256, 4, small_size=64),
+    "128_512_upsampler":                Published(512, None, 64, small_size=128),
     "256x256_diffusion":                Published(256, None, 64),
     "256x256_diffusion_uncond":         Published(256, None, 64),
     "512x512_diffusion":                Published(512, None, 64),
@@ -70,6 +74,29 @@ def which_of(path: Path) -> Which | None:
     """What the name of a file says of its weights: training writes ema_RATE_STEP and modelSTEP; None: it is neither."""
     found = re.fullmatch(r"(ema)_[\d.]+_\d+|model\d+", path.stem)
     return None if found is None else "ema" if found[1] else "params"
+
+
+def condition_of(path: Path, model: Any, small_size: int | None) -> str | None:
+    """What a super-resolution model is shown, as `DataConfig.condition`; None: it is none.
+
+    small_size: in pixels, where it is told; None: that of the file of `FILES`.
+
+    Raises:
+        UserError: it is missing for a model that is shown a second image, given for another, or does not divide the image's.
+    """
+    known = FILES.get(path.stem)
+    small = small_size or (known.small_size if known else None)
+    if not getattr(model, "condition_channels", 0):
+        if small_size is not None:
+            raise UserError(f"openai.small_size is for a super-resolution model; got {small_size} for one that is shown none.")
+        return None
+    if small is None:
+        raise UserError(
+            f"{path.name} is a super-resolution model: pass --openai.small-size, the size in pixels of the image it is shown."
+        )
+    if small < 1 or small >= model.image_size or model.image_size % small:
+        raise UserError(f"openai.small_size must divide the image_size, {model.image_size}, and be less; got {small}.")
+    return f"downsample:{model.image_size // small}"
 
 
 def from_file(

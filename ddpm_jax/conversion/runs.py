@@ -40,6 +40,10 @@ def from_run(run: Run, which: Which = "ema") -> dict[str, np.ndarray]:
     return statistics | {key.removeprefix(part): array for key, array in arrays.items() if key.startswith(part)}
 
 
+NO_DATA = DataConfig("")
+"""Of a file that says nothing of what its network was trained on."""
+
+
 def to_run(
     folder: Path,
     model: Any,
@@ -47,15 +51,15 @@ def to_run(
     *,
     process: Process | None = None,
     sampling: SampleConfig | None = None,
-    data: str = "",
+    data: DataConfig = NO_DATA,
     label_dropout: float = 0.0,
     origin: dict[str, Any] | None = None,
 ) -> Path:
     """A run at step 0 (or at the state's step) whose parameters and average are the given ones.
 
     process, sampling: how the network was trained and is sampled; None: as its author did. data: what it was trained on, as
-    `DataConfig.source`. label_dropout: share of the labels that were hidden from it, in [0, 1): above 0 the last class of the
-    network stands for none. origin: where the weights come from, for the run's config.json.
+    far as it is known; its labels and scale follow from the model. label_dropout: share of the labels that were hidden from it, in
+    [0, 1): above 0 the last class of the network stands for none. origin: where the weights come from, for the run's config.json.
 
     Raises:
         UserError: process and sampling do not fit each other, or the network; labels were hidden of less than two classes.
@@ -71,7 +75,7 @@ def to_run(
     recipes = [recipe.config for recipe in RECIPES.values() if type(recipe.config.model) is type(model)]
     scale = recipes[0].data.scale if recipes else "signed"
     config = Preset(
-        data=DataConfig(source=data, labels=bool(num_classes), scale=scale),
+        data=dataclasses.replace(data, labels=bool(num_classes), scale=scale),
         model=model,
         process=process,
         train=TrainConfig(label_dropout=label_dropout),

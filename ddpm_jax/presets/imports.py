@@ -25,6 +25,8 @@ class OpenAIConfig:
     """use_new_attention_order."""
     dropout: float | None = None
     """dropout, for training on."""
+    small_size: int | None = None
+    """small_size of a super-resolution model, in pixels: of the image that it is shown, brought to full size."""
 
     __repr__ = display.of_fields
 

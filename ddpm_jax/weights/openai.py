@@ -61,7 +61,7 @@ def from_openai(
     rescale_timesteps was set. dropout: the one it was trained with.
 
     Raises:
-        UserError: it is no such checkpoint, or not that of a denoiser of images; tensors are missing, left over, or misshapen.
+        UserError: it is no such checkpoint, or not that of a denoiser of images, alone or with a second one; tensors are missing, left over, or misshapen.
     """
     if (num_heads is None) == (head_dim is None):
         raise UserError("attention's heads are not in the checkpoint: pass num_heads or head_dim, one of the two.")
@@ -83,7 +83,7 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
     """What a checkpoint's names and shapes say of the options of `foreign_unet`.
 
     Raises:
-        UserError: the names are not theirs, or the network is not one for images alone.
+        UserError: the names are not theirs, or the network is none of images, with or without a second one beside.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -96,11 +96,7 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
     time_dim, dim = shape("time_embed.0.weight")
     width_in, channels = shape("input_blocks.0.0.weight")[:2]
     out_channels = shape("out.2.weight")[0]
-    if channels not in (1, 3) or out_channels not in (channels, 2 * channels):
-        raise UserError(
-            f"the network takes {channels} channels and gives {out_channels}: it is no denoiser of images alone (a "
-            "super-resolution model sees a second image), and has no counterpart here."
-        )
+    channels_in, channels = channels, _image_channels(channels, out_channels)
     found = _levels(tensors, image_size)
     widths = tuple(shape(f"input_blocks.{n}.0.out_layers.3.weight")[0] for n in found.first_down)
     scale_shift = shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
@@ -117,6 +113,7 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         "time_conditioning": "scale_shift" if scale_shift else "add",
         "resample": found.resample,
         "learn_variance": out_channels != channels,
+        "condition_channels": channels_in - channels,
         "time_dim": None if time_dim == 4 * dim else time_dim,
         "norm_groups": GROUPS,
         "norm_eps": 1e-5,
@@ -124,6 +121,18 @@ def read_options(tensors: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         "freq_shift": 0,
         "pad_all_sides": True,
     }
+
+
+def _image_channels(channels_in: int, channels_out: int) -> int:
+    """Channels of the images, 1 or 3: the network takes them, or a second image behind them (SuperResModel)."""
+    for channels in (1, 3):
+        # one grey image in and two channels out: noise and variance
+        if channels_in in (channels, 2 * channels) and channels_out in (channels, 2 * channels):
+            return channels
+    raise UserError(
+        f"the network takes {channels_in} channels and gives {channels_out}: it is no denoiser of images, nor one that sees a "
+        "second image of as many channels (a super-resolution model), and has no counterpart here."
+    )
 
 
 class _Levels(NamedTuple):

@@ -98,6 +98,7 @@ class ForeignUNet(nn.Module):
         learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
         self_conditioning: twice the channels at the input, the second half for a guess at x_0 (Chen et al. 2023).
         interval: t is (B, 2), the time and how far it is to an earlier one (Geng et al. 2025, "Mean Flows").
+        condition_channels: channels at the input behind those of x_t and before a guess, for what is known of x_0; 0: nothing is.
         widths: of the levels, in place of dim_mults; then conv_in has the first of them.
         time_dim: width of the embedding of time and class; None: 4 dim.
         up_attention_resolutions: attention_resolutions going up; None: the same.
@@ -140,6 +141,7 @@ class ForeignUNet(nn.Module):
         learn_variance: bool = False,
         self_conditioning: bool = False,
         interval: bool = False,
+        condition_channels: int = 0,
         widths: Sequence[int] | None = None,
         time_dim: int | None = None,
         up_attention_resolutions: Sequence[int] | None = None,
@@ -159,6 +161,8 @@ class ForeignUNet(nn.Module):
     ):
         super().__init__()
         check_counts(channels=channels, num_blocks=num_blocks, num_heads=num_heads, norm_groups=norm_groups)
+        if condition_channels < 0:
+            raise ValueError(f"condition_channels must not be negative; got {condition_channels}.")
         check_counts(head_dim=head_dim, num_classes=num_classes, time_dim=time_dim)
         width_in = dim if widths is None else widths[0]
         widths = [dim * mult for mult in dim_mults] if widths is None else list(widths)
@@ -227,6 +231,7 @@ class ForeignUNet(nn.Module):
         self.channels = channels
         self.num_classes = num_classes
         self.self_conditioning = self_conditioning
+        self.condition_channels = condition_channels
         self.time_scale = time_scale
         self.center_input = center_input
         self.time_mlp = time_mlp()
@@ -235,7 +240,7 @@ class ForeignUNet(nn.Module):
         if num_classes is not None:
             self.class_embed = nn.Embedding(num_classes, time_dim) if class_embedding == "table" else time_mlp()
 
-        self.conv_in = conv(2 * channels if self_conditioning else channels, width_in)
+        self.conv_in = conv((1 + self_conditioning) * channels + condition_channels, width_in)
         width = width_in
         skip_widths = [width]
         self.down = nn.ModuleList()
@@ -278,7 +283,8 @@ class ForeignUNet(nn.Module):
         """Predict from noised images.
 
         Args:
-            x_t: (B, channels, image_size, image_size), or twice the channels with self_conditioning.
+            x_t: (B, channels, image_size, image_size); with condition_channels so many more behind, then with self_conditioning a
+                guess of as many as the image's.
             t: (B,) times; with interval (B, 2), the times and how far each is from an earlier one.
             labels: (B,) int64 classes, 0..num_classes - 1; given if and only if num_classes is.
 
@@ -286,8 +292,13 @@ class ForeignUNet(nn.Module):
             (B, channels, image_size, image_size), or twice the channels with learn_variance.
 
         Raises:
-            ValueError: labels missing or unexpected.
+            ValueError: labels missing or unexpected, or x_t of another number of channels.
         """
+        if x_t.shape[1] != self.conv_in.in_channels:
+            raise ValueError(
+                f"x_t must have {self.conv_in.in_channels} channels, {self.condition_channels} of a condition among them; "
+                f"got {x_t.shape[1]}."
+            )
         # A time that is scaled is no whole number any more; half precision could not hold it.
         precise = torch.promote_types(x_t.dtype, torch.float32)
         t = t if self.time_scale == 1 else t.to(precise) * self.time_scale
@@ -332,6 +343,7 @@ class UNet(ForeignUNet):
         learn_variance: twice the channels at the output, the second half for the variance (improved DDPM).
         self_conditioning: twice the channels at the input, the second half for a guess at x_0 (Chen et al. 2023).
         interval: t is (B, 2), the time and how far it is to an earlier one (Geng et al. 2025, "Mean Flows").
+        condition_channels: channels at the input behind those of x_t and before a guess, for what is known of x_0; 0: nothing is.
 
     Raises:
         ValueError: an option out of range, or a width that the groups or the heads do not divide.
@@ -358,6 +370,7 @@ class UNet(ForeignUNet):
         learn_variance: bool = False,
         self_conditioning: bool = False,
         interval: bool = False,
+        condition_channels: int = 0,
     ):
         check_choice("resample", resample, ("conv", "residual"))
         super().__init__(
@@ -377,6 +390,7 @@ class UNet(ForeignUNet):
             learn_variance=learn_variance,
             self_conditioning=self_conditioning,
             interval=interval,
+            condition_channels=condition_channels,
         )
 
 

@@ -65,7 +65,8 @@ class Step:
         Args:
             state: as `create_state` makes it.
             batch: {"x_0": (B, ...), "label": (B,)}, or with `image` for x_0; (x_0, labels); or x_0 alone. x_0: uint8 images,
-                scaled to [-1, 1], or what the network is to see.
+                scaled to [-1, 1], or what the network is to see. A network with condition_channels C' wants "condition" too,
+                (B, C', H, W) of the same kinds.
             generator: of everything drawn; it goes on from step to step.
 
         Returns:
@@ -73,8 +74,8 @@ class Step:
             tensors: to read them waits for the device.
 
         Raises:
-            ValueError: no state; a batch of another form, without labels for a network with classes, or beyond the range of the
-                data (looked at when its shape is first seen).
+            ValueError: no state; a batch of another form, without labels for a network with classes or a condition for one that
+                takes it, or beyond the range of the data (looked at when its shape is first seen).
         """
         batch = as_batch(batch)
         self._check(state, batch)
@@ -97,6 +98,7 @@ class Step:
             raise ValueError(f"labels must be {len(x_0)} whole numbers; got {labels.dtype} of {tuple(labels.shape)}.")
         if self.update.label_dropout and (labels is None or not classes):
             raise ValueError("label_dropout must be 0 without labels, or for a network that says no num_classes.")
+        _check_condition(state.model, batch)
         if self.bounded and x_0.ndim == 4 and x_0.is_floating_point() and x_0.abs().max() > 1 + 1e-3:
             raise ValueError(
                 f"images must lie in [-1, 1]; got {x_0.min():g} to {x_0.max():g}. Scale them, or say bounded=False."
@@ -104,8 +106,24 @@ class Step:
         self._seen.add(form)
 
 
+def _check_condition(model: Any, batch: dict[str, Tensor]) -> None:
+    channels, condition = getattr(model, "condition_channels", None), batch.get("condition")
+    if condition is None:
+        if channels:
+            raise ValueError(f"a batch needs a condition, as the network has condition_channels = {channels}; got none.")
+        return
+    if channels == 0:
+        raise ValueError("a batch must hold no condition for a network with condition_channels = 0; got one.")
+    size, _, *rest = batch["x_0"].shape
+    wanted = (size, condition.shape[1] if channels is None else channels, *rest)
+    if condition.shape != wanted or not (condition.is_floating_point() or condition.dtype == torch.uint8):
+        raise ValueError(
+            f"condition must be uint8 pixels or floats of shape {wanted}; got {condition.dtype} of {tuple(condition.shape)}."
+        )
+
+
 def as_batch(batch: Any) -> dict[str, Tensor]:
-    """A batch in one of its forms as {"x_0": …, "label": …}, the latter where there are labels.
+    """A batch in one of its forms as {"x_0": …, "label": …, "condition": …}, the latter two where there are any.
 
     Raises:
         ValueError: another form.
@@ -116,9 +134,10 @@ def as_batch(batch: Any) -> dict[str, Tensor]:
         found = dict(zip(("x_0", "label"), batch if isinstance(batch, tuple | list) else (batch,), strict=False))
     found = {name: value for name, value in found.items() if value is not None}
     tensors = all(isinstance(value, Tensor) for value in found.values())
-    if "x_0" not in found or found.keys() - {"x_0", "label"} or not tensors:
+    if "x_0" not in found or found.keys() - {"x_0", "label", "condition"} or not tensors:
         shown = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
         raise ValueError(
-            f"a batch must be {{'x_0': tensor, 'label': tensor}}, (x_0, labels) or x_0 alone, as tensors; got {shown}."
+            f"a batch must be {{'x_0': tensor, 'label': tensor}}, (x_0, labels) or x_0 alone, as tensors, in a dict with "
+            f"'condition' for a network that wants one; got {shown}."
         )
     return found

@@ -28,6 +28,8 @@ class Examples(NamedTuple):
     """(B,) classes, for a network that wants them."""
     weights: Tensor | None = None
     """(B,) of the losses; None: all 1."""
+    condition: Tensor | None = None
+    """(B, C', H, W) what is known of x_0, joined to x_t along the channels, for a network that wants it."""
 
 
 class Chance(NamedTuple):
@@ -89,7 +91,8 @@ class Update:
 
         Args:
             state: whose network and history decide.
-            batch: "x_0" (B, ...), uint8 pixels or what the network sees, and for a conditional network "label" (B,).
+            batch: "x_0" (B, ...), uint8 pixels or what the network sees; for a network of classes "label" (B,); for one with
+                condition_channels "condition" (B, C', H, W), of the same kinds as x_0.
             generator: of everything drawn; it goes on from step to step.
         """
         x_0, labels = _signed(batch["x_0"]), batch.get("label")
@@ -108,7 +111,9 @@ class Update:
             labels = torch.where(hidden, classes - 1, labels)
         if getattr(state.model, "self_conditioning", False):
             guess = bool(torch.rand((), generator=generator, device=where) < 0.5)
-        return Examples(x_0, noise, t, labels, weights), Chance(guess)
+        condition = batch.get("condition")
+        condition = None if condition is None else _signed(condition)
+        return Examples(x_0, noise, t, labels, weights, condition), Chance(guess)
 
     def gradients(self, state: TrainState, examples: Examples, chance: Chance = NOTHING) -> Gradients:
         """Losses and gradients of a batch, gone through in parts where `accumulate` asks for it."""
@@ -140,17 +145,18 @@ class Update:
         ]
 
     def _losses(self, model: nn.Module, examples: Examples, chance: Chance) -> Tensor:
-        x_0, noise, t, labels, _ = examples
+        x_0, noise, t, labels, _, condition = examples
 
         def predict(x_t: Tensor, network_time: Tensor) -> Tensor:
+            known = [x_t] if condition is None else [x_t, condition]
             if chance.guess is None:
-                return model(x_t, network_time, labels)
+                return model(torch.cat(known, dim=1), network_time, labels)
             guess = torch.zeros_like(x_t)
             if chance.guess:
                 with torch.no_grad():
-                    output = model(torch.cat([x_t, guess], dim=1), network_time, labels)
+                    output = model(torch.cat([*known, guess], dim=1), network_time, labels)
                     guess = self.process.estimate(self.process.add_noise(x_0, noise, t), output, t).x_0
-            return model(torch.cat([x_t, guess], dim=1), network_time, labels)
+            return model(torch.cat([*known, guess], dim=1), network_time, labels)
 
         return self.process.loss_per_example(predict, x_0, noise, t)
 
