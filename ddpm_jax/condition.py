@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.errors import UserError, meant
 
+__all__ = ["CONDITIONS", "HALVES", "Condition", "Downsample", "Gray", "Mask", "as_condition", "hidden"]
+
+Images = Array | np.ndarray
 HALVES = ("left", "right", "top", "bottom", "middle")
 """Parts of an image that have a name: a half of it, or its middle."""
 LUMA = (0.299, 0.587, 0.114)
@@ -19,7 +22,7 @@ LUMA = (0.299, 0.587, 0.114)
 class Condition(abc.ABC):
     """What is kept of an image (`degraded`), and the channels that a network sees of that (`raised`).
 
-    Images are as the network sees them, (..., H, W, C): any number of axes may stand before, and NumPy's arrays and JAX's are taken.
+    Images are as the network sees them, (..., H, W, C): any axes may stand before, and NumPy's arrays and JAX's are taken.
     """
 
     word: ClassVar[str]
@@ -41,18 +44,18 @@ class Condition(abc.ABC):
         """
 
     @abc.abstractmethod
-    def degraded(self, x_0: Float[Array, "*b h w c"]) -> Float[Array, "*b small_h small_w kept"]:
+    def degraded(self, x_0: Float[Images, "*b h w c"]) -> Float[Images, "*b small_h small_w kept"]:
         """What is kept of images."""
 
     @abc.abstractmethod
-    def raised(self, kept: Float[Array, "*b small_h small_w kept"]) -> Float[Array, "*b h w shown"]:
+    def raised(self, kept: Float[Images, "*b small_h small_w kept"]) -> Float[Images, "*b h w shown"]:
         """The channels that a network sees of what is kept, of the images' height and width."""
 
-    def shown(self, x_0: Float[Array, "*b h w c"]) -> Float[Array, "*b h w shown"]:
+    def shown(self, x_0: Float[Images, "*b h w c"]) -> Float[Images, "*b h w shown"]:
         """The channels that a network sees of images."""
         return self.raised(self.degraded(x_0))
 
-    def pictured(self, shown: Float[Array, "*b h w shown"]) -> Float[Array, "*b h w c"]:
+    def pictured(self, shown: Float[Images, "*b h w shown"]) -> Float[Images, "*b h w c"]:
         """What of these channels is an image, of 1 channel or 3."""
         return shown
 
@@ -85,13 +88,13 @@ class Downsample(Condition):
             )
         return height // self.factor, width // self.factor, channels
 
-    def degraded(self, x_0: Float[Array, "*b h w c"]) -> Float[Array, "*b small_h small_w c"]:
+    def degraded(self, x_0: Float[Images, "*b h w c"]) -> Float[Images, "*b small_h small_w c"]:
         """Means of squares."""
         height, width, channels = self.degraded_shape(x_0.shape[-3:])
         squares = x_0.reshape(*x_0.shape[:-3], height, self.factor, width, self.factor, channels)
         return squares.mean((-4, -2))
 
-    def raised(self, kept: Float[Array, "*b small_h small_w c"]) -> Float[Array, "*b h w c"]:
+    def raised(self, kept: Float[Images, "*b small_h small_w c"]) -> Float[Images, "*b h w c"]:
         """Bilinear interpolation; beyond the outermost centres, their values."""
         import jax.image  # here, because a config is read without jax
 
@@ -116,18 +119,18 @@ class Gray(Condition):
             raise UserError(f"gray needs images in colour, of 3 channels; got {shape[-1]}.")
         return *shape[:-1], 1
 
-    def degraded(self, x_0: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 1"]:
+    def degraded(self, x_0: Float[Images, "*b h w 3"]) -> Float[Images, "*b h w 1"]:
         """The luma."""
         return (x_0 * np.array(LUMA, x_0.dtype)).sum(-1, keepdims=True)
 
-    def raised(self, kept: Float[Array, "*b h w 1"]) -> Float[Array, "*b h w 1"]:
+    def raised(self, kept: Float[Images, "*b h w 1"]) -> Float[Images, "*b h w 1"]:
         """The same."""
         return kept
 
 
 @dataclass(frozen=True, repr=False)
 class Mask(Condition):
-    """The image with a part of it at 0, and a channel that is 1 there and 0 elsewhere: inpainting (Saharia et al. 2022, Palette)."""
+    """The image with a part of it at 0, and a channel that is 1 there: inpainting (Saharia et al. 2022, Palette)."""
 
     word = "mask"
     part: str
@@ -147,11 +150,11 @@ class Mask(Condition):
         """The same."""
         return shape
 
-    def degraded(self, x_0: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+    def degraded(self, x_0: Float[Images, "*b h w c"]) -> Float[Images, "*b h w c"]:
         """The image without its hidden part."""
         return x_0 * self._seen(x_0)
 
-    def raised(self, kept: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c+1"]:
+    def raised(self, kept: Float[Images, "*b h w c"]) -> Float[Images, "*b h w c+1"]:
         """The same, hidden where it is not yet, and the channel that says where."""
         import jax.numpy as jnp
 
@@ -159,7 +162,7 @@ class Mask(Condition):
         where = jnp.broadcast_to(1 - seen, (*kept.shape[:-1], 1))
         return jnp.concatenate([kept * seen, where], axis=-1)
 
-    def pictured(self, shown: Float[Array, "*b h w c+1"]) -> Float[Array, "*b h w c"]:
+    def pictured(self, shown: Float[Images, "*b h w c+1"]) -> Float[Images, "*b h w c"]:
         """All but the last channel."""
         return shown[..., :-1]
 

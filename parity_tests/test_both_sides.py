@@ -73,6 +73,7 @@ REASONS = {
         "training.learning_rate",
     ),
     "runs, their folders, and drawing and finetuning from them": (
+        "training.Conditions",
         "training.Drawing",
         "training.Outcome",
         "training.Run",

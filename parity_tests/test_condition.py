@@ -117,9 +117,9 @@ def test_both_sides_refuse(pair):
         with pytest.raises(ValueError, match=message):
             twin_step(state, {name: to_nchw(array) for name, array in batch.items()}, torch.Generator())
     x_t, (t, twin_t) = np.concatenate([x_0, shown[..., :1]], axis=-1), indices([3, 4])
-    with pytest.raises(UserError, match="takes 3 channels.*got 2"):
+    with pytest.raises(UserError, match=r"takes 3 channels.*got 2"):
         model(jnp.asarray(x_t), t)
-    with pytest.raises(UserError, match="got 1. Show it the image: denoise.beside"):
+    with pytest.raises(UserError, match=r"got 1\. Show it the image: denoise.beside"):
         model(jnp.asarray(x_0), t)
     with pytest.raises(ValueError, match="must have 3 channels, 2 of a condition among them; got 2"):
         twin(to_nchw(x_t), twin_t)

@@ -19,12 +19,16 @@ from ddpm_jax.samplers import DDIM
 from ddpm_jax.training import Drawing, Run
 from ddpm_jax.training.conditions import of_batches, of_source
 
-SMALL = UNetConfig(image_size=8, channels=1, dim=8, dim_mults=(1,), num_blocks=1, attention_resolutions=(), norm_groups=4)
+SMALL = UNetConfig(
+    image_size=8, channels=1, dim=8, dim_mults=(1,), num_blocks=1, attention_resolutions=(), norm_groups=4
+)
 UPSCALE = presets.preset("digits-upscale")
 TINY = replace(
     UPSCALE,
     model=SMALL,
-    train=replace(UPSCALE.train, steps=4, warmup_steps=1, batch_size=8, sample_every=2, log_every=2, checkpoint_every=4),
+    train=replace(
+        UPSCALE.train, steps=4, warmup_steps=1, batch_size=8, sample_every=2, log_every=2, checkpoint_every=4
+    ),
     sample=replace(UPSCALE.sample, steps=2, num=10),
 )
 
@@ -118,7 +122,7 @@ def test_conditions_go_through_the_classes(tmp_path):
     np.testing.assert_array_equal(found.of(np.array([51])), found.of(np.array([1])))
     other = of_source(run, source, None, 50, seed=2)
     assert not (other.numbers == found.numbers).all()
-    with pytest.raises(UserError, match="digits .*has no image of class 4 to make a condition of"):
+    with pytest.raises(UserError, match=r"digits .*has no image of class 4 to make a condition of"):
         of_source(run, data.open_source("digits", classes=("3",)), np.array([4]), 1, seed=0)
 
 
@@ -191,7 +195,7 @@ def test_batches_of_ones_own(tmp_path):
     config = replace(TINY, train=replace(TINY.train, steps=2))
     outcome = training.train(config, tmp_path / "run", source=data.Batches(loader))
     assert outcome.step == 2 and (tmp_path / "run" / "samples.png").exists()
-    with pytest.raises(UserError, match="data.condition needs batches that can be read again"):
+    with pytest.raises(UserError, match=r"data\.condition needs batches that can be read again"):
         training.train(config, tmp_path / "other", source=data.Batches(list(loader(0))))
     shown = data.Batches(lambda start: ({"x_0": x, "condition": x} for x in loader(start)))
     with pytest.raises(UserError, match="must hold no 'condition', which a run makes"):

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ddpm_jax import (
     benchmark,
+    condition,
     data,
     denoisers,
     display,
@@ -45,7 +46,8 @@ from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.training.samples import Batch, Samples
 
 PACKAGES = [
-    benchmark, compiling, data, denoisers, doctor, editing, evaluation, models, noise, parallel, presets, processes, samplers,
+    benchmark, compiling, condition,
+    data, denoisers, doctor, editing, evaluation, models, noise, parallel, presets, processes, samplers,
     schedules, training, verify, weights,
 ]  # fmt: skip
 CHAIN = processes.GaussianDiffusion(schedules.cosine(1000), "v", loss="huber", weighting="min_snr", min_snr_gamma=3.0)
@@ -148,6 +150,8 @@ def objects(finished_run):
         timed, benchmark.Report({"device": "cpu"}, [timed] * 100, ["not measured" * 20]), benchmark.workload("digits"),
         evaluation.Metric("fid", 3.0), evaluation.Evaluation((evaluation.Metric("fid", 3.0),) * 4, {"step": 3}, {}),
         evaluation.Bound(jnp.ones(64), jnp.ones((1000, 64))), Likelihood({}, 3.0, 0.1, 1.0, (1.0,) * 1000), classifier,
+        *map(condition.as_condition, ("downsample:4", "gray", "mask:left")),
+        training.Conditions(condition.as_condition("gray"), images.__getitem__, np.arange(64), data.Scaling(127.5, 127.5)),
         *data.FORMS.values(), data.Opening(label="a" * 80), data.Batches(iter([]), ["on", "off"]), data.Reading(rows=np.arange(64)),
         presets.EditConfig(seed=3), presets.ImportConfig("ema"), presets.OpenAIConfig(num_heads=4), presets.DDPConfig("pred_v"),
         presets.DiTImportConfig(3),

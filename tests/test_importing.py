@@ -326,7 +326,9 @@ def test_a_published_file_is_known_by_its_name(tmp_path, monkeypatch):
 def test_an_upsampler_of_openai(tmp_path, monkeypatch, capsys):
     """A super-resolution model is shown a small image; files of that size are what its samples are made of."""
     monkeypatch.setattr(weights.openai, "GROUPS", 4)
-    model = openai_model(models.unet_of(**vars(MODEL) | {"channels": 3, "learn_variance": True, "condition_channels": 3}))
+    model = openai_model(
+        models.unet_of(**vars(MODEL) | {"channels": 3, "learn_variance": True, "condition_channels": 3})
+    )
     tensors = random_tensors(model)
     path = weights.write_tensors(tmp_path / "ema_0.9999_200.safetensors", weights.to_openai(model, tensors))
     told = ["--image-size", "8", "--openai.head-dim", "4"]
@@ -343,7 +345,9 @@ def test_an_upsampler_of_openai(tmp_path, monkeypatch, capsys):
     other = ["import", str(path), "--out", str(tmp_path / "other"), *told]
     assert "pass --openai.small-size" in refused(other, capsys)
     for size in ("3", "8", "0"):
-        assert f"must divide the image_size, 8, and be less; got {size}" in refused([*other, "--openai.small-size", size], capsys)
+        assert f"must divide the image_size, 8, and be less; got {size}" in refused(
+            [*other, "--openai.small-size", size], capsys
+        )
 
 
 @pytest.mark.parametrize(("name", "size", "factor"), [("64_256_upsampler", 256, 4), ("128_512_upsampler", 512, 4)])

@@ -88,7 +88,9 @@ def condition_of(path: Path, model: Any, small_size: int | None) -> str | None:
     small = small_size or (known.small_size if known else None)
     if not getattr(model, "condition_channels", 0):
         if small_size is not None:
-            raise UserError(f"openai.small_size is for a super-resolution model; got {small_size} for one that is shown none.")
+            raise UserError(
+                f"openai.small_size is for a super-resolution model; got {small_size} for one that is shown none."
+            )
         return None
     if small is None:
         raise UserError(

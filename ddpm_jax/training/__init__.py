@@ -1,5 +1,6 @@
 """Training: the state, the compiled step, and the loop from a preset to a run folder."""
 
+from ddpm_jax.training.conditions import Conditions
 from ddpm_jax.training.finetune import finetune
 from ddpm_jax.training.loop import Outcome, train
 from ddpm_jax.training.optimizers import forgetful, learning_rate, make_optimizer
@@ -13,6 +14,7 @@ from ddpm_jax.training.update import Chance, Examples, Gradients, Update
 __all__ = [
     "TRACKERS",
     "Chance",
+    "Conditions",
     "Drawing",
     "Examples",
     "Gradients",

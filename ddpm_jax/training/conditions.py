@@ -108,5 +108,7 @@ def of_files(run: Run, files: Sequence[Path]) -> Conditions:
 
 def _condition(run: Run) -> Condition:
     if run.condition is None:
-        raise UserError(f"condition is for a run that was trained with data.condition; {run.folder} was trained without.")
+        raise UserError(
+            f"condition is for a run that was trained with data.condition; {run.folder} was trained without."
+        )
     return run.condition

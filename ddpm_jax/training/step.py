@@ -21,7 +21,6 @@ from ddpm_jax.training.averages import lengths_of
 from ddpm_jax.training.state import TrainState, check_optimizer
 from ddpm_jax.training.update import Update
 
-
 _KEYS = {"x_0", "label", "condition"}
 """What a batch may hold."""
 
@@ -104,7 +103,8 @@ class Step:
 
         Raises:
             UserError: a state that was consumed, or made for another optimiser; a batch of another form, without labels for a
-                network with classes or a condition for one that is shown one, or beyond the range of the data (looked at when its shape is first seen).
+                network with classes or a condition for one that is shown one, or beyond the range of the data (looked at when its
+                shape is first seen).
         """
         batch = as_batch(batch)
         self._check(state, batch, stacked=False)

@@ -110,7 +110,9 @@ def _check_condition(model: Any, batch: dict[str, Tensor]) -> None:
     channels, condition = getattr(model, "condition_channels", None), batch.get("condition")
     if condition is None:
         if channels:
-            raise ValueError(f"a batch needs a condition, as the network has condition_channels = {channels}; got none.")
+            raise ValueError(
+                f"a batch needs a condition, as the network has condition_channels = {channels}; got none."
+            )
         return
     if channels == 0:
         raise ValueError("a batch must hold no condition for a network with condition_channels = 0; got one.")
