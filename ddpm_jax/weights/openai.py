@@ -61,8 +61,8 @@ def from_openai(
     rescale_timesteps was set. dropout: the one it was trained with.
 
     Raises:
-        UserError: it is no such checkpoint, or not that of a denoiser of images, alone or with a second one; tensors are missing, left
-            over, or misshapen.
+        UserError: it is no such checkpoint, or not that of a denoiser of images, alone or with a second one; tensors are missing,
+            left over, or misshapen.
     """
     if (num_heads is None) == (head_dim is None):
         raise UserError("attention's heads are not in the checkpoint: pass num_heads or head_dim, one of the two.")
