@@ -65,7 +65,7 @@ def test_samples_of_the_exact_denoiser_follow_what_it_is_shown(name):
     values = jnp.asarray([-1.0, 0.0, 1.5])
     c = jnp.broadcast_to(values[:, None, None, None], (3, 100, 100, 1))
     sampler = DDIM(eta=1.0) if name == "chain" else samplers.as_sampler("heun")
-    x = np.asarray(samplers.sample(exact(process).beside(c), sampler, 0, c.shape, 100))
+    x = np.asarray(samplers.sample(exact(process).beside(c), sampler, 0, c.shape, 200))
     for drawn, value in zip(x.reshape(3, -1), values, strict=True):
         assert abs(drawn.mean() - SLOPE * value) < 0.015
         assert abs(drawn.std() / LEFT - 1) < 0.04

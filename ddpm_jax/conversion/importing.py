@@ -77,7 +77,11 @@ def import_weights(source: str, out: Path, how: ImportConfig | None = None) -> P
         "sha256": {str(file.relative_to(found.root)): _sha256(file) for file in found.files},
     }
     shown = openai.condition_of(path, found.model, how.openai.small_size)
-    options: dict[str, Any] = {"process": found.process, "sampling": found.sampling, "label_dropout": found.label_dropout}
+    options: dict[str, Any] = {
+        "process": found.process,
+        "sampling": found.sampling,
+        "label_dropout": found.label_dropout,
+    }
     options["data"] = DataConfig(how.data, condition=shown)
     return to_run(out, found.model, found.tensors, origin=origin, **options)
 
