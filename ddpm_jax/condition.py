@@ -5,13 +5,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float  # its Array would bring jax along
 
 from ddpm_jax.errors import UserError, meant
 
 __all__ = ["CONDITIONS", "HALVES", "Condition", "Downsample", "Gray", "Mask", "as_condition", "hidden"]
 
-Images = Array | np.ndarray
 HALVES = ("left", "right", "top", "bottom", "middle")
 """Parts of an image that have a name: a half of it, or its middle."""
 LUMA = (0.299, 0.587, 0.114)
@@ -44,18 +43,18 @@ class Condition(abc.ABC):
         """
 
     @abc.abstractmethod
-    def degraded(self, x_0: Float[Images, "*b h w c"]) -> Float[Images, "*b small_h small_w kept"]:
+    def degraded(self, x_0: Float[Any, "*b h w c"]) -> Float[Any, "*b small_h small_w kept"]:
         """What is kept of images."""
 
     @abc.abstractmethod
-    def raised(self, kept: Float[Images, "*b small_h small_w kept"]) -> Float[Images, "*b h w shown"]:
+    def raised(self, kept: Float[Any, "*b small_h small_w kept"]) -> Float[Any, "*b h w shown"]:
         """The channels that a network sees of what is kept, of the images' height and width."""
 
-    def shown(self, x_0: Float[Images, "*b h w c"]) -> Float[Images, "*b h w shown"]:
+    def shown(self, x_0: Float[Any, "*b h w c"]) -> Float[Any, "*b h w shown"]:
         """The channels that a network sees of images."""
         return self.raised(self.degraded(x_0))
 
-    def pictured(self, shown: Float[Images, "*b h w shown"]) -> Float[Images, "*b h w c"]:
+    def pictured(self, shown: Float[Any, "*b h w shown"]) -> Float[Any, "*b h w c"]:
         """What of these channels is an image, of 1 channel or 3."""
         return shown
 
@@ -88,13 +87,13 @@ class Downsample(Condition):
             )
         return height // self.factor, width // self.factor, channels
 
-    def degraded(self, x_0: Float[Images, "*b h w c"]) -> Float[Images, "*b small_h small_w c"]:
+    def degraded(self, x_0: Float[Any, "*b h w c"]) -> Float[Any, "*b small_h small_w c"]:
         """Means of squares."""
         height, width, channels = self.degraded_shape(x_0.shape[-3:])
         squares = x_0.reshape(*x_0.shape[:-3], height, self.factor, width, self.factor, channels)
         return squares.mean((-4, -2))
 
-    def raised(self, kept: Float[Images, "*b small_h small_w c"]) -> Float[Images, "*b h w c"]:
+    def raised(self, kept: Float[Any, "*b small_h small_w c"]) -> Float[Any, "*b h w c"]:
         """Bilinear interpolation; beyond the outermost centres, their values."""
         import jax.image  # here, because a config is read without jax
 
@@ -119,11 +118,11 @@ class Gray(Condition):
             raise UserError(f"gray needs images in colour, of 3 channels; got {shape[-1]}.")
         return *shape[:-1], 1
 
-    def degraded(self, x_0: Float[Images, "*b h w 3"]) -> Float[Images, "*b h w 1"]:
+    def degraded(self, x_0: Float[Any, "*b h w 3"]) -> Float[Any, "*b h w 1"]:
         """The luma."""
         return (x_0 * np.array(LUMA, x_0.dtype)).sum(-1, keepdims=True)
 
-    def raised(self, kept: Float[Images, "*b h w 1"]) -> Float[Images, "*b h w 1"]:
+    def raised(self, kept: Float[Any, "*b h w 1"]) -> Float[Any, "*b h w 1"]:
         """The same."""
         return kept
 
@@ -150,11 +149,11 @@ class Mask(Condition):
         """The same."""
         return shape
 
-    def degraded(self, x_0: Float[Images, "*b h w c"]) -> Float[Images, "*b h w c"]:
+    def degraded(self, x_0: Float[Any, "*b h w c"]) -> Float[Any, "*b h w c"]:
         """The image without its hidden part."""
         return x_0 * self._seen(x_0)
 
-    def raised(self, kept: Float[Images, "*b h w c"]) -> Float[Images, "*b h w c+1"]:
+    def raised(self, kept: Float[Any, "*b h w c"]) -> Float[Any, "*b h w shown"]:
         """The same, hidden where it is not yet, and the channel that says where."""
         import jax.numpy as jnp
 
@@ -162,7 +161,7 @@ class Mask(Condition):
         where = jnp.broadcast_to(1 - seen, (*kept.shape[:-1], 1))
         return jnp.concatenate([kept * seen, where], axis=-1)
 
-    def pictured(self, shown: Float[Images, "*b h w c+1"]) -> Float[Images, "*b h w c"]:
+    def pictured(self, shown: Float[Any, "*b h w shown"]) -> Float[Any, "*b h w c"]:
         """All but the last channel."""
         return shown[..., :-1]
 

@@ -104,7 +104,7 @@ class Denoiser(abc.ABC):
         """The same of the way from t to the time s, where its process is one of intervals; otherwise the same."""
 
     @abc.abstractmethod
-    def beside(self, shown: Float[Array, "b *shape"]) -> "Denoiser":
+    def beside(self, shown: Float[Any, "b *shape"]) -> "Denoiser":
         """The same for a network that is shown this too, in channels behind those of x_t."""
 
     @abc.abstractmethod
@@ -214,7 +214,7 @@ class Predicted(Denoiser):
         """The same function, told of the way to s, of a process of intervals."""
         return dataclasses.replace(self, end=s) if self.process.of_intervals else self
 
-    def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
+    def beside(self, shown: Float[Any, "b *shape"]) -> Denoiser:
         """The same function, shown this too, behind what it is shown already."""
         together = shown if self.shown is None else jnp.concatenate([self.shown, shown], axis=-1)
         return dataclasses.replace(self, shown=together)
@@ -317,7 +317,7 @@ class Wrapper(Denoiser):
         """The same around the denoiser of the way to s."""
         return self._around(self.inner.until(s))
 
-    def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
+    def beside(self, shown: Float[Any, "b *shape"]) -> Denoiser:
         """The same around the denoiser that is shown this too."""
         return self._around(self.inner.beside(shown))
 
@@ -394,7 +394,7 @@ class Guided(Wrapper):
         other = None if self.other is None else self.other.until(s)
         return dataclasses.replace(self, inner=self.inner.until(s), other=other)
 
-    def beside(self, shown: Float[Array, "b *shape"]) -> Denoiser:
+    def beside(self, shown: Float[Any, "b *shape"]) -> Denoiser:
         """The same, with both shown this too."""
         other = None if self.other is None else self.other.beside(shown)
         return dataclasses.replace(self, inner=self.inner.beside(shown), other=other)

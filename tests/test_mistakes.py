@@ -488,4 +488,4 @@ def test_help_shows_the_presets_own_defaults(capsys):
     out = capsys.readouterr().out
     assert re.search(r"--train\.lr FLOAT\W+Peak learning rate of Adam\. \(default: 0\.002\)", out)
     flags = re.findall(r"^[│ ] --model\.([\w-]+)", out, flags=re.M)
-    assert len(flags) == 16 and "middle-scale" not in flags  # which only imported networks have
+    assert len(flags) == 17 and "middle-scale" not in flags  # which only imported networks have

@@ -85,7 +85,7 @@ def condition_of(path: Path, model: Any, small_size: int | None) -> str | None:
         UserError: it is missing for a model that is shown a second image, given for another, or does not divide the image's.
     """
     known = FILES.get(path.stem)
-    small = small_size or (known.small_size if known else None)
+    small = small_size if small_size is not None or known is None else known.small_size
     if not getattr(model, "condition_channels", 0):
         if small_size is not None:
             raise UserError(

@@ -37,8 +37,12 @@ def load(run: Run, which: Which) -> tuple[models.Variables, int]:
     """A run's averaged weights, or those being trained, and their step.
 
     Raises:
-        UserError: neither was asked for, or there is no checkpoint that fits.
+        UserError: neither was asked for, a run with data.condition, or there is no checkpoint that fits.
     """
+    if run.condition is not None:
+        raise UserError(
+            f"an export is of a network that is shown no image; {run.folder} has data.condition = {run.condition!r}."
+        )
     if which not in get_args(Which):
         raise UserError(f"weights must be one of {', '.join(get_args(Which))}; got {which!r}.")
     return run.load_variables(ema=which == "ema")

@@ -21,6 +21,7 @@ class Conditions:
     """What each sample is shown, in turn: made when it is asked for, so that their number costs no memory."""
 
     condition: Condition
+    """What is left of an image, and how the network sees it."""
     read: Callable[[int], np.ndarray]
     """The uint8 image (H, W, C) of a number; or, where `kept`, what is kept of one."""
     numbers: np.ndarray

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -159,9 +160,9 @@ class Run:
         spec = self.config.data.condition
         return None if spec is None else as_condition(spec)
 
-    def shown(self, x_0: Any) -> np.ndarray | None:
+    def shown(self, x_0: Any) -> jax.Array | None:
         """(B, H, W, C') what its network is shown of images x_0 (B, H, W, C), as it sees both; None: nothing."""
-        return None if self.condition is None else np.asarray(self.condition.shown(x_0))
+        return None if self.condition is None else jnp.asarray(self.condition.shown(x_0))
 
     def denoiser(
         self,
