@@ -121,9 +121,7 @@ def _fid(preset: Preset, layout: Layout) -> Program:
 
 
 def _condition(run: Run, layout: Layout, num: int) -> jax.ShapeDtypeStruct:
-    shape: Any = jax.eval_shape(
-        lambda x_0: run.condition.shown(x_0), jax.ShapeDtypeStruct(run.shape, jnp.float32)
-    ).shape
+    shape: Any = jax.eval_shape(run.condition.shown, jax.ShapeDtypeStruct(run.shape, jnp.float32)).shape  # type: ignore[union-attr]
     return _shared_out(layout, (num, *shape), jnp.float32)
 
 
