@@ -172,7 +172,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-upscale": Recipe(
         "The digits from four grey means: 2x2 pixels are shown beside x_t, and 8x8 are drawn that belong to them.",
-        "Trains as long as digits.",
+        "Trains as long as digits. 61 % of the samples are recognised as the digit whose means they were drawn for.",
         lambda: Preset(
             data    = DataConfig("digits", labels=False, condition="downsample:4"),
             model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
