@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float  # its Array would bring jax along
 
 from ddpm_jax.errors import UserError, meant
 
@@ -21,7 +20,7 @@ LUMA = (0.299, 0.587, 0.114)
 class Condition(abc.ABC):
     """What is kept of an image (`degraded`), and the channels that a network sees of that (`raised`).
 
-    Images are as the network sees them, (..., H, W, C): any axes may stand before, and NumPy's arrays and JAX's are taken.
+    Images are as the network sees them, x_0 (..., H, W, C), what is shown (..., H, W, C'). NumPy's arrays and JAX's are taken.
     """
 
     word: ClassVar[str]
@@ -43,18 +42,18 @@ class Condition(abc.ABC):
         """
 
     @abc.abstractmethod
-    def degraded(self, x_0: Float[Any, "*b h w c"]) -> Float[Any, "*b small_h small_w kept"]:
+    def degraded(self, x_0: Any) -> Any:
         """What is kept of images."""
 
     @abc.abstractmethod
-    def raised(self, kept: Float[Any, "*b small_h small_w kept"]) -> Float[Any, "*b h w shown"]:
+    def raised(self, kept: Any) -> Any:
         """The channels that a network sees of what is kept, of the images' height and width."""
 
-    def shown(self, x_0: Float[Any, "*b h w c"]) -> Float[Any, "*b h w shown"]:
+    def shown(self, x_0: Any) -> Any:
         """The channels that a network sees of images."""
         return self.raised(self.degraded(x_0))
 
-    def pictured(self, shown: Float[Any, "*b h w shown"]) -> Float[Any, "*b h w c"]:
+    def pictured(self, shown: Any) -> Any:
         """What of these channels is an image, of 1 channel or 3."""
         return shown
 
@@ -87,13 +86,13 @@ class Downsample(Condition):
             )
         return height // self.factor, width // self.factor, channels
 
-    def degraded(self, x_0: Float[Any, "*b h w c"]) -> Float[Any, "*b small_h small_w c"]:
+    def degraded(self, x_0: Any) -> Any:
         """Means of squares."""
         height, width, channels = self.degraded_shape(x_0.shape[-3:])
         squares = x_0.reshape(*x_0.shape[:-3], height, self.factor, width, self.factor, channels)
         return squares.mean((-4, -2))
 
-    def raised(self, kept: Float[Any, "*b small_h small_w c"]) -> Float[Any, "*b h w c"]:
+    def raised(self, kept: Any) -> Any:
         """Bilinear interpolation; beyond the outermost centres, their values."""
         import jax.image  # here, because a config is read without jax
 
@@ -118,11 +117,11 @@ class Gray(Condition):
             raise UserError(f"gray needs images in colour, of 3 channels; got {shape[-1]}.")
         return *shape[:-1], 1
 
-    def degraded(self, x_0: Float[Any, "*b h w 3"]) -> Float[Any, "*b h w 1"]:
+    def degraded(self, x_0: Any) -> Any:
         """The luma."""
         return (x_0 * np.array(LUMA, x_0.dtype)).sum(-1, keepdims=True)
 
-    def raised(self, kept: Float[Any, "*b h w 1"]) -> Float[Any, "*b h w 1"]:
+    def raised(self, kept: Any) -> Any:
         """The same."""
         return kept
 
@@ -149,11 +148,11 @@ class Mask(Condition):
         """The same."""
         return shape
 
-    def degraded(self, x_0: Float[Any, "*b h w c"]) -> Float[Any, "*b h w c"]:
+    def degraded(self, x_0: Any) -> Any:
         """The image without its hidden part."""
         return x_0 * self._seen(x_0)
 
-    def raised(self, kept: Float[Any, "*b h w c"]) -> Float[Any, "*b h w shown"]:
+    def raised(self, kept: Any) -> Any:
         """The same, hidden where it is not yet, and the channel that says where."""
         import jax.numpy as jnp
 
@@ -161,7 +160,7 @@ class Mask(Condition):
         where = jnp.broadcast_to(1 - seen, (*kept.shape[:-1], 1))
         return jnp.concatenate([kept * seen, where], axis=-1)
 
-    def pictured(self, shown: Float[Any, "*b h w shown"]) -> Float[Any, "*b h w c"]:
+    def pictured(self, shown: Any) -> Any:
         """All but the last channel."""
         return shown[..., :-1]
 
