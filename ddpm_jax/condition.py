@@ -4,8 +4,6 @@ import abc
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import numpy as np
-
 from ddpm_jax.errors import UserError, meant
 
 __all__ = ["CONDITIONS", "HALVES", "Condition", "Downsample", "Gray", "Mask", "as_condition", "hidden"]
@@ -119,6 +117,8 @@ class Gray(Condition):
 
     def degraded(self, x_0: Any) -> Any:
         """The luma."""
+        import numpy as np  # here, because a config is read without it
+
         return (x_0 * np.array(LUMA, x_0.dtype)).sum(-1, keepdims=True)
 
     def raised(self, kept: Any) -> Any:
@@ -164,7 +164,7 @@ class Mask(Condition):
         """All but the last channel."""
         return shown[..., :-1]
 
-    def _seen(self, x: Any) -> np.ndarray:
+    def _seen(self, x: Any) -> Any:
         """(H, W, 1): 1 where the image is shown."""
         return (~hidden(self.part, *x.shape[-3:-1]))[..., None].astype(x.dtype)
 
@@ -194,11 +194,13 @@ def as_condition(spec: str) -> Condition:
     raise UserError(f"condition must be one of {SPECS}; got {spec!r}.")
 
 
-def hidden(part: str, height: int, width: int) -> np.ndarray:
+def hidden(part: str, height: int, width: int) -> Any:
     """True in a part of an image, (H, W).
 
     part: one of HALVES; the middle is half as high and half as wide as the image.
     """
+    import numpy as np
+
     found = np.zeros((height, width), bool)
     top, left = height // 4, width // 4
     parts: dict[str, Any] = {
