@@ -22,11 +22,8 @@ SAME = {
     "digits-dit",
     "digits-edm",
     "digits-meanflow",
-<<<<<<< HEAD
     "digits-averages",
-=======
     "digits-upscale",
->>>>>>> 73693b9 (The twin is shown an image as well, both held to each other; OpenAI's upsamplers are imported; a page on images as condition)
     "images",
     "cifar10-flow",
     "disc-grid",
