@@ -15,6 +15,8 @@ _SUBMODULES = (
     "export",
     "figures",
     "models",
+    "operators",
+    "posterior",
     "presets",
     "processes",
     "samplers",

@@ -2,6 +2,7 @@
 
 import operator
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,15 @@ def path(name: str, value: Any) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{name} must be a path; got {value!r}.")
     return Path(value)
+
+
+def leaf(name: str, value: Any, allowed: Callable[[float], bool], words: str) -> None:
+    """Refuses a number of a pytree that is not allowed; what JAX has in its place, traced or not, is trusted.
+
+    Raises:
+        UserError: it is no number, or not allowed: name must `words`.
+    """
+    if hasattr(value, "weak_type") or type(value) is object:  # the latter stands for a leaf where a tree is rebuilt
+        return
+    if not allowed(number(name, value)):
+        raise UserError(f"{name} must {words}; got {value:g}.")
