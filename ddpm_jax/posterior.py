@@ -121,7 +121,7 @@ class PiGDM(Method, name="pigdm"):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, repr=False)
 class DPS(Method, name="dps"):
-    """Diffusion posterior sampling: x_0 hat is taken to be certain, and `scale` over the residual's size stands for 1 / (2 noise^2),
+    """Diffusion posterior sampling: x_0 hat is taken to be certain, and scale over the residual's size stands for 1 / (2 noise^2),
     so that `noise` is not looked at (Chung et al. 2023, eq. 16 and algorithm 1, their step size being scale / |y - A x_0 hat|).
 
     grad log p(y | x_t) = -scale / |y - A x_0 hat| grad |y - A x_0 hat|^2. The paper adds it to each step of the chain; here it is

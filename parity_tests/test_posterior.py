@@ -28,7 +28,7 @@ OPERATORS = {
     ),
 }
 METHODS = {
-    "mmps": (posterior.MMPS(iterations=3), twin_posterior.MMPS(iterations=3)),
+    "mmps": (posterior.MMPS(iterations=2), twin_posterior.MMPS(iterations=2)),
     "pigdm": (posterior.PiGDM(0.7, iterations=4), twin_posterior.PiGDM(0.7, iterations=4)),
     "dps": (posterior.DPS(0.6), twin_posterior.DPS(0.6)),
 }
@@ -48,7 +48,7 @@ def test_operators(dtype, name):
     assert theirs.measured(twin_shape) == tuple(to_nchw(y).shape) and ours.measured(SHAPE) == y.shape
 
 
-def both(path, operator, method, dtype, noise=0.2):
+def both(path, operator, method, dtype, noise=0.5):
     process, twin = PATHS[path]()
     predict, twin_predict = networks(dtype)
     ours, theirs = OPERATORS[operator]
@@ -66,17 +66,13 @@ def both(path, operator, method, dtype, noise=0.2):
 @pytest.mark.parametrize("path", ["linear", "cosine, v", "flow", "edm"])
 def test_what_is_believed(dtype, path, method):
     """Noise of which the system is well conditioned, so that float32 tells the two sides' formulas, not their rounding."""
-    for operator in OPERATORS:
+    for operator in ("mask", "blur") if path == "linear" else ("downsample",):
         ours, theirs = both(path, operator, method, dtype)
-        times = ours.process.times(10)
+        times, believed = ours.process.times(10), jax.jit(lambda denoise, x_t, t: denoise(x_t, t))
         for t in (times[2], times[5], times[8]):
-            x_t = normal(dtype, *SHAPE, seed=4)
-            told = np.full(2, t)
-            hat = ours(jnp.asarray(x_t), jnp.asarray(told, dtype if ours.process.continuous else np.int32))
-            twin_hat = theirs(
-                to_nchw(x_t),
-                torch.as_tensor(told, dtype=to_nchw(x_t).dtype if ours.process.continuous else torch.int64),
-            )
+            x_t, told = normal(dtype, *SHAPE, seed=4), np.full(2, t, dtype if ours.process.continuous else np.int64)
+            hat = believed(ours, jnp.asarray(x_t), jnp.asarray(told))
+            twin_hat = theirs(to_nchw(x_t), torch.as_tensor(told))
             for name, one, two in zip(("x_0", "eps"), hat, twin_hat, strict=False):
                 assert_close("gradient", one, to_nhwc(two), f"{name} of {method}, {path}, {operator}, t = {t:g}")
 
@@ -84,6 +80,7 @@ def test_what_is_believed(dtype, path, method):
 @pytest.mark.parametrize("sampler", ["DDIM", "Ancestral", "Heun"])
 def test_walks(dtype, sampler):
     ours, theirs = both("edm" if sampler == "Heun" else "linear", "downsample", "pigdm", dtype)
+    ours, theirs = denoisers.clipped(ours), twin_denoisers.clipped(theirs)
     sampler, twin_sampler = getattr(samplers, sampler)(), getattr(twin_samplers, sampler)()
     grid, twin_grid = sampler.grid(ours.process, NUM_STEPS), twin_sampler.grid(theirs.process, NUM_STEPS)
     start, noises = normal(dtype, *SHAPE, seed=1), normal(dtype, 2 * NUM_STEPS, *SHAPE, seed=2)

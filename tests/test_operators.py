@@ -45,17 +45,17 @@ def test_transposes(name):
 
 
 def test_what_they_compute():
-    x = np.asarray(x_of())
+    x = x_of()
     np.testing.assert_array_equal(operators.Mask(HIDDEN)(x), np.where(HIDDEN, 0, x))
     weights = np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(operators.Gray()(x)[..., 0], x @ weights, atol=1e-12)
+    np.testing.assert_allclose(operators.Gray()(x)[..., 0], np.asarray(x) @ weights, atol=1e-12)
     small = operators.Downsample(4)(x)
     np.testing.assert_allclose(small[1, 1, 2, 0], x[1, 4:8, 8:12, 0].mean(), atol=1e-12)
     # far from the edges it is SciPy's, and a flat image stays as it is up to them
-    wide = np.asarray(x_of(shape=(1, 64, 64, 1)))
+    wide = x_of(shape=(1, 64, 64, 1))
     smooth = ndimage.gaussian_filter(wide, (0, 1.5, 1.5, 0), truncate=12)
     np.testing.assert_allclose(operators.Blur(1.5)(wide)[:, 20:44, 20:44], smooth[:, 20:44, 20:44], atol=1e-10)
-    np.testing.assert_allclose(operators.Blur(3.0)(np.full(SHAPE, -1.0)), -1, atol=1e-12)
+    np.testing.assert_allclose(operators.Blur(3.0)(jnp.full(SHAPE, -1.0)), -1, atol=1e-12)
 
 
 def test_another_mask_or_width_compiles_nothing():
@@ -67,6 +67,7 @@ def test_another_mask_or_width_compiles_nothing():
     assert compiled._cache_size() == 2
 
 
+@pytest.mark.usefixtures("without_the_checker")
 def test_mistakes():
     with pytest.raises(UserError, match=r"factor must divide the size of the image, 8 x 12; got 5"):
         operators.Downsample(5)(x_of())

@@ -94,7 +94,7 @@ def test_mmps_is_exact(kind, share):
     once = told(exact(process), posterior.MMPS(iterations=1))(x_t, t)
     plain = exact(process)(x_t, t)
     errors = [np.abs(np.asarray(found.x_0) - expected).max() for found in (plain, once)]
-    assert 1e-4 < errors[1] < errors[0]
+    assert 1e-7 < errors[1] < errors[0]
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
@@ -112,7 +112,7 @@ def test_pigdm_is_exact_where_the_covariance_is_as_it_assumes(kind):
 
 
 def test_dps_goes_down_the_slope_of_the_residual():
-    """Its direction and size; and its limit: where x_0 is as good as known, |residual| / (2 noise^2) as its scale makes it exact."""
+    """Its direction and size; and its limit: where x_0 is as good as known, a scale of |residual| / (2 noise^2) is exact."""
     process = PROCESSES["edm"]
     t, alpha, sigma, x_t = at(process, 0.5)
     plain = exact(process)(x_t, t)
@@ -135,7 +135,7 @@ def test_dps_goes_down_the_slope_of_the_residual():
 
 WALKS = {
     "edm heun": (processes.EDM(), samplers.Heun(), 60),
-    "edm ancestral": (processes.EDM(), samplers.Ancestral("posterior"), 150),
+    "edm ancestral": (processes.EDM(), samplers.Ancestral("posterior"), 300),
     "chain ddim": (FINE, samplers.DDIM(), 150),
     "chain ancestral": (FINE, samplers.Ancestral(), 400),
     "chain dpmpp": (FINE, samplers.DPMSolver(), 40),
@@ -146,12 +146,12 @@ WALKS = {
 @pytest.mark.parametrize("case", WALKS)
 def test_samples_are_of_the_posterior(case):
     process, sampler, num_steps = WALKS[case]
-    spacing = "log_snr" if isinstance(sampler, samplers.DPMSolver) else None
+    spacing = "log_snr" if case == "chain dpmpp" else None
     denoise = told(exact(process), posterior.MMPS(iterations=2))
     x_0 = np.asarray(samplers.sample(denoise, sampler, 0, (20_000, DIMS), num_steps, spacing=spacing))
     mean, covariance = of_x_0()
-    np.testing.assert_allclose(x_0.mean(0), mean, atol=0.02)
-    np.testing.assert_allclose(np.cov(x_0.T), covariance, atol=0.02)
+    np.testing.assert_allclose(x_0.mean(0), mean, atol=0.03)
+    np.testing.assert_allclose(np.cov(x_0.T), covariance, atol=0.03)
     assert np.abs(mean - MEAN).max() > 0.3 and np.abs(covariance - COVARIANCE).max() > 0.3
 
 
@@ -159,11 +159,11 @@ def test_methods_part_where_they_approximate():
     """With the wrong covariance the samples' own is wrong: what MMPS is for."""
     process, covariance = processes.EDM(), of_x_0()[1]
     errors = {}
-    for method in (posterior.MMPS(2), posterior.PiGDM(), posterior.DPS()):
+    for method in (posterior.MMPS(2), posterior.PiGDM(), posterior.DPS(5.0)):
         x_0 = np.asarray(samplers.sample(told(exact(process), method), "heun", 0, (5_000, DIMS), 30))
         errors[method.name] = np.abs(np.cov(x_0.T) - covariance).max()
         assert np.abs(x_0.mean(0) - MEAN).max() > 0.1
-    assert errors["mmps"] < 0.04 < min(errors["pigdm"], errors["dps"]), errors
+    assert errors["mmps"] < 0.03 < min(errors["pigdm"], errors["dps"]), errors
 
 
 # Conjugate gradients
@@ -243,6 +243,7 @@ def test_numbers_and_measurements_are_leaves():
     assert len(calls) == 1 and not np.allclose(*found)
 
 
+@pytest.mark.usefixtures("without_the_checker")
 def test_mistakes():
     denoise, operator, y = exact(PROCESSES["edm"]), measurement(), jnp.ones((1, 2))
     for make, message in (
