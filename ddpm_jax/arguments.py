@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
-from ddpm_jax.presets import EditConfig, ImportConfig, Preset, SampleConfig
+from ddpm_jax.presets import EditConfig, ImportConfig, Preset, RestoreConfig, SampleConfig
 
 Flat = tyro.conf.arg(name="")
 
@@ -94,6 +94,19 @@ class EditArgs:
     how: Annotated[EditConfig, Flat] = field(default_factory=EditConfig)
     out: Path | None = None
     """Where to; RUN/edits/KIND unless given."""
+
+
+@dataclass(frozen=True)
+class RestoreArgs:
+    """Restore images from what a linear operator left of them: fewer pixels, a blur, a mask, one channel; leaves restore.npz and
+    restore.png. The images are the measurements, as large as the operator makes them; or whole ones, with --degrade."""
+
+    config: Annotated[SampleConfig, Flat]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Image files; num images of the run's data, degraded, unless given."""
+    how: Annotated[RestoreConfig, Flat] = field(default_factory=RestoreConfig)
+    out: Path | None = None
+    """Where to; RUN/restored unless given."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +308,10 @@ BASICS: dict[type, tuple[str, ...]] = {
     EditArgs: (
         "kind", "how.images", "config.num", "how.mask", "how.strength", "how.labels", "config.sampler", "config.steps",
         "how.seed", "out",
+    ),
+    RestoreArgs: (
+        "images", "how.operator", "how.method", "how.noise", "how.degrade", "how.labels", "config.num", "config.sampler",
+        "config.steps", "how.seed", "out",
     ),
     CompileArgs: (
         "topology", "what", "effort", "largest_batch", "out", "config.model.image_size", "config.train.batch_size",

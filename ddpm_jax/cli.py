@@ -30,6 +30,7 @@ from ddpm_jax.arguments import (
     ImportArgs,
     OnnxArgs,
     PlotArgs,
+    RestoreArgs,
     RunFolderArgs,
     SampleArgs,
     StableHLOArgs,
@@ -347,6 +348,19 @@ def _edit(name: str | None, rest: list[str]) -> int:
 
     run = open_run(Path(str(name)))
     for path in edit(run, args.kind, args.out or run.folder / "edits" / args.kind, args.config, args.how):
+        print(path)
+    return 0
+
+
+def _restore(name: str | None, rest: list[str]) -> int:
+    sampling = dataclasses.replace(_read(name).config.sample, num=8)
+    args = _parse(RestoreArgs, f"ddpm restore {name or 'RUN'}", rest, config=sampling)
+
+    from ddpm_jax.restores import restore
+    from ddpm_jax.training import open_run
+
+    run = open_run(Path(str(name)))
+    for path in restore(run, args.images, args.out or run.folder / "restored", args.config, args.how):
         print(path)
     return 0
 
@@ -671,6 +685,7 @@ COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
     "sample": (_sample, "RUN", "draw samples from a run folder"),
     "evaluate": (_evaluate, "RUN", "measure the samples of a run folder"),
     "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
+    "restore": (_restore, "RUN", "images from what a blur, a mask or fewer pixels left"),
     "plot": (_plot, "RUN", "draw pictures of a run folder"),
     "average": (_average, "RUN", "an average of another length, of a run's checkpoints"),
     "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz; ONNX, StableHLO"),

@@ -59,8 +59,8 @@ def edit(run: Run, kind: str, folder: Path, config: SampleConfig, how: EditConfi
             f"interpolate needs a run without data.condition, as two images have two; got {run.condition!r}."
         )
     check_writable(folder)
-    away = _mask(run, how.mask) if kind == "inpaint" else np.zeros(0)
-    x_0, own = _images(run, how.images, max(config.num, least), how.seed)
+    away = hidden_by(run, how.mask) if kind == "inpaint" else np.zeros(0)
+    x_0, own = images_of(run, how.images, max(config.num, least), how.seed)
     found: Any = run.labels(len(x_0), how.labels) if how.labels or own is None else own
     variables, step = run.load_variables()
     network = run.denoiser(found, variables=variables, shown=run.shown(x_0))
@@ -114,28 +114,42 @@ def _interpolated(network: Denoiser, x_0: np.ndarray, labels: Any, config: Sampl
     return _Edited(jnp.concatenate(ways), [], [""] * len(ways))
 
 
-def _images(run: Run, files: Sequence[Path], num: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images as the network sees them, and their labels where they are the run's own."""
+def images_of(run: Run, files: Sequence[Path], num: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images as the network sees them, num of the run's own where there are no files, and their labels where they are.
+
+    Raises:
+        UserError: a file that is no image, or a run without data of its own.
+    """
     size, _, channels = run.shape
     if files:
-        return run.scaling.apply(np.stack([fit(_read(path), size, channels) for path in files])), None
+        return run.scaling.apply(np.stack([fit(read_image(path), size, channels) for path in files])), None
     batch = run.first_batch(num, seed)
     return batch["x_0"], batch["label"] if run.class_names else None
 
 
-def _read(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
+    """The pixels of an image file, uint8 (H, W, 1 or 3).
+
+    Raises:
+        UserError: it cannot be read as one.
+    """
     try:
         return decode_image(read_file(path))
     except BadImageError as error:
         raise UserError(f"{path}: not a readable image ({error}).") from error
 
 
-def _mask(run: Run, mask: str) -> np.ndarray:
+def hidden_by(run: Run, mask: str) -> np.ndarray:
+    """Where a mask hides the run's images, (H, W): one of HALVES, or an image file that is white there.
+
+    Raises:
+        UserError: it is neither.
+    """
     size = run.shape[0]
     if mask not in HALVES:
         if not Path(mask).exists():
             raise UserError(
                 f"mask must be one of {', '.join(HALVES)}, or an image file; got {mask!r}.{meant(mask, HALVES)}"
             )
-        return fit(_read(Path(mask)), size, 1)[..., 0] > 127
+        return fit(read_image(Path(mask)), size, 1)[..., 0] > 127
     return hidden(mask, size, size)

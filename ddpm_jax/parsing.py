@@ -189,7 +189,7 @@ def _hyphenated(rest: Sequence[str]) -> list[str]:
 
 def _flag(path: str) -> str:
     """How a field is called on the command line."""
-    return "--" + path.removeprefix("config.").replace("_", "-")
+    return "--" + path.removeprefix("config.").removeprefix("how.").replace("_", "-")
 
 
 def _value(args: Sequence[str], flag: str) -> str | None:

@@ -271,6 +271,36 @@ class EditConfig:
 
 
 @dataclass(frozen=True)
+class RestoreConfig:
+    """How images are restored from measurements y = A x + noise.
+
+    Raises:
+        UserError: noise below 0.
+    """
+
+    operator: str = "downsample:2"
+    """A: downsample:FACTOR, blur:SIGMA in pixels, gray, or mask:WHERE, which is left, right, top, bottom, middle, or an image that is
+    white where nothing is seen.
+    """
+    method: Any = field(default_factory=lambda: ddpm_jax.posterior.MMPS(), metadata=BESIDE)
+    """How sure the network is taken to be of its images: as it says itself (mmps), equally of all pixels (pigdm), wholly (dps)."""
+    noise: float = 0.05
+    """Standard deviation of the measurement's noise, in units of the network's, of which images span 2; 0: exact."""
+    degrade: bool = False
+    """The images are whole: make the measurements of them first."""
+    labels: tuple[str, ...] = ()
+    """Classes of the images, in turn, by name, or by position from 0 where no class's name is a number."""
+    seed: int = 0
+    """Start of the random draws."""
+
+    __repr__ = display.of_fields
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"noise must be 0 or more, and finite; got {self.noise:g}.")
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything that describes a run; two runs of the same preset on the same machine are the same.
 
