@@ -29,7 +29,9 @@ from ddpm_jax import (
     evaluation,
     models,
     noise,
+    operators,
     parallel,
+    posterior,
     presets,
     processes,
     samplers,
@@ -47,8 +49,8 @@ from ddpm_jax.training.samples import Batch, Samples
 
 PACKAGES = [
     benchmark, compiling, condition,
-    data, denoisers, doctor, editing, evaluation, models, noise, parallel, presets, processes, samplers,
-    schedules, training, verify, weights,
+    data, denoisers, doctor, editing, evaluation, models, noise, operators, parallel, posterior, presets,
+    processes, samplers, schedules, training, verify, weights,
 ]  # fmt: skip
 CHAIN = processes.GaussianDiffusion(schedules.cosine(1000), "v", loss="huber", weighting="min_snr", min_snr_gamma=3.0)
 IMAGES = jnp.ones((64, 8, 8, 3))
@@ -57,6 +59,10 @@ OPTIONS = {"image_size": 8, "dim": 4, "dim_mults": (1,), "num_blocks": 1, "norm_
 
 def half(x_t, t):
     return x_t / 2
+
+
+def half_of_all(x):
+    return x / 2
 
 
 def public(module):
@@ -131,6 +137,9 @@ def objects(finished_run):
         network, denoisers.clipped(denoisers.guided(network, 2.0, interval=(0.0, 500.0), rescale=0.7)),
         denoisers.thresholded(denoisers.guided(network, 2.0, other=network), 0.995),
         denoisers.self_conditioned(network).given(IMAGES), denoisers.classifier_guided(network, lambda x, t: x.sum((1, 2, 3))),
+        *(kind() for kind in operators.Operator.members.values()), operators.Mask(IMAGES > 0), operators.of(half_of_all, (8, 8, 3)),
+        *(kind() for kind in posterior.Method.members.values()),
+        posterior.conditioned(network, operators.Blur(2.0), IMAGES, noise=0.1, method=posterior.DPS(3.0)),
         *(kind() for kind in samplers.SAMPLERS.values()), editing.RePaint(IMAGES, IMAGES > 0),
         samplers.Stepped(IMAGES, hat, (IMAGES, IMAGES)), samplers.Walked(IMAGES, IMAGES[None], jnp.ones(64), jnp.ones(64)),
         samplers.Past.empty(IMAGES, 3),
@@ -153,6 +162,7 @@ def objects(finished_run):
         *map(condition.as_condition, ("downsample:4", "gray", "mask:left")),
         training.Conditions(condition.as_condition("gray"), images.__getitem__, np.arange(64), data.Scaling(127.5, 127.5)),
         *data.FORMS.values(), data.Opening(label="a" * 80), data.Batches(iter([]), ["on", "off"]), data.Reading(rows=np.arange(64)),
+        presets.RestoreConfig(noise=0.1),
         presets.EditConfig(seed=3), presets.ImportConfig("ema"), presets.OpenAIConfig(num_heads=4), presets.DDPConfig("pred_v"),
         presets.DiTImportConfig(3),
         evaluation.PrecisionRecall(0.5, 0.25), weights.layout(model)[0], weights.Rule(("a name",) * 100), *trainings(),

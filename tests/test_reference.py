@@ -28,6 +28,7 @@ INTERNAL = {
     "pictures",
     "run_config",
     "progress",
+    "restores",
     "signals",
     "typed",
 }

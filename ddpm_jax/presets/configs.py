@@ -279,8 +279,8 @@ class RestoreConfig:
     """
 
     operator: str = "downsample:2"
-    """A: downsample:FACTOR, blur:SIGMA in pixels, gray, or mask:WHERE, which is left, right, top, bottom, middle, or an image that is
-    white where nothing is seen.
+    """A: downsample:FACTOR, blur:SIGMA in pixels, gray, or mask:WHERE, which is left, right, top, bottom, middle, or an image
+    that is white where nothing is seen.
     """
     method: Any = field(default_factory=lambda: ddpm_jax.posterior.MMPS(), metadata=BESIDE)
     """How sure the network is taken to be of its images: as it says itself (mmps), equally of all pixels (pigdm), wholly (dps)."""
