@@ -131,7 +131,7 @@ class DPS(Method, name="dps"):
         UserError: a scale below 0.
     """
 
-    scale: Any = 1.0
+    scale: Any = 10.0
     """Strength, 0 or more."""
 
     def __post_init__(self) -> None:

@@ -43,9 +43,9 @@ def restore(
     steps, spacing, guidance, clip, and how many of the run's own images. how: None for a RestoreConfig's defaults.
 
     Raises:
-        UserError: points, an operator that is unknown or does not fit the run's images, a config that does not fit the run's, a file
-            that is no image or has another size or colours than the operator gives, classes that are not told, or a folder that
-            cannot be written to.
+        UserError: points, an operator that is unknown or does not fit the run's images, a config that does not fit the run's, a
+            file that is no image or has another size or colours than the operator gives, classes that are not told, or a folder
+            that cannot be written to.
         NotFiniteError: what is drawn holds NaN or infinity.
     """
     how = how or RestoreConfig()

@@ -98,7 +98,7 @@ class DPS(Method):
     Chung et al. 2023, "Diffusion Posterior Sampling for General Noisy Inverse Problems", eq. 16.
     """
 
-    scale: float = 1.0
+    scale: float = 10.0
     """Of the gradient."""
 
     def __post_init__(self) -> None:

@@ -489,7 +489,8 @@ def test_a_finished_run_says_so(finished_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["train digits", "train spiral", "sample", "evaluate", "edit", "finetune", "import", "convert"]
+    "command",
+    ["train digits", "train spiral", "sample", "evaluate", "edit", "restore", "finetune", "import", "convert"],
 )
 def test_help_is_short_and_help_all_is_whole(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
