@@ -156,11 +156,15 @@ class Conditioned(Wrapper):
     """See `conditioned`."""
 
     inner: Denoiser
+    """What is told of the measurement."""
     operator: Operator
+    """A."""
     y: Any
     """(B, ...), or (1, ...), one for all."""
     noise: Any
+    """Standard deviation of the measurement's."""
     method: Method
+    """What stands for the covariance of x_0."""
 
     def __repr__(self) -> str:
         return self._told("conditioned", operator=self.operator, y=self.y, noise=self.noise, method=self.method)

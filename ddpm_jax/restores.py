@@ -53,10 +53,15 @@ def restore(
     if not run.holds_images:
         raise UserError(f"what is restored are images, and {run.folder} is of points.")
     operator = operator_of(how.operator, run)
+    if run.condition is not None and images and not how.degrade:
+        raise UserError(
+            f"{run.folder} is shown {run.condition!r} of an image, which must be whole for that: give whole images with --degrade."
+        )
     check_writable(folder)
     posed = _posed(run, operator, images, config.num, how)
     variables, step = run.load_variables()
-    denoise = _told(run.denoiser(posed.labels, variables=variables), operator, posed.y, config, how)
+    shown = None if posed.whole is None else run.shown(posed.whole)
+    denoise = _told(run.denoiser(posed.labels, variables=variables, shown=shown), operator, posed.y, config, how)
     shape = (len(posed.y), *run.shape)
     with progress.bar(len(posed.y), "restoring, to be compiled first", unit="image"):
         x_0 = samplers.sample(denoise, config.sampler, how.seed, shape, config.steps, spacing=config.spacing)
@@ -69,13 +74,13 @@ def restore(
     arrays: dict[str, Any] = {"images": result, "measured": posed.y}
     arrays |= {} if posed.whole is None else {"whole": rows["whole"]}
     arrays |= {} if posed.labels is None else {"labels": np.asarray(posed.labels)}
-    shown, options = np.concatenate([*rows.values()]), {"columns": len(result), "row_titles": [*rows]}
+    grid, options = np.concatenate([*rows.values()]), {"columns": len(result), "row_titles": [*rows]}
     with together():
         return [
             write_atomically(
                 folder / "restore.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays)
             ),
-            figures.save_grid(folder / "restore.png", shown, heading=heading, **options),
+            figures.save_grid(folder / "restore.png", grid, heading=heading, **options),
         ]
 
 

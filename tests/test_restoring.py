@@ -21,7 +21,9 @@ def away(images, operator, measured):
 @pytest.mark.parametrize("method", ["mmps", "pigdm"])
 def test_the_runs_own_images(finished_run, tmp_path, method):
     """Even of a network that has hardly learned, what is drawn fits the measurement, and what is not told does not."""
-    line = f"restore {finished_run} --operator downsample:2 --num 3 --noise 0.05 --method {method} {FEW} --out {tmp_path}"
+    line = (
+        f"restore {finished_run} --operator downsample:2 --num 3 --noise 0.05 --method {method} {FEW} --out {tmp_path}"
+    )
     assert cli.main(line.split()) == 0
     found, operator = np.load(tmp_path / "restore.npz"), operators.Downsample(2)
     assert found["images"].shape == found["whole"].shape == (3, 8, 8, 1) and found["measured"].shape == (3, 4, 4, 1)
@@ -61,5 +63,8 @@ def test_operators_in_words(finished_run):
 
 def test_classes_that_are_not_told(finished_run, tmp_path, capsys):
     write_image(tmp_path / "small.png", np.zeros((4, 4), np.uint8))
-    assert cli.main(f"restore {finished_run} {tmp_path / 'small.png'} --operator downsample:2 --out {tmp_path}".split()) == 2
+    assert (
+        cli.main(f"restore {finished_run} {tmp_path / 'small.png'} --operator downsample:2 --out {tmp_path}".split())
+        == 2
+    )
     assert "labels must say the images' classes" in capsys.readouterr().err
