@@ -40,7 +40,8 @@ def test_files_of_measurements(finished_run, tmp_path):
     for name, left, degrade in (("a", 0, ""), ("b", 255, ""), ("c", 90, "--degrade")):
         pixels[:, :4] = left
         write_image(tmp_path / f"{name}.png", pixels)
-        line = f"restore {finished_run} {tmp_path / name}.png {degrade} --operator mask:left --noise 0 --labels 3 {FEW} --out {tmp_path / name}"
+        told = f"{degrade} --operator mask:left --noise 0 --labels 3 {FEW}"
+        line = f"restore {finished_run} {tmp_path / name}.png {told} --out {tmp_path / name}"
         assert cli.main(line.split()) == 0
         measured.append(np.load(tmp_path / name / "restore.npz"))
     for found in measured:
