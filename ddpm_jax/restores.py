@@ -74,13 +74,13 @@ def restore(
     arrays: dict[str, Any] = {"images": result, "measured": posed.y}
     arrays |= {} if posed.whole is None else {"whole": rows["whole"]}
     arrays |= {} if posed.labels is None else {"labels": np.asarray(posed.labels)}
-    grid, options = np.concatenate([*rows.values()]), {"columns": len(result), "row_titles": [*rows]}
+    options: dict[str, Any] = {"columns": len(result), "row_titles": [*rows]}
     with together():
         return [
             write_atomically(
                 folder / "restore.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays)
             ),
-            figures.save_grid(folder / "restore.png", grid, heading=heading, **options),
+            figures.save_grid(folder / "restore.png", np.concatenate([*rows.values()]), heading=heading, **options),
         ]
 
 
@@ -101,12 +101,13 @@ def operator_of(text: str, run: Run) -> Operator:
 
 def _as_first_field(kind: type[Operator], value: str) -> Any:
     field = fields(kind)[0]  # type: ignore[arg-type]
+    default: Any = field.default
     try:
-        if isinstance(field.default, tuple):
+        if isinstance(default, tuple):
             return tuple(map(float, value.split(",")))
-        return type(field.default)(value)
+        return type(default)(value)
     except ValueError as error:
-        wanted = {int: "a whole number", float: "a number"}.get(type(field.default), "numbers, with commas between")
+        wanted = {int: "a whole number", float: "a number"}.get(type(default), "numbers, with commas between")
         raise UserError(f"operator {kind.name}:{field.name.upper()} needs {wanted}; got {value!r}.") from error
 
 

@@ -22,7 +22,7 @@ class Operator(ABC):
 
     def transposed(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A^T y of the given shape (B, C, H, W): the gradient of <A x, y> in x."""
-        _, pullback = torch.func.vjp(self.__call__, torch.zeros(shape, dtype=y.dtype, device=y.device))
+        pullback = torch.func.vjp(self.__call__, torch.zeros(shape, dtype=y.dtype, device=y.device))[1]
         return pullback(y)[0]
 
     def measured(self, shape: tuple[int, ...]) -> tuple[int, ...]:

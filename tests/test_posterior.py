@@ -135,7 +135,7 @@ def test_dps_goes_down_the_slope_of_the_residual():
 
 WALKS = {
     "edm heun": (processes.EDM(), samplers.Heun(), 60),
-    "edm ancestral": (processes.EDM(), samplers.Ancestral("posterior"), 300),
+    "edm ancestral": (processes.EDM(), samplers.Ancestral("posterior"), 500),
     "chain ddim": (FINE, samplers.DDIM(), 150),
     "chain ancestral": (FINE, samplers.Ancestral(), 400),
     "chain dpmpp": (FINE, samplers.DPMSolver(), 40),
