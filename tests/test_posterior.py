@@ -143,7 +143,9 @@ WALKS = {
 }
 
 
-@pytest.mark.parametrize("case", WALKS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if "ancestral" in case else []) for case in WALKS]
+)
 def test_samples_are_of_the_posterior(case):
     process, sampler, num_steps = WALKS[case]
     spacing = "log_snr" if case == "chain dpmpp" else None
