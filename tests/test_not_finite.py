@@ -253,7 +253,7 @@ def test_later_batches_are_looked_at_too(run, capsys, monkeypatch):
     """What was drawn of them before is not left behind."""
     denoiser, batches = Drawing.denoiser, iter(range(3))
 
-    def third_is_broken(self, labels):
+    def third_is_broken(self, labels, shown=None):
         nan = denoisers.of(self.run.process, lambda x_t, t, labels: x_t * jnp.nan, labels=labels)
         return denoiser(self, labels) if next(batches) < 2 else nan
 

@@ -209,7 +209,7 @@ def test_options_that_exclude_each_other(options, says, tiny, tmp_path, capsys):
     ("arguments", "says"),
     [
         ("sample RUN --guidance 2", "trained with some labels hidden: train.label_dropout must be above 0"),
-        ("sample RUN --sampler midpoint", "flow matching alone"),
+        ("sample RUN --sampler midpoint", "needs times between timesteps"),
         ("sample RUN --variance learned --sampler ancestral", "model.learn_variance"),
         ("sample RUN --sampler ddim --steps 21", "steps must lie in 1..20"),
         ("sample RUN --eta 2", "eta must lie in [0, 1]"),
