@@ -9,6 +9,7 @@ from ddpm_jax.cpu_forms.convolution import convolution, transposed
 from ddpm_jax.cpu_forms.depthwise import depthwise
 from ddpm_jax.cpu_forms.normalization import normalize, normalize_vectors, statistics
 from ddpm_jax.cpu_forms.switch import FORMS, forwards, fused, off
+from ddpm_jax.cpu_forms.vectors import vectors
 
 __all__ = [
     "FORMS",
@@ -23,6 +24,7 @@ __all__ = [
     "on_cpu",
     "statistics",
     "transposed",
+    "vectors",
 ]
 
 

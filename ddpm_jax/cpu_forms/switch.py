@@ -14,6 +14,7 @@ FORMS: dict[str, str] = {
     "deep": "the gradient of an image with fewer pixels than half the kernel's channels: products, summed",
     "strided": "a transposed convolution, and the gradient of an image at a stride: products, summed by remainders",
     "depthwise": "a depthwise convolution and its gradients: sums of shifted images",
+    "vectors": "a product of many vectors with a matrix: of all of them in an array of two axes",
     "normalization": "sums by channel as products with ones, and the gradient written down",
     "attention": "blocks of heads, weights divided after the product and computed again for the gradient",
 }

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import attend
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import Conv, Image, Resized, Vector, linear, timestep_embedding
+from ddpm_jax.models.layers import Conv, Image, Resized, Vector, linear, linear_of_tokens, timestep_embedding
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import VectorNorm
 from ddpm_jax.models.remat import Block
@@ -178,8 +178,8 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, dim: int, num_heads: int, *, rngs: nnx.Rngs):
         self.num_heads = num_heads
-        self.qkv = linear(dim, 3 * dim, init=xavier, rngs=rngs)
-        self.proj = linear(dim, dim, init=xavier, rngs=rngs)
+        self.qkv = linear_of_tokens(dim, 3 * dim, init=xavier, rngs=rngs)
+        self.proj = linear_of_tokens(dim, dim, init=xavier, rngs=rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
         """(B, N, dim) in and out."""
@@ -192,8 +192,8 @@ class FeedForward(nnx.Module):
     """Linear, GELU in its tanh form, linear."""
 
     def __init__(self, dim: int, hidden: int, *, rngs: nnx.Rngs):
-        self.fc1 = linear(dim, hidden, init=xavier, rngs=rngs)
-        self.fc2 = linear(hidden, dim, init=xavier, rngs=rngs)
+        self.fc1 = linear_of_tokens(dim, hidden, init=xavier, rngs=rngs)
+        self.fc2 = linear_of_tokens(hidden, dim, init=xavier, rngs=rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
         """(B, N, dim) in and out."""
@@ -205,7 +205,7 @@ class DiTBlock(Block):
 
     def __init__(self, config: DiTConfig, *, skips: bool, rngs: nnx.Rngs):
         dim = config.dim
-        self.skip_linear = linear(2 * dim, dim, init=xavier, rngs=rngs) if skips else None
+        self.skip_linear = linear_of_tokens(2 * dim, dim, init=xavier, rngs=rngs) if skips else None
         self.norm1 = VectorNorm(epsilon=1e-6)  # scale and bias come from the conditioning
         self.attn = SelfAttention(dim, config.num_heads, rngs=rngs)
         self.norm2 = VectorNorm(epsilon=1e-6)
@@ -227,7 +227,7 @@ class FinalLayer(nnx.Module):
 
     def __init__(self, dim: int, out_dim: int, *, rngs: nnx.Rngs):
         self.norm_final = VectorNorm(epsilon=1e-6)
-        self.linear = linear(dim, out_dim, init=zeros, rngs=rngs)
+        self.linear = linear_of_tokens(dim, out_dim, init=zeros, rngs=rngs)
         self.adaLN_modulation = modulation(dim, 2, rngs)
 
     def __call__(self, x: Tokens, told: Vector) -> Float[Array, "b n out"]:

@@ -13,6 +13,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
+from ddpm_jax import cpu_forms
 from ddpm_jax.models.attention import attend, heads
 from ddpm_jax.models.convolution import Image, Resized, convolve, transposed
 from ddpm_jax.models.remat import Block
@@ -38,6 +39,21 @@ def _inits(init: nnx.Initializer | None, fan_in: int) -> dict[str, Any]:
 def linear(in_dim: int, out_dim: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer with bias."""
     return nnx.Linear(in_dim, out_dim, **_inits(init, in_dim), rngs=rngs)
+
+
+def linear_of_tokens(in_dim: int, out_dim: int, *, init: nnx.Initializer, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with bias, of sequences of vectors (B, N, in_dim)."""
+    return nnx.Linear(in_dim, out_dim, **_inits(init, in_dim), dot_general=_along_the_last, rngs=rngs)
+
+
+def _along_the_last(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """What `nnx.Linear` takes as `dot_general`: it has one use for that."""
+    return _of_vectors(x, kernel)
+
+
+@cpu_forms.on_cpu(cpu_forms.vectors)
+def _of_vectors(x: Float[Array, "... c"], kernel: Float[Array, "c n"]) -> Float[Array, "... n"]:
+    return x @ kernel
 
 
 class Conv(nnx.Conv):
