@@ -44,7 +44,7 @@ class SampleArgs:
     labels: tuple[str, ...] = ()
     """Classes to draw, in turn, by name, or by position from 0 where no class's name is a number; all of them unless given."""
     condition: tuple[Path, ...] = ()
-    """Of a run with data.condition: image files to show, in turn, which hold what that leaves of an image (small, grey, or with a
+    """For a run with data.condition: image files to show, in turn, which hold what that leaves of an image (small, grey, or with a
     part missing); unless given, what it leaves of images of the run's data."""
     seed: int = 0
     """Start of the random draws."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax import display
 from ddpm_jax.checks import leaf, whole
+from ddpm_jax.condition import LUMA
 from ddpm_jax.errors import UserError
 from ddpm_jax.named import Named
 
@@ -131,7 +132,7 @@ class Gray(Operator, name="gray"):
         UserError: weights that are no numbers.
     """
 
-    weights: tuple[Any, ...] = (0.299, 0.587, 0.114)
+    weights: tuple[Any, ...] = LUMA
     """One for each channel; the luma of red, green and blue unless given (ITU-R 601)."""
 
     def __post_init__(self) -> None:

@@ -144,7 +144,7 @@ class Module:
 
 
 def bits(dtype: str) -> int:
-    """Of one number of a dtype; 0 of what is none."""
+    """How many one number of a dtype has; 0 for what is none."""
     if dtype in BITS:
         return BITS[dtype]
     found = re.match(r"(?:bf|f|s|u|c)(\d+)", dtype)

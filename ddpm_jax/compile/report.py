@@ -43,7 +43,7 @@ class Moved:
     kind: str
     """all-reduce, all-gather, …"""
     dtype: str
-    """Of what is moved."""
+    """Type of the numbers that are moved."""
     count: float
     """How many arrays."""
     bytes: float
@@ -81,7 +81,7 @@ class Estimated:
     examples: int
     """Over all devices, in one run of the program."""
     steps: int
-    """Of the walk, in sampling; 1 otherwise."""
+    """How many the walk takes, in sampling; 1 otherwise."""
     effort: str
     """quick or full."""
     versions: dict[str, str]

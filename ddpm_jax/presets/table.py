@@ -92,17 +92,28 @@ def _diffusion(schedule: str, **options: Any) -> Any:
     return ddpm_jax.processes.GaussianDiffusion(ddpm_jax.schedules.create(schedule, 1000), **options)
 
 
+def _small_unet(**options: Any) -> Any:
+    """A U-Net for digits of 8x8 pixels."""
+    return ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
+                                      attention_resolutions=(4,), norm_groups=8, **options)
+
+
+def _minute(**options: Any) -> TrainConfig:
+    """What the small U-Net is trained by in about a minute."""
+    defaults: dict[str, Any] = {"steps": 800, "batch_size": 64, "lr": 2e-3, "warmup_steps": 50, "lr_decay": "cosine",
+                                "ema_decay": 0.995, "log_every": 20, "sample_every": 400, "checkpoint_every": 400}
+    return TrainConfig(**defaults | options)
+
+
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         "1,797 handwritten 8x8 digits by class.",
         "A minute on two CPU cores. 97 % of the samples are recognised.",
         lambda: Preset(
             data    = DataConfig("digits"),
-            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
-                                                    attention_resolutions=(4,), norm_groups=8),
+            model   = _small_unet(),
             process = _diffusion("cosine", prediction="v"),
-            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
-                                  log_every=20, sample_every=400, checkpoint_every=400),
+            train   = _minute(),
             sample  = SampleConfig("ddim", steps=50, num=100),
         ),
     ),
@@ -111,11 +122,9 @@ RECIPES: dict[str, Recipe] = {
         "Trains as long as digits.",
         lambda: Preset(
             data    = DataConfig("digits"),
-            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
-                                                    attention_resolutions=(4,), norm_groups=8),
+            model   = _small_unet(),
             process = ddpm_jax.processes.FlowMatching(),
-            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
-                                  log_every=20, sample_every=400, checkpoint_every=400),
+            train   = _minute(),
             sample  = SampleConfig("heun", steps=25, clip=None, num=100),
         ),
     ),
@@ -136,11 +145,9 @@ RECIPES: dict[str, Recipe] = {
         "Trains as long as digits.",
         lambda: Preset(
             data    = DataConfig("digits"),
-            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
-                                                    attention_resolutions=(4,), norm_groups=8),
+            model   = _small_unet(),
             process = _diffusion("cosine", prediction="v"),
-            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_lengths=(0.1, 0.05),
-                                  log_every=20, sample_every=400, checkpoint_every=100, keep_every=100),
+            train   = _minute(ema_decay=TrainConfig.ema_decay, ema_lengths=(0.1, 0.05), checkpoint_every=100, keep_every=100),
             sample  = SampleConfig("ddim", steps=50, num=100),
         ),
     ),
@@ -149,11 +156,9 @@ RECIPES: dict[str, Recipe] = {
         "Two minutes on two CPU cores. 95 % of the samples are recognised; in two steps 98 %.",
         lambda: Preset(
             data    = DataConfig("digits"),
-            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
-                                                    attention_resolutions=(4,), norm_groups=8, interval=True),
+            model   = _small_unet(interval=True),
             process = ddpm_jax.processes.MeanFlow(),
-            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
-                                  log_every=20, sample_every=400, checkpoint_every=400),
+            train   = _minute(),
             sample  = SampleConfig("euler", steps=1, clip=None, num=100),
         ),
     ),
@@ -162,11 +167,9 @@ RECIPES: dict[str, Recipe] = {
         "Trains as long as digits. 97 % are recognised; they are nearer to the data than 250 ancestral steps of digits.",
         lambda: Preset(
             data    = DataConfig("digits"),
-            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
-                                                    attention_resolutions=(4,), norm_groups=8),
+            model   = _small_unet(),
             process = ddpm_jax.processes.EDM(sigma_data=0.75, P_mean=-0.4, sigma_max=20.0),
-            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
-                                  log_every=20, sample_every=400, checkpoint_every=400),
+            train   = _minute(),
             sample  = SampleConfig(ddpm_jax.samplers.Heun(churn=15.0), steps=18, clip=None, num=100),
         ),
     ),
@@ -175,11 +178,9 @@ RECIPES: dict[str, Recipe] = {
         "Trains as long as digits. 61 % of the samples are recognised as the digit whose means they were drawn for.",
         lambda: Preset(
             data    = DataConfig("digits", labels=False, condition="downsample:4"),
-            model   = ddpm_jax.models.UNetConfig(image_size=8, channels=1, dim=32, dim_mults=(1, 2), num_blocks=1,
-                                                    attention_resolutions=(4,), norm_groups=8),
+            model   = _small_unet(),
             process = _diffusion("cosine", prediction="v"),
-            train   = TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup_steps=50, lr_decay="cosine", ema_decay=0.995,
-                                  log_every=20, sample_every=400, checkpoint_every=400),
+            train   = _minute(),
             sample  = SampleConfig("ddim", steps=50, num=100),
         ),
     ),

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import display, figures, launch, models, noise, progress, samplers
-from ddpm_jax.data import PointSource, stretched
+from ddpm_jax.data import PointSource, Source, stretched
 from ddpm_jax.denoisers import Denoiser, clipped, guided, thresholded
 from ddpm_jax.errors import UserError, fits_memory
 from ddpm_jax.files import together, write_atomically
@@ -168,7 +168,12 @@ class Drawing:
                 f"{self.run.folder} has no data of its own to make conditions of: pass --condition IMAGE ..., "
                 f"what {self.run.condition!r} leaves of an image."
             )
-        return of_source(self.run, self.run.open_source(), labels, num, self.seed)
+        return of_source(self.run, self._source, labels, num, self.seed)
+
+    @functools.cached_property
+    def _source(self) -> Source:
+        """The run's own data."""
+        return self.run.open_source()
 
     def batches(self, labels: np.ndarray | None, num: int, *, num_frames: int = 0) -> Iterator[Batch]:
         """Draw num samples, batch after batch through one compiled program; num_frames: at most, evenly spaced over the walk.

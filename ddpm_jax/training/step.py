@@ -153,7 +153,8 @@ class Step:
                 "this state was consumed by an earlier step: go on with the state which that step returned."
             )
         shapes = tuple((name, np.shape(value), jnp.result_type(value)) for name, value in batch.items())
-        form = stacked, shapes, jax.tree.structure((state.opt_state, state.averages))
+        kept = 1 + len(state.averages or ())
+        form = stacked, shapes, jax.tree.structure(state.opt_state), kept
         if form in self._seen:
             return
         leading = 1 + stacked
@@ -173,7 +174,7 @@ class Step:
             raise UserError(
                 "the state was made for another optimiser than this step's: create it with the optimiser that make_step was given."
             )
-        kept, wanted = 1 + len(state.averages or ()), max(1, len(lengths_of(self.update.ema)))
+        wanted = max(1, len(lengths_of(self.update.ema)))
         if kept != wanted:
             raise UserError(
                 f"the state keeps {kept} averages and this step {wanted}: create it with the ema that make_step was given."
