@@ -1,5 +1,6 @@
-"""Compiled programs are kept between tests and between runs of them."""
+"""How programs are compiled in tests, and that they are kept between tests and between runs of them."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -7,9 +8,19 @@ import jax
 import jaxtyping
 import pytest
 
+QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+"""XLA compiles in a third of the time."""
+UNOPTIMISED = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+"""And in a tenth: for programs that run for milliseconds. The convolutions of slow tests, in float64, would run for minutes."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiling takes most of the tests' time: XLA's results are kept beside pytest's own cache, for commands too."""
+    """Compiling takes most of the tests' time: it is done quickly, and what comes of it is kept beside pytest's own cache; so do commands
+    that tests start."""
+    if not hasattr(config, "workerinput"):  # xdist's workers have the flags from here
+        quick = (*QUICK, *(UNOPTIMISED if config.option.markexpr == "not slow" else ()))
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
+    gc.set_threshold(50_000, 20, 20)  # of all that tests and JAX have made, most stays
     if getattr(config, "cache", None) is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     options = {

@@ -106,17 +106,14 @@ def _save_gif(path: Path, pictures: Sequence[Image.Image]) -> Path:
 
 def save_scatter(path: Path, data: np.ndarray, samples: np.ndarray, *, heading: str = "") -> Path:
     """Write samples (red) over data (grey), both (N, 2), as a PNG."""
-    return write_atomically(path, _scatter(data, samples, heading=heading, reach=_reach(data, samples)).save)
+    (picture,) = _scatters(data, samples[None], [heading], reach=_reach(data, samples))
+    return write_atomically(path, picture.save)
 
 
 def save_scatter_animation(path: Path, data: np.ndarray, frames: np.ndarray, *, headings: Sequence[str] = ()) -> Path:
     """Write a GIF of scatters that rests on its last frame. data: (N, 2); frames: (K, M, 2); headings: one for each frame."""
     reach = _reach(data, frames.reshape(-1, 2))
-    pictures = [
-        _scatter(data, frame, heading=headings[k] if len(headings) else "", reach=reach)
-        for k, frame in enumerate(frames)
-    ]
-    return _save_gif(path, pictures)
+    return _save_gif(path, _scatters(data, frames, headings or [""] * len(frames), reach=reach))
 
 
 def _reach(data: np.ndarray, samples: np.ndarray) -> float:
@@ -125,8 +122,9 @@ def _reach(data: np.ndarray, samples: np.ndarray) -> float:
     return 1.1 * max(far, float(np.abs(data).max(initial=0.0)))
 
 
-def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: float) -> Image.Image:
-    for name, points in (("data", data), ("samples", samples)):
+def _scatters(data: np.ndarray, frames: np.ndarray, headings: Sequence[str], *, reach: float) -> list[Image.Image]:
+    """A picture for each of the frames, all drawn with the axes of the first: to lay them out is what takes long."""
+    for name, points in (("data", data), ("samples", frames[0])):
         if points.ndim != 2 or points.shape[1] != 2:
             raise UserError(f"{name} must be points (N, 2); got the shape {points.shape}.")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -135,12 +133,18 @@ def _scatter(data: np.ndarray, samples: np.ndarray, *, heading: str, reach: floa
     figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.scatter(data[:, 0], data[:, 1], s=4, color="0.75", linewidths=0, label="data")
-    axes.scatter(samples[:, 0], samples[:, 1], s=4, color="tab:red", linewidths=0, label="samples")
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=heading)
+    moving = axes.scatter(*frames[0].T, s=4, color="tab:red", linewidths=0, label="samples")
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     figure.legend(loc="outside lower center", ncols=2, markerscale=3, frameon=False)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    pictures = []
+    for frame, heading in zip(frames, headings, strict=True):
+        moving.set_offsets(frame)
+        axes.set_title(heading)
+        canvas.draw()
+        figure.set_layout_engine("none")  # it is laid out by now
+        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+    return pictures
 
 
 def save_curves(path: Path, x: np.ndarray, curves: Mapping[str, np.ndarray], *, heading: str = "", xlabel: str) -> Path:

@@ -111,7 +111,7 @@ def test_weights_of_another_network(tmp_path):
 def test_two_devices(tensors, tmp_path):
     """Two images each and a batch that is not full: what one device finds."""
     path = weights.write_tensors(tmp_path / "weights.safetensors", tensors)
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
     arguments = [sys.executable, "-c", SCRIPT, str(path), str(tmp_path / "found.npz")]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

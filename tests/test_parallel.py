@@ -321,7 +321,7 @@ def test_eight_devices_draw_and_measure_what_one_does(finished_run, tmp_path):
     for count in (1, 8):
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
         }
         for arguments in (["sample", "--batch-size", "5"], ["evaluate", "--likelihood", "--batch-size", "6"]):
             name, *options = arguments

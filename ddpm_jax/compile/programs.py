@@ -82,7 +82,7 @@ def _train(preset: Preset, layout: Layout) -> Program:
         batch["condition"] = _condition(run, layout, train.batch_size)
     state = layout.abstract(run.abstract_state())
     key = _everywhere(layout, jax.eval_shape(lambda: jax.random.key(0)))
-    step: Any = step_of(run.config).on(layout).program(elsewhere=True)
+    step: Any = step_of(run.config, layout).program(elsewhere=True)
     return Program(step.trace(state, batch, key), train.batch_size)
 
 

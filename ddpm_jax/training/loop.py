@@ -204,7 +204,7 @@ class _Training:
         config, step = self.run.config.train, int(state.step)
         per_call = _steps_per_call(self.run, step)
         batches = self._batches(step, per_call)
-        update = step_of(self.run.config).on(self.layout)
+        update = step_of(self.run.config, self.layout)
         call = update if per_call == 1 else update.many
         key, flight = jax.random.key(config.seed), _InFlight(skip=config.on_nonfinite == "skip")
         begun: float | None = time.perf_counter()

@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import secrets
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,14 +43,28 @@ class Tracker(Protocol):
         """The run is finished, or interrupted; failed: by an error."""
 
 
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """tensorboardX imports PyTorch wherever it is installed, for the name of a type: a second, and memory, in every run."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 class TensorBoard(Tracker):
     """TensorBoard's file, written in the caller's thread: tensorboardX's own thread ends at a full disk, and the run would wait for
     it for ever."""
 
     def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
         """Begin a file in folder/tensorboard."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "tensorboard" / "events"))
