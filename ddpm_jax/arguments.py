@@ -111,7 +111,7 @@ class RestoreArgs:
 
 @dataclass(frozen=True)
 class PlotArgs:
-    """Draw pictures of a run: samples, animation, one, walk, middle, beside, noising, schedule, loss; all that fit it unless
+    """Draw pictures of a run: samples, animation, one, walk, middle, beside, nearest, noising, schedule, loss; all that fit it unless
     named."""
 
     kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -134,9 +134,9 @@ class ConvertArgs:
     """Which network a file's weights belong to: its options are then those of --model."""
     weights: Literal["ema", "params", "state"] = "ema"
     """The averaged parameters, or those being trained; or, of a run, everything that training needs."""
-    to: Literal["diffusers", "dit"] | None = None
+    to: Literal["diffusers", "dit", "packed"] | None = None
     """diffusers: of a run of a unet, a pipeline's folder that this library loads; dit: of one of a dit, a file with the names of
-    facebookresearch/DiT."""
+    facebookresearch/DiT; packed: the run with its averaged weights alone, in 16 bits, to keep or to publish."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from ddpm_jax.launch import join, leave, several
 from ddpm_jax.parsing import HELP, Command, HelpShown
 from ddpm_jax.presets import RECIPES, SYSTEMS, Preset, SampleConfig, differences, preset
 from ddpm_jax.run_config import RunConfig, read_run, read_tree
+from ddpm_jax.run_names import Place, place_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -277,7 +278,7 @@ def _sample(name: str | None, rest: list[str]) -> int:
     folder = Path(str(name))
     for label in args.labels if found.class_names else ():
         class_index(label, found.class_names, str(folder))
-    out = args.out or folder / "samples"
+    out = args.out or found.place.results / "samples"
     check_writable(out)
     join(args.parallel)
 
@@ -347,7 +348,7 @@ def _edit(name: str | None, rest: list[str]) -> int:
     from ddpm_jax.training import open_run
 
     run = open_run(Path(str(name)))
-    for path in edit(run, args.kind, args.out or run.folder / "edits" / args.kind, args.config, args.how):
+    for path in edit(run, args.kind, args.out or run.results / "edits" / args.kind, args.config, args.how):
         print(path)
     return 0
 
@@ -360,7 +361,7 @@ def _restore(name: str | None, rest: list[str]) -> int:
     from ddpm_jax.training import open_run
 
     run = open_run(Path(str(name)))
-    for path in restore(run, args.images, args.out or run.folder / "restored", args.config, args.how):
+    for path in restore(run, args.images, args.out or run.results / "restored", args.config, args.how):
         print(path)
     return 0
 
@@ -422,7 +423,8 @@ def _convert(source: str | None, rest: list[str]) -> int:
     prog = " ".join(["ddpm convert", source or "IN", *(place or ["OUT"])])
     if place and not set(HELP).intersection(options):
         check_writable(Path(place[0]).parent)
-        if not Path(str(source)).exists():
+        source = str(place_of(str(source)).folder)
+        if not Path(source).exists():
             raise UserError(f"{source} does not exist; ddpm convert takes a run folder, or a file of weights.")
     if place and Path(place[0]).suffix in EXPORTS:
         return _export(str(source), Path(place[0]), options)
@@ -517,11 +519,11 @@ def _verify(name: str | None, rest: list[str]) -> int:
     args = _parse(VerifyArgs, "ddpm verify", ([name] if name else []) + rest)
     if args.traces is not None:
         return _verify_traces(args)
-    if args.input or any(":" in known and not Path(known).exists() for known in args.names):
+    if args.input or any(":" in known and not place_of(known).folder.exists() for known in args.names):
         return _verify_pair(args)
     names = args.names or tuple(SYSTEMS)
     for known in names:
-        if known not in SYSTEMS and not Path(known).is_dir():
+        if known not in SYSTEMS and not place_of(known).folder.is_dir():
             raise UserError(
                 f"the network must be one of {', '.join(SYSTEMS)}, or a run folder; got {known!r}.{meant(known, SYSTEMS)}"
             )
@@ -671,7 +673,7 @@ def _print_row(row: Any) -> None:
 def _read(name: str | None) -> RunConfig:
     """The config of the run that a command is given; with --help and no run, one of no network, for which jax is not imported."""
     if name is None:
-        return RunConfig(Preset(model=None, sample=SampleConfig()), (), {}, None)
+        return RunConfig(Preset(model=None, sample=SampleConfig()), (), {}, None, Place(Path("RUN")))
     return read_run(Path(name))
 
 

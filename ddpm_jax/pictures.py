@@ -9,6 +9,8 @@ import numpy as np
 
 from ddpm_jax import data, figures, noise
 from ddpm_jax.errors import UserError, meant
+from ddpm_jax.evaluation.distances import nearest
+from ddpm_jax.evaluation.report import load_images
 from ddpm_jax.files import check_writable
 from ddpm_jax.processes import GaussianDiffusion
 from ddpm_jax.training import samples as drawing
@@ -18,6 +20,8 @@ from ddpm_jax.training.run import Run
 
 NOISED = 8
 """Examples in the rows of `noising`, at most."""
+SEARCHED = 60_000
+"""Images of the data among which `nearest` looks, at most."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,22 @@ class Pictures:
             heading=self._heading(step),
             columns=num,
             row_titles=["samples", "data"],
+        )
+
+    def nearest(self) -> Path:
+        """Samples above the image of the data that is nearest to each, by all pixels: copies would show."""
+        self._images_only("nearest")
+        num = min(NOISED, self.num or self.run.config.sample.num)
+        drawn, step = self._draw(num_frames=0, num=num)
+        images, _ = load_images(self.run, self.run.open_source(), self.seed, SEARCHED)
+        distances, which = nearest(drawn.values, images)
+        return figures.save_grid(
+            self.folder / "nearest.png",
+            np.concatenate([drawn.values, images[which]]),
+            [""] * num + [f"{distance:.2f}" for distance in distances],
+            heading=self._heading(step),
+            columns=num,
+            row_titles=["samples", f"of {len(images):,}"],
         )
 
     def noising(self) -> Path:
@@ -159,12 +179,13 @@ KINDS: dict[str, Callable[[Pictures], Path]] = {
     "walk": Pictures.walk,
     "middle": Pictures.middle,
     "beside": Pictures.beside,
+    "nearest": Pictures.nearest,
     "noising": Pictures.noising,
     "schedule": Pictures.schedule,
     "loss": Pictures.loss,
 }
 
-OF_IMAGES = frozenset({"one", "walk", "beside", "noising"})
+OF_IMAGES = frozenset({"one", "walk", "beside", "nearest", "noising"})
 
 
 def plot(
@@ -182,8 +203,8 @@ def plot(
     if num is not None and num < 1:
         raise UserError(f"num must be at least 1; got {num}.")
     check(run.config)
-    check_writable(folder or run.folder / "pictures")
-    pictures = Pictures(run, folder or run.folder / "pictures", seed, num)
+    check_writable(folder or run.results / "pictures")
+    pictures = Pictures(run, folder or run.results / "pictures", seed, num)
     return [KINDS[kind](pictures) for kind in kinds or fitting(run)]
 
 
@@ -193,7 +214,7 @@ def fitting(run: Run) -> list[str]:
     if not isinstance(run.process, GaussianDiffusion):
         unfit.add("schedule")
     if not run.config.data.source:
-        unfit |= {"beside", "noising"}
+        unfit |= {"beside", "nearest", "noising"}
     if not read_metrics(run.folder):
         unfit.add("loss")
     return [kind for kind in KINDS if kind not in unfit]

@@ -8,10 +8,9 @@ from typing import Any
 from ddpm_jax import presets
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import Preset
+from ddpm_jax.run_names import CONFIG, Place, place_of
 from ddpm_jax.typed import value_of
 
-CONFIG = "config.json"
-"""Its name."""
 FORMAT = 4
 """Version of the run folder's layout: 3 has manifests in its checkpoints, 4 a config in which each option belongs to its noun."""
 READABLE = (2, 3, FORMAT)
@@ -27,21 +26,25 @@ class RunConfig:
     scaling: dict[str, Any]
     """The fields of a `data.Scaling`."""
     origin: dict[str, Any] | None
+    place: Place
+    """Where it lies."""
 
 
 def read_run(folder: Path) -> RunConfig:
-    """What the config.json in a folder that `ddpm train` made says; jax is imported, for the options of its network.
+    """What the config.json in a folder that `ddpm train` made, or of a run by name, says; jax is imported, for the options of its network.
 
     Raises:
         UserError: the folder is missing or is no run, or its config cannot be read (names the field).
     """
-    path, tree = folder / CONFIG, read_tree(folder)
+    place = place_of(folder)
+    path, tree = place.folder / CONFIG, read_tree(folder)
     try:
         return RunConfig(
             presets.from_json(json.dumps(tree["config"])),
             value_of(tuple[str, ...], tree["class_names"], "class_names"),
             value_of(dict[str, Any], tree["scaling"], "scaling"),
             value_of(dict[str, Any] | None, tree.get("origin"), "origin"),
+            place,
         )
     except KeyError as error:
         raise UserError(f"{path} cannot be read: {error} is missing.") from error
@@ -53,8 +56,9 @@ def read_tree(folder: Path) -> dict[str, Any]:
     """The JSON that a run's config.json holds, of a version that can be read; without jax.
 
     Raises:
-        UserError: the folder is missing or is no run, or its config is no such JSON.
+        UserError: the folder is missing or is no run, or its config is no such JSON; there is no run of that name.
     """
+    folder = place_of(folder).folder
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(_no_run(folder))

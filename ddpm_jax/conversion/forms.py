@@ -1,5 +1,6 @@
 """Weights from one form to another: run folders, safetensors, npz, PyTorch's pt, the originals' names, diffusers' folders."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,10 @@ from ddpm_jax import models
 from ddpm_jax.conversion.folders import write_folder
 from ddpm_jax.conversion.runs import Which, from_run, to_run
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import new_folder
 from ddpm_jax.models import DiTConfig, UNetConfig
+from ddpm_jax.run_names import CONFIG
+from ddpm_jax.training import packed
 from ddpm_jax.training.run import open_run
 from ddpm_jax.weights import from_dit, from_original, from_torch, layout, read_weights, to_dit, write_tensors
 from ddpm_jax.weights.dit import POSITIONS
@@ -18,15 +22,19 @@ from ddpm_jax.weights.files import SUFFIXES
 from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
 
 
+Other = Literal["diffusers", "dit", "packed"]
+"""What else a run can be made into."""
+
+
 def convert(
-    source: Path, target: Path, model: Any = None, which: Which = "ema", to: Literal["diffusers", "dit"] | None = None
+    source: Path, target: Path, model: Any = None, which: Which = "ema", to: Other | None = None
 ) -> list[Path]:
     """Write the weights in `source` to `target`; what either is, its suffix says (none: a run folder). Returns what was written.
 
     model: config of the network that a file's weights belong to, where the source is no run folder and the target is one, or the
     names are those of an original. which: the averaged or the trained parameters, where there are both, or of a run the whole state
-    of training. to: another library's form, the source being a run folder: of a unet a pipeline's folder of diffusers, of a dit a
-    file with the names of facebookresearch/DiT.
+    of training. to: another form, the source being a run folder: of a unet a pipeline's folder of diffusers, of a dit a file with the
+    names of facebookresearch/DiT, of any run a packed one, which has its averaged weights alone, in 16 bits.
 
     Raises:
         UserError: unreadable or unfit weights, a target that exists as a folder, a model that is needed and not given, or a run
@@ -38,6 +46,8 @@ def convert(
             what = "the state of training" if which == "state" else f"a {run.config.model.network}"
             raise UserError(f"--to diffusers takes the weights of a unet; of {source} it would be {what}.")
         return write_folder(target, run.config, from_run(run, which))
+    if to == "packed":
+        return [pack(source, target, which)]
     if to == "dit":
         return [_write_dit(source, target, which)]
     if target.exists() and (target.is_dir() or not target.suffix):
@@ -63,6 +73,30 @@ def convert(
     if model is None:
         raise UserError(f"a run folder needs to know the network: pass --network, one of {', '.join(models.NETWORKS)}.")
     return [to_run(target, model, arrays, origin={"source": str(source.absolute()), "weights": found})]
+
+
+RECORDS = ("metrics.jsonl", "samples.png", "denoising.gif", "loss.png", "evaluation.json")
+"""What a packed run keeps of its folder, where it is there, besides its config."""
+
+
+def pack(source: Path, target: Path, which: Which = "ema") -> Path:
+    """Make of a run a folder that travels: its config, its records, and its averaged weights as float16 in one file.
+
+    Raises:
+        UserError: the target exists, the source is no run or has no checkpoint, or other weights than the averaged ones are asked for.
+    """
+    run = open_run(source)
+    if which != "ema":
+        raise UserError(f"--to packed takes averaged weights; got --weights {which}.")
+    if target.exists():
+        raise UserError(f"{target} exists; choose another name for the packed run.")
+    arrays, step = from_run(run), run.load_variables()[1]
+    with new_folder(target) as made:
+        for name in (CONFIG, *RECORDS):
+            if (run.folder / name).is_file():
+                shutil.copyfile(run.folder / name, made / name)
+        packed.write(made, arrays, step)
+    return target
 
 
 def _write_dit(source: Path, target: Path, which: Which) -> Path:

@@ -13,6 +13,7 @@ from ddpm_jax.conversion.folders import SCHEDULER, is_diffusers_folder, read_fol
 from ddpm_jax.conversion.runs import to_run
 from ddpm_jax.conversion.scheduler import from_scheduler
 from ddpm_jax.errors import UserError
+from ddpm_jax.hub import NAME
 from ddpm_jax.models import ModelConfig
 from ddpm_jax.presets import DataConfig, ImportConfig, SampleConfig
 from ddpm_jax.processes import EDM, Process
@@ -139,7 +140,7 @@ def _found(source: str, revision: str | None, variant: str | None) -> tuple[Path
         if revision is not None:
             raise UserError(f"--revision belongs to a repository of the Hub, and {source} is a path.")
         return path, None
-    if not hub.NAME.fullmatch(source):
+    if not NAME.fullmatch(source):
         raise UserError(f"{source} does not exist, and is no id of the Hub (owner/name) either.")
     return hub.snapshot(source, revision, variant)
 

@@ -14,6 +14,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.files import new_folder
 from ddpm_jax.presets import RECIPES, DataConfig, Preset, SampleConfig, TrainConfig, system_of
 from ddpm_jax.processes import Process
+from ddpm_jax.training import packed
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run, create_folder
@@ -24,7 +25,15 @@ Which = Literal["ema", "params", "state"]
 
 
 def from_run(run: Run, which: Which = "ema") -> dict[str, np.ndarray]:
-    """The twin's state dict of a run's newest checkpoint, or for `state` everything that training needs."""
+    """The twin's state dict of a run's newest checkpoint, or for `state` everything that training needs.
+
+    Raises:
+        UserError: there is no checkpoint; of a packed run, which has averaged weights alone, others are asked for.
+    """
+    if packed.is_packed(run.folder):
+        if which != "ema":
+            raise UserError(f"{run.folder} is packed: it holds averaged weights alone; take --weights ema.")
+        return packed.read(run.folder)[0]
     model = models.abstract(run.config.model)
     with Checkpoints(run.checkpoint_folder) as checkpoints:
         state = checkpoints.restore(run.abstract_state())

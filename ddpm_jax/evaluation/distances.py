@@ -62,7 +62,12 @@ def kernel_distance(
 
 
 def nearest_distances(samples: np.ndarray, training: np.ndarray, *, batch: int = 500) -> np.ndarray:
-    """How far each sample is from the training image nearest to it: float32 (N,), 0 for a copy.
+    """How far each sample is from the training image nearest to it: the first that `nearest` tells."""
+    return nearest(samples, training, batch=batch)[0]
+
+
+def nearest(samples: np.ndarray, training: np.ndarray, *, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """How far each sample is from the training image nearest to it, float32 (N,), 0 for a copy; and which that is, int (N,).
 
     samples: uint8 (N, H, W, C). training: uint8 (M, H, W, C). The distance is Euclidean over all pixels in [0, 1], so from 0 to
     sqrt(H W C). batch: images of each compared at a time, a matter of memory alone.
@@ -81,16 +86,18 @@ def nearest_distances(samples: np.ndarray, training: np.ndarray, *, batch: int =
         )
     if batch < 1:
         raise UserError(f"batch must be at least 1; got {batch}.")
-    nearest = np.full(len(samples), np.inf)
+    least, which = np.full(len(samples), np.inf), np.zeros(len(samples), int)
     for start in range(0, len(training), batch):
         ours = _pixels(training[start : start + batch])
         for first in range(0, len(samples), batch):
             theirs = _pixels(samples[first : first + batch])
             # |x - y|^2 = |x|^2 + |y|^2 - 2 x . y: whole numbers, hence exact in float64, and a copy's distance is 0
             squares = _squares(theirs)[:, None] + _squares(ours) - 2 * (theirs @ ours.T)
-            best = nearest[first : first + batch]
-            np.minimum(best, squares.min(axis=1), out=best)
-    return (np.sqrt(nearest) / 255).astype(np.float32)
+            found, chunk = squares.argmin(axis=1), slice(first, first + batch)
+            closer = squares.min(axis=1) < least[chunk]
+            least[chunk] = np.where(closer, squares.min(axis=1), least[chunk])
+            which[chunk] = np.where(closer, start + found, which[chunk])
+    return (np.sqrt(least) / 255).astype(np.float32), which
 
 
 def check_rows(**arrays: np.ndarray) -> list[np.ndarray]:

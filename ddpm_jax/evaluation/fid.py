@@ -143,7 +143,7 @@ def _check(run: Run, config: SampleConfig, reference: Path | None, save_referenc
         )
     if save_reference is not None and save_reference.suffix != ".npz":
         raise UserError(f"fid_save must be an .npz file; got {save_reference}.")
-    for folder in (run.folder, *([] if save_reference is None else [save_reference.parent])):
+    for folder in (run.results, *([] if save_reference is None else [save_reference.parent])):
         check_writable(folder)
     if config.num < inception.NUM_FEATURES:
         warnings.warn(

@@ -133,7 +133,7 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
         raise UserError(f"the variational bound belongs to process.kind = diffusion; got {process.name}.")
     if process.schedule.first and process.schedule.alphas_cumprod[0] != 1:
         raise UserError(f"the schedule {process.schedule.title} does not end at clean data, so it has no bound.")
-    check_writable(run.folder)
+    check_writable(run.results)
     x_0, labels, told = _images(run, config.num, seed, held_out)
     step, size = drawing.step, min(drawing.batch_size, len(x_0))
     variance: Variance = "learned" if process.learned_variance else getattr(config.sampler, "variance", "beta")

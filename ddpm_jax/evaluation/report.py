@@ -89,7 +89,7 @@ def evaluate_run(
     """
     check_drawing(drawing)
     run, config, seed = drawing.run, drawing.config, drawing.seed
-    check_writable(run.folder)
+    check_writable(run.results)
     facts = facts_of(drawing)  # without a checkpoint there is nothing to measure
 
     def drawn(labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -124,8 +124,8 @@ def check_drawing(found: Any) -> None:
 
 
 def save(run: Run, name: str, text: str) -> Path:
-    """Write a file into the run folder, from the first process alone; returns its path."""
-    path = run.folder / name
+    """Write a file to where the results of a run go, from the first process alone; returns its path."""
+    path = run.results / name
     return write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
 
 

@@ -31,7 +31,7 @@ class Metrics:
         self._bar = progress.made(total, "training", unit="step", done=start)
         self._total = total
         self._batch_size = batch_size
-        self._since = (start, time.perf_counter())
+        self._since = (start, time.perf_counter(), time.process_time())
 
     def __enter__(self) -> "Metrics":
         return self
@@ -43,7 +43,7 @@ class Metrics:
 
     def restart_clock(self, step: int) -> None:
         """Count the speed from here: called after time was spent on something other than steps."""
-        self._since = (step, time.perf_counter())
+        self._since = (step, time.perf_counter(), time.process_time())
 
     def advance(self, steps: int) -> None:
         """So many steps of the progress bar."""
@@ -51,11 +51,12 @@ class Metrics:
 
     def write(self, step: int, **numbers: float | int | None) -> None:
         """Record numbers at a step, None where there is none, with the speed since the line before."""
-        then, since = self._since
+        then, since, used = self._since
         steps_per_s = (step - then) / max(time.perf_counter() - since, 1e-9)
-        self._since = (step, time.perf_counter())
+        self._since = (step, time.perf_counter(), time.process_time())
         line: dict[str, Any] = {"step": step, **numbers, "steps_per_s": round(steps_per_s, 3)}
         line["images_per_s"] = round(steps_per_s * self._batch_size, 1)
+        line["processor_s"] = round(self._since[2] - used, 3)
         with _told(self._path.parent):
             self._file.write(json.dumps(line) + "\n")
         self._trackers.log(step, {name: value for name, value in line.items() if name != "step" and value is not None})

@@ -24,8 +24,9 @@ from ddpm_jax.files import check_writable, delete_folder, write_atomically
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import Preset
 from ddpm_jax.processes import Process
-from ddpm_jax.run_config import CONFIG, FORMAT, read_run
-from ddpm_jax.training import loss_aware
+from ddpm_jax.run_config import FORMAT, read_run
+from ddpm_jax.run_names import CONFIG
+from ddpm_jax.training import loss_aware, packed
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.metrics import read_metrics
 from ddpm_jax.training.optimizers import make_optimizer
@@ -58,6 +59,8 @@ class Run:
     origin: dict[str, Any] | None = None
     """Where a fine-tuned run started: that run, its step, and which of its weights; of an imported one: its source,
     which weights (None: nothing there says), revision, licence, and the SHA-256 of every file."""
+    apart: Path | None = None
+    """Where what is made of it goes, its folder not being the user's; None: into its folder."""
 
     def __repr__(self) -> str:
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
@@ -74,6 +77,11 @@ class Run:
         with contextlib.suppress(OSError):  # there are none yet
             parts.append(display.picture(samples.read_bytes(), f"samples of {self.folder.name}"))
         return "\n".join([*parts, self.config._repr_html_()])
+
+    @property
+    def results(self) -> Path:
+        """Where what is made of it goes."""
+        return self.apart or self.folder
 
     @property
     def process(self) -> Process:
@@ -195,11 +203,14 @@ class Run:
     ) -> tuple[models.Variables, int]:
         """The parameters of a checkpoint, averaged or those being trained, its running statistics, and its step.
 
-        step: whose checkpoint; None: the newest.
+        step: whose checkpoint; None: the newest. A packed run has the averaged ones of one step alone.
 
         Raises:
             UserError: there is no checkpoint, or it does not fit the config.
         """
+        if packed.is_packed(self.folder):
+            variables, step = packed.variables(self.folder, self.config.model, ema=ema, step=step)
+            return layout.place(variables), step
         if not self.checkpoint_folder.is_dir():
             raise UserError(f"{self.folder} holds no checkpoint yet; train it first.")
         with Checkpoints(self.checkpoint_folder) as checkpoints:
@@ -241,18 +252,18 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """The run in a folder that `ddpm train` made.
+    """The run in a folder that `ddpm train` made, or of a name: pretrained:NAME of this package, hub:OWNER/NAME of the Hub.
 
     Raises:
-        UserError: the folder is missing or is no run, or its config cannot be read.
+        UserError: the folder is missing or is no run, or its config cannot be read; there is no run of that name.
     """
-    folder = as_path("folder", folder)
-    found = read_run(folder)
+    found = read_run(as_path("folder", folder))
+    folder = found.place.folder
     try:
         scaling = build(data.Scaling, found.scaling, "scaling")
     except UserError as error:
         raise UserError(f"{folder / CONFIG} cannot be read: {error}") from error
-    return Run(folder, found.config, found.class_names, scaling, found.origin)
+    return Run(folder, found.config, found.class_names, scaling, found.origin, found.place.apart)
 
 
 def start_run(
@@ -278,6 +289,11 @@ def start_run(
     config = presets.shown_its_condition(config)
     if resume:
         old = open_run(folder)
+        if packed.is_packed(folder):
+            raise UserError(
+                f"{folder} is packed: it has no state of training to go on with. Train on from its weights, in a new run: "
+                f"ddpm finetune {folder} --out FOLDER."
+            )
         _check_same_config(old, config)  # before the data is asked whether it fits: the option is to blame
     config, class_names = _fit_to_data(config, source)
     run = Run(
