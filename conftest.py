@@ -15,8 +15,8 @@ UNOPTIMISED = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensi
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiling takes most of the tests' time: it is done quickly, and what comes of it is kept beside pytest's own cache; so do commands
-    that tests start."""
+    """Compiling takes most of the tests' time: it is done quickly, and what comes of it is kept beside pytest's own cache; in
+    commands that tests start as well."""
     if not hasattr(config, "workerinput"):  # xdist's workers have the flags from here
         quick = (*QUICK, *(UNOPTIMISED if config.option.markexpr == "not slow" else ()))
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()

@@ -111,8 +111,8 @@ class RestoreArgs:
 
 @dataclass(frozen=True)
 class PlotArgs:
-    """Draw pictures of a run: samples, animation, one, walk, middle, beside, nearest, noising, schedule, loss; all that fit it unless
-    named."""
+    """Draw pictures of a run: samples, animation, one, walk, middle, beside, nearest, noising, schedule, loss; all that fit it
+    unless named."""
 
     kinds: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Which pictures."""

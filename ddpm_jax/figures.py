@@ -133,7 +133,7 @@ def _scatters(data: np.ndarray, frames: np.ndarray, headings: Sequence[str], *, 
     figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.scatter(data[:, 0], data[:, 1], s=4, color="0.75", linewidths=0, label="data")
-    moving = axes.scatter(*frames[0].T, s=4, color="tab:red", linewidths=0, label="samples")
+    moving = axes.scatter(frames[0, :, 0], frames[0, :, 1], s=4, color="tab:red", linewidths=0, label="samples")
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     figure.legend(loc="outside lower center", ncols=2, markerscale=3, frameon=False)
     canvas = FigureCanvasAgg(figure)

@@ -31,7 +31,8 @@ class RunConfig:
 
 
 def read_run(folder: Path) -> RunConfig:
-    """What the config.json in a folder that `ddpm train` made, or of a run by name, says; jax is imported, for the options of its network.
+    """What the config.json in a folder that `ddpm train` made, or of a run by name, says; jax is imported, for the network's
+    options.
 
     Raises:
         UserError: the folder is missing or is no run, or its config cannot be read (names the field).

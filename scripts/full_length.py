@@ -21,9 +21,9 @@ from ddpm_jax import cli
 from ddpm_jax.files import write_atomically
 from ddpm_jax.training.metrics import read_metrics
 
-RESULTS, PAGE, IMAGES = Path("docs/results"), Path("docs/results.md"), Path("docs/images")
-MNIST = ("--data.source", "idx:data/mnist")
-CIFAR10 = ("--data.source", "zip:data/cifar10-train.zip")
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS, PAGE, IMAGES = DOCS / "results", DOCS / "results.md", DOCS / "images"
+MNIST, CIFAR10 = "idx:data/mnist", "zip:data/cifar10-train.zip"
 HELD_OUT = {MNIST: "idx:data/mnist:test", CIFAR10: "zip:data/cifar10-test.zip"}
 
 
@@ -46,7 +46,7 @@ class Recipe:
     """A training, and what is looked at."""
 
     preset: str
-    source: tuple[str, ...] = ()
+    source: str = ""
     """Where its data comes from; the preset says it unless given."""
     options: tuple[str, ...] = ()
     """Of the training, beside the preset's own."""
@@ -58,13 +58,18 @@ class Recipe:
     """What the author's own code reached, run here for comparison."""
     says: str = ""
     """What the author reports besides."""
+    system: int | None = None
+    """Which of the five it is."""
+    same: str = ""
+    """Whether it came out as the author's, and why."""
     samplings: tuple[Sampling, ...] = (AUTHOR,)
     seeds: tuple[int, ...] = (0,)
 
     def command(self, seed: int, out: str) -> list[str]:
         """What is typed after `ddpm` to train it."""
         seeded = ("--train.seed", str(seed)) if seed else ()
-        return ["train", self.preset, "--out", out, *self.source, *self.options, *seeded]
+        data = ("--data.source", self.source) if self.source else ()
+        return ["train", self.preset, "--out", out, *data, *self.options, *seeded]
 
 
 DDIM_NOISY = Sampling(
@@ -72,7 +77,9 @@ DDIM_NOISY = Sampling(
     why="the author's update adds a tenth of the chain's noise, so that strokes thicken and break",
 )  # fmt: skip
 CLIPPED = Sampling(
-    "clipped", ("--clip", "1"), why="each estimate of the clean image is kept where images lie; the authors let it go where it will"
+    "clipped",
+    ("--clip", "1"),
+    why="each estimate of the clean image is kept where images lie; the authors let it go where it will",
 )
 ALL_STEPS = Sampling("ancestral, 250 steps", ("--sampler", "ancestral", "--steps", "250"), num=1_000)
 PRESET = Sampling("the preset's", num=1_000)
@@ -83,33 +90,37 @@ STRIDED, CONDITIONAL = (500, 1_000, 2_500, 5_000, 7_500, 10_000), (500, 2_500, 5
 RECIPES: dict[str, Recipe] = {
     "mnist-convnext": Recipe(
         "mnist-convnext", MNIST, milestones=(200, 1_000, 2_600, 4_680, 9_360), samplings=(AUTHOR, DDIM_NOISY),
-        says="pictures of readable digits",
+        says="pictures of readable digits", system=1,
     ),
     "mnist-tiny": Recipe(
-        "mnist-tiny", MNIST, ("--train.accumulate", "64"), milestones=(10, 35, 100, 375, 750), says="pictures of readable digits"
+        "mnist-tiny", MNIST, ("--train.accumulate", "64"), milestones=(10, 35, 100, 375, 750), says="pictures of readable digits",
+        system=2,
     ),
     "cifar10-double-conv": Recipe(
-        "cifar10-double-conv", CIFAR10, milestones=(20, 98, 490, 980, 1_470), says="pictures that improve to 100 epochs"
+        "cifar10-double-conv", CIFAR10, milestones=(20, 98, 490, 980, 1_470), says="pictures that improve to 100 epochs", system=2,
     ),
     "fashion-annotated": Recipe(
         "fashion-annotated", MNIST, milestones=(500, 1_000, 3_500, 18_750), reported={1_000: "0.09", 3_500: "0.05"},
-        says="on Fashion-MNIST, loss 0.03 by epoch 9",
+        says="on Fashion-MNIST, loss 0.03 by epoch 9", system=3,
     ),
-    "spiral": Recipe("spiral", milestones=(40_000,), measured={40_000: 0.246}, samplings=POINTS, seeds=FEW),
-    "disc-grid": Recipe("disc-grid", milestones=(40_000,), measured={40_000: 0.234}, samplings=POINTS, seeds=FEW),
+    "spiral": Recipe("spiral", milestones=(40_000,), measured={40_000: 0.246}, samplings=POINTS, seeds=FEW, system=4),
+    "disc-grid": Recipe("disc-grid", milestones=(40_000,), measured={40_000: 0.234}, samplings=POINTS, seeds=FEW, system=4),
     "mnist-strided": Recipe(
         "mnist-strided", MNIST, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
         reported={2_500: "below 0.1", 10_000: "below 0.05"}, measured={500: 0.162, 1_000: 0.123, 2_500: 0.091, 5_000: 0.064},
+        system=5, same="yes",
     ),
     "cifar10-strided": Recipe(
         "cifar10-strided", CIFAR10, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
         reported={2_500: "below 0.12", 10_000: "about 0.08"}, measured={500: 0.180, 1_000: 0.145, 2_500: 0.104, 5_000: 0.087},
+        system=5, same="yes",
     ),
     "mnist-strided-conditional": Recipe(
-        "mnist-strided-conditional", MNIST, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), says="digits far from perfect"
+        "mnist-strided-conditional", MNIST, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), says="digits far from perfect",
+        system=5,
     ),
     "cifar10-strided-conditional": Recipe(
-        "cifar10-strided-conditional", CIFAR10, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED)
+        "cifar10-strided-conditional", CIFAR10, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), system=5,
     ),
     "spiral-flow": Recipe("spiral-flow", milestones=(40_000,), samplings=POINTS, seeds=FEW),
     "spiral-iadb": Recipe("spiral-iadb", milestones=(40_000,), samplings=POINTS, seeds=FEW),
@@ -119,8 +130,6 @@ RECIPES: dict[str, Recipe] = {
         for name in ("digits-flow", "digits-dit", "digits-averages", "digits-meanflow", "digits-edm", "digits-upscale")
     },
 }  # fmt: skip
-OF_OURS = ("digits", "spiral-")
-"""What the names of presets that are nobody's but ours begin with."""
 
 
 def run_of(name: str, recipe: Recipe, seed: int, runs: Path) -> Path:
@@ -194,9 +203,7 @@ def figures(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
         samples = [measured(folder, recipe, sampling, seed) for sampling in recipe.samplings]
         if seed == recipe.seeds[0]:
             pictures(name, folder, recipe, runs / "pictures")
-        trainings.append(
-            {"seed": seed, **cost(folder), "loss": losses(folder, recipe.milestones), "samples": samples}
-        )
+        trainings.append({"seed": seed, **cost(folder), "loss": losses(folder, recipe.milestones), "samples": samples})
     train = config["config"]["train"]
     return {
         "preset": recipe.preset,
@@ -217,13 +224,40 @@ def mean(values: list[float], form: str) -> str:
     return text if len(values) == 1 else f"{text} ({format(min(values), form)} to {format(max(values), form)})"
 
 
+def overview(found: dict[str, dict[str, Any]]) -> str:
+    """Each of the five systems' presets: the author's figure, ours, and whether they are the same."""
+    lines = ["| system | preset | the author's figure | ours | the same? |", "|---|---|---|---|---|"]
+    for name, recipe in RECIPES.items():
+        if recipe.system is None:
+            continue
+        theirs = [f"loss {text} at {step:,}" for step, text in recipe.reported.items()]
+        theirs += (
+            []
+            if recipe.reported
+            else [f"loss {loss:.3f} at {step:,}, run here" for step, loss in recipe.measured.items()]
+        )
+        theirs += [recipe.says] if recipe.says else []
+        ours, same = "not trained to its end yet ([on the way](#on-the-way))", ""
+        if name in found:
+            trainings = found[name]["trainings"]
+            steps = [
+                step
+                for step in (recipe.reported or recipe.measured or recipe.milestones)
+                if str(step) in trainings[0]["loss"]
+            ]
+            told = [f"{mean([t['loss'][str(step)] for t in trainings], '.3f')} at {step:,}" for step in steps]
+            ours, same = f"loss {', '.join(told)}", recipe.same
+        lines.append(f"| {recipe.system} | `{name}` | {'; '.join(theirs) or 'none'} | {ours} | {same} |")
+    return "\n".join(lines)
+
+
 def loss_table(found: dict[str, dict[str, Any]]) -> str:
     """The losses of every recipe with an author, at the author's steps, beside the author's."""
     lines = ["| preset | step | loss | the author reports | the author's code, run here |", "|---|---|---|---|---|"]
     for name, told in found.items():
-        if name.startswith(OF_OURS):
-            continue
         recipe = RECIPES[name]
+        if recipe.system is None:
+            continue
         for step in recipe.milestones:
             values = [training["loss"][str(step)] for training in told["trainings"] if str(step) in training["loss"]]
             if values:
@@ -251,7 +285,7 @@ def cost_table(found: dict[str, dict[str, Any]]) -> str:
 def image_table(found: dict[str, dict[str, Any]]) -> str:
     """Samples of images beside real ones in their place."""
     lines = [
-        "| preset | sampled | samples | recognised | real images | Fréchet distance | real images | nearest training image | real images |",
+        "| preset | sampled | samples | recognised | real | Fréchet distance | real | nearest training image | real |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, told in found.items():
@@ -260,7 +294,11 @@ def image_table(found: dict[str, dict[str, Any]]) -> str:
             if "nearest_training_image" not in rows[0]:
                 continue
             cells = []
-            for key, form in (("class_agreement", ".1%"), ("frechet_distance", ".3g"), ("nearest_training_image", ".3g")):
+            for key, form in (
+                ("class_agreement", ".1%"),
+                ("frechet_distance", ".3g"),
+                ("nearest_training_image", ".3g"),
+            ):
                 there = key in rows[0]
                 cells += [mean([row[key][side] for row in rows], form) if there else "" for side in ("samples", "real")]
             lines.append(f"| `{name}` | {sampling.label} | {sampling.num:,} | {' | '.join(cells)} |")
@@ -279,7 +317,7 @@ def point_table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"loss": loss_table, "cost": cost_table, "images": image_table, "points": point_table}
+TABLES = {"overview": overview, "loss": loss_table, "cost": cost_table, "images": image_table, "points": point_table}
 _PART = re.compile(r"<!-- made of the figures: (\w+) -->\n.*?<!-- until here -->", re.DOTALL)
 
 
@@ -292,6 +330,11 @@ def written(page: str, folder: Path = RESULTS) -> str:
     )
 
 
+def write_text(path: Path, text: str) -> None:
+    """A file of text, whole or not at all."""
+    write_atomically(path, lambda p: p.write_text(text))
+
+
 def main() -> None:
     """Train and measure what is asked for, and write the page anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -301,11 +344,8 @@ def main() -> None:
     args = parser.parse_args()
     for name in [] if args.page else args.names or list(RECIPES):
         told = figures(name, RECIPES[name], args.runs)
-        write_atomically(
-            RESULTS / f"{name}.json", lambda path, told=told: path.write_text(json.dumps(told, indent=1) + "\n")
-        )
-    text = PAGE.read_text()
-    write_atomically(PAGE, lambda path: path.write_text(written(text)))
+        write_text(RESULTS / f"{name}.json", json.dumps(told, indent=1) + "\n")
+    write_text(PAGE, written(PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -107,13 +107,13 @@ class Bench:
     def others(self) -> tuple[np.ndarray, np.ndarray]:
         """Examples that nobody trains on."""
         if self.points:
-            return self._all(data.PointSource(self.source.shape, self.task.samples, HELD_OUT))
+            return self._all(data.PointSource(self.preset.data.source, self.task.samples, HELD_OUT))
         return self._all(data.open_source(self._held_out or self.preset.data.source))
 
     def measured(self, eps_of: Callable[[np.ndarray, np.ndarray], np.ndarray], drawn: np.ndarray) -> dict[str, float]:
         """The loss of examples that nobody trained on, at fixed times and noise; and how far samples are from them.
 
-        eps_of: the averaged network's estimate of the noise of x_t (B, ...) at t (B,), channels last. drawn: samples as it makes them.
+        eps_of: the averaged network's estimate of the noise of x_t (B, ...) at t (B,), channels last. drawn: its samples.
         """
         rng = np.random.default_rng(0)
         x_0 = self.others[0][:2_000]
@@ -222,21 +222,26 @@ def together(bench: Bench) -> dict[str, Any]:
     losses: dict[str, list[float]] = {name: [] for name in FRAMEWORKS}
     for step in range(steps):
         examples, _ = ours.draw(ours.state, {"x_0": next(batches)}, key)
-        given = [None if part is None else channels_first(part) for part in examples]
-        given[2] = given[2].long()
+        given = ddpm_torch_ref.training.Examples(
+            channels_first(examples.x_0), channels_first(examples.noise), channels_first(examples.t).long()
+        )
         ours.state, metrics = ours.with_draws(ours.state, examples)
-        theirs.state, twin_metrics = theirs.update.with_draws(theirs.state, ddpm_torch_ref.training.Examples(*given))
+        theirs.state, twin_metrics = theirs.update.with_draws(theirs.state, given)
         losses["jax"].append(float(metrics["loss"]))
         losses["torch"].append(float(twin_metrics["loss"]))
         if (step + 1) % (20 * bench.task.every) == 0:
-            progress.say(f"{bench.task.name} together: step {step + 1}, {losses['jax'][-1]:.6f} {losses['torch'][-1]:.6f}")
+            progress.say(
+                f"{bench.task.name} together: step {step + 1}, {losses['jax'][-1]:.6f} {losses['torch'][-1]:.6f}"
+            )
     apart = np.abs(np.subtract(losses["jax"], losses["torch"])) / np.abs(losses["torch"])
-    beyond = {f"{limit:g}": int(np.argmax(apart > limit)) if (apart > limit).any() else None for limit in (1e-5, 1e-3, 1e-1)}
+    beyond = {
+        f"{limit:g}": int(np.argmax(apart > limit)) if (apart > limit).any() else None for limit in (1e-5, 1e-3, 1e-1)
+    }
     curves = {name: curve(values, bench.task.every) for name, values in losses.items()}
     return {
         "steps": steps,
         "first_step_whose_losses_differ_by_more_than": beyond,
-        "curves_apart_at_most": float(np.abs(np.subtract(*curves.values())).max()),
+        "curves_apart_at_most": float(np.abs(np.subtract(curves["jax"], curves["torch"])).max()),
         "curves": curves,
         "jax": ours.result(losses["jax"], 0),
         "torch": theirs.result(losses["torch"], 0),
@@ -285,9 +290,14 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a file holds; made, and kept in it, where it is not there."""
     if not path.exists():
         found = make()
-        write_atomically(path, lambda p: p.write_text(json.dumps(found)))
+        write_text(path, json.dumps(found))
         progress.say(f"{path}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items() if isinstance(v, float)))
     return json.loads(path.read_text())
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file of text, whole or not at all."""
+    write_atomically(path, lambda p: p.write_text(text))
 
 
 def save_picture(path: Path, task: Task, both: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> None:
@@ -320,7 +330,9 @@ def main() -> None:
     parser.add_argument("--held-out", help="data of the same kind that nobody trains on; needed with --source")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="together, jax-SEED, torch-SEED: these trainings alone")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch's; XLA takes those of the processor's affinity")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of PyTorch's; XLA takes those of the processor's affinity"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/both"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
@@ -342,13 +354,13 @@ def main() -> None:
         figures = {
             "preset": name,
             "command": f"python scripts/train_both.py {name}",
-            "environment": environment("float32") | {"torch": torch.__version__, "threads": len(os.sched_getaffinity(0))},
+            "environment": environment("float32")
+            | {"torch": torch.__version__, "threads": len(os.sched_getaffinity(0))},
             "together": found["together"],
             "apart": compared(rows),
             "rows": rows,
         }
-        path = args.out / f"both_{name}.json"
-        write_atomically(path, lambda p, text=json.dumps(figures, indent=1): p.write_text(text + "\n"))
+        write_text(args.out / f"both_{name}.json", json.dumps(figures, indent=1) + "\n")
         save_picture(args.out.parent / "images" / f"both-{name}.png", task, found["together"], rows)
         print(json.dumps(figures["apart"], indent=1))
 

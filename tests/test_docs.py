@@ -1,11 +1,13 @@
 """What the pages mark as runnable runs; the marks mean what scripts/check_docs.py says."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import check_docs
+import full_length
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -70,3 +72,25 @@ def test_what_the_page_shows_runs(page):
     command = [sys.executable, str(ROOT / "scripts" / "check_docs.py"), str(page)]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_tables_of_results_are_those_of_the_figures(tmp_path):
+    """The page holds what its files of figures say, and would say something else if they did."""
+    page = full_length.PAGE.read_text()
+    assert full_length.written(page) == page
+    told = {"preset": "spiral", "command": "ddpm train spiral --out runs/spiral", "steps": 40_000, "batch_size": 25}
+    wasserstein = {"sliced_wasserstein": {"samples": 0.012, "real": 0.01}}
+    trainings = [
+        {"wall_s": 50.0 + k, "processor_s": 60.0, "loss": {"40000": 0.25}, "samples": [{"metrics": wasserstein}]}
+        for k in range(3)
+    ]
+    (tmp_path / "spiral.json").write_text(json.dumps(told | {"trainings": trainings}))
+    page = "<!-- made of the figures: {} -->\n<!-- until here -->\n"
+    found = full_length.written("".join(page.format(name) for name in full_length.TABLES), tmp_path)
+    for row in (
+        "| 4 | `spiral` | loss 0.246 at 40,000, run here | loss 0.250 (0.250 to 0.250) at 40,000 |  |",
+        "| [`spiral`](results/spiral.json) | `spiral` | 40,000 of 25 | 51 (50 to 52) | 60 (60 to 60) |",
+        "| `spiral` | 40,000 | 0.250 (0.250 to 0.250) |  | 0.246 |",
+        "| `spiral` | 0.0120 (0.0120 to 0.0120) | 0.0100 (0.0100 to 0.0100) | 1.20 (1.20 to 1.20) |",
+    ):
+        assert row in found.splitlines()

@@ -46,7 +46,7 @@ def events(folder):
 def test_lines(tmp_path):
     write(tmp_path, [2, 4])
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert list(first) == ["step", "loss", "grad_norm", "lr", "steps_per_s", "images_per_s"]
+    assert list(first) == ["step", "loss", "grad_norm", "lr", "steps_per_s", "images_per_s", "processor_s"]
     assert (first["step"], first["loss"], first["grad_norm"], first["lr"]) == (2, 0.5, 4.0, 0.25)
     assert second["step"] == 4 and read_metrics(tmp_path) == [first, second]
     assert second["images_per_s"] == pytest.approx(8 * second["steps_per_s"], rel=0.01)
@@ -82,7 +82,7 @@ def test_no_file_no_lines(tmp_path):
 def test_tensorboard_has_every_number(tmp_path):
     write(tmp_path, [2, 4])
     scalars, purged = events(tmp_path)
-    assert set(scalars) == {"loss", "grad_norm", "lr", "steps_per_s", "images_per_s"}
+    assert set(scalars) == {"loss", "grad_norm", "lr", "steps_per_s", "images_per_s", "processor_s"}
     assert scalars["loss"] == [(2, 0.5), (4, 0.25)] and scalars["grad_norm"] == [(2, 4.0), (4, 8.0)]
     assert purged == []
 

@@ -1,4 +1,4 @@
-"""Runs that travel: packed, pretrained with the package, or of the Hub under a name; drawn from, measured and trained on like any other."""
+"""Runs that travel: packed, pretrained with the package, or of the Hub by name; they are runs like any other."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def packed(packed_run, tmp_path):
 
 def test_its_weights_are_the_runs_average_in_16_bits(finished_run, packed_run):
     names = {path.name for path in packed_run.iterdir()}
-    assert names == {CONFIG, WEIGHTS, "metrics.jsonl", "samples.png", "denoising.gif", "loss.png"}
+    assert names == {CONFIG, WEIGHTS, "metrics.jsonl", "samples.png", "loss.png"}
     whole, step = training.open_run(finished_run).load_variables()
     brief, same_step = training.open_run(packed_run).load_variables()
     assert step == same_step == 12
@@ -128,7 +128,7 @@ def test_the_pretrained_digits_are_digits(tmp_path, monkeypatch):
 
 def test_a_name_that_is_not_there(capsys):
     said = refusal(capsys, "sample", "pretrained:digit")
-    assert "pretrained: must be one of digits; got 'digit'. Did you mean digits?" in said
+    assert "pretrained: must be one of digits; got 'digit'. Did you mean 'digits'?" in said
     assert "hub: needs the id of a repository" in refusal(capsys, "sample", "hub:digits")
 
 

@@ -21,20 +21,17 @@ from ddpm_jax.weights.dit import POSITIONS
 from ddpm_jax.weights.files import SUFFIXES
 from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
 
-
 Other = Literal["diffusers", "dit", "packed"]
 """What else a run can be made into."""
 
 
-def convert(
-    source: Path, target: Path, model: Any = None, which: Which = "ema", to: Other | None = None
-) -> list[Path]:
+def convert(source: Path, target: Path, model: Any = None, which: Which = "ema", to: Other | None = None) -> list[Path]:
     """Write the weights in `source` to `target`; what either is, its suffix says (none: a run folder). Returns what was written.
 
     model: config of the network that a file's weights belong to, where the source is no run folder and the target is one, or the
     names are those of an original. which: the averaged or the trained parameters, where there are both, or of a run the whole state
-    of training. to: another form, the source being a run folder: of a unet a pipeline's folder of diffusers, of a dit a file with the
-    names of facebookresearch/DiT, of any run a packed one, which has its averaged weights alone, in 16 bits.
+    of training. to: another form, the source being a run folder: of a unet a pipeline's folder of diffusers, of a dit a file with
+    the names of facebookresearch/DiT, of any run a packed one, which has its averaged weights alone, in 16 bits.
 
     Raises:
         UserError: unreadable or unfit weights, a target that exists as a folder, a model that is needed and not given, or a run
@@ -75,7 +72,7 @@ def convert(
     return [to_run(target, model, arrays, origin={"source": str(source.absolute()), "weights": found})]
 
 
-RECORDS = ("metrics.jsonl", "samples.png", "denoising.gif", "loss.png", "evaluation.json")
+RECORDS = ("metrics.jsonl", "samples.png", "loss.png", "evaluation.json")
 """What a packed run keeps of its folder, where it is there, besides its config."""
 
 
@@ -83,7 +80,7 @@ def pack(source: Path, target: Path, which: Which = "ema") -> Path:
     """Make of a run a folder that travels: its config, its records, and its averaged weights as float16 in one file.
 
     Raises:
-        UserError: the target exists, the source is no run or has no checkpoint, or other weights than the averaged ones are asked for.
+        UserError: the target exists, the source is no run or has no checkpoint, or weights that are not averaged are asked for.
     """
     run = open_run(source)
     if which != "ema":

@@ -31,8 +31,8 @@ def _patterns(variant: str | None) -> list[list[str]]:
 def snapshot(name: str, revision: str | None = None, variant: str | None = None) -> tuple[Path, str]:
     """The folder of a repository's files, and the commit that they are of.
 
-    revision: a branch, tag or commit; None: main. variant: of the weights' files, as fp16; None: plain ones, or else whichever there
-    are.
+    revision: a branch, tag or commit; None: main. variant: of the weights' files, as fp16; None: plain ones, or else whichever
+    there are.
 
     Raises:
         UserError: huggingface_hub is not installed, or the repository is neither there nor to be had.

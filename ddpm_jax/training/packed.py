@@ -41,15 +41,17 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], int]:
     step = arrays.pop(_STEP, None)
     if step is None or step.shape or step.dtype.kind != "i":
         raise UserError(f"{path} is no file of a packed run: it does not say which step its weights are of.")
-    return {key: array.astype(np.float32) if array.dtype.kind == "f" else array for key, array in arrays.items()}, int(step)
+    return {key: array.astype(np.float32) if array.dtype.kind == "f" else array for key, array in arrays.items()}, int(
+        step
+    )
 
 
 def variables(folder: Path, model: Any, *, ema: bool, step: int | None) -> tuple[models.Variables, int]:
     """The parameters and running statistics of a packed run, and their step. model: config of its network.
 
     Raises:
-        UserError: the file cannot be read or does not fit the network; or what is asked for is not in it: weights that are not averaged,
-            or those of another step.
+        UserError: the file cannot be read or does not fit the network; or what is asked for is not in it: weights that are not
+            averaged, or those of another step.
     """
     arrays, there = read(folder)
     if not ema:

@@ -251,7 +251,7 @@ class Run:
         return np.resize(np.array(chosen, np.int32), num)
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path | str) -> Run:
     """The run in a folder that `ddpm train` made, or of a name: pretrained:NAME of this package, hub:OWNER/NAME of the Hub.
 
     Raises:

@@ -34,7 +34,8 @@ class Tracker(Protocol):
         """The run in `folder` goes on from `step`, 0 for a new one. config: what its config.json holds as "config"."""
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """A line of metrics.jsonl: "loss", "grad_norm", "lr", "steps_per_s", "images_per_s", and "skipped" where steps may be."""
+        """A line of metrics.jsonl: "loss", "grad_norm", "lr", "steps_per_s", "images_per_s", "processor_s" (of the process,
+        since the line before), and "skipped" where steps may be."""
 
     def picture(self, step: int, path: Path) -> None:
         """A grid of samples was drawn, the PNG at `path`."""
