@@ -198,10 +198,12 @@ def test_every_package_is_looked_at():
         "edits",
         "errors",
         "files",
+        "hub",
         "launch",
         "named",
         "parsing",
         "pictures",
+        "run_names",
         "run_config",
         "signals",
     }
