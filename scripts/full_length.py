@@ -103,8 +103,10 @@ RECIPES: dict[str, Recipe] = {
         "fashion-annotated", MNIST, milestones=(500, 1_000, 3_500, 18_750), reported={1_000: "0.09", 3_500: "0.05"},
         says="on Fashion-MNIST, loss 0.03 by epoch 9", system=3,
     ),
-    "spiral": Recipe("spiral", milestones=(40_000,), measured={40_000: 0.246}, samplings=POINTS, seeds=FEW, system=4),
-    "disc-grid": Recipe("disc-grid", milestones=(40_000,), measured={40_000: 0.234}, samplings=POINTS, seeds=FEW, system=4),
+    "spiral": Recipe("spiral", milestones=(40_000,), measured={40_000: 0.246}, samplings=POINTS, seeds=FEW,
+        system=4, same="yes"),
+    "disc-grid": Recipe("disc-grid", milestones=(40_000,), measured={40_000: 0.234}, samplings=POINTS, seeds=FEW,
+        system=4, same="yes"),
     "mnist-strided": Recipe(
         "mnist-strided", MNIST, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
         reported={2_500: "below 0.1", 10_000: "below 0.05"}, measured={500: 0.162, 1_000: 0.123, 2_500: 0.091, 5_000: 0.064},
@@ -183,12 +185,14 @@ def measured(folder: Path, recipe: Recipe, sampling: Sampling, seed: int) -> dic
 
 def pictures(name: str, folder: Path, recipe: Recipe, work: Path) -> None:
     """Samples of each way to draw them, the nearest training images, and the walk."""
+    images = bool(recipe.source) or name.startswith("digits")
+    many = ("--num", "40") if images else ()
     for index, sampling in enumerate(recipe.samplings):
         out = work / f"{name}-{index}"
-        cli.main(["sample", str(folder), *sampling.options, "--num", "40", "--out", str(out)])
+        cli.main(["sample", str(folder), *sampling.options, *many, "--out", str(out)])
         (IMAGES / f"full-{name}{'-best' if index else ''}.png").write_bytes((out / "samples.png").read_bytes())
-    kinds = ["nearest", "animation"] if recipe.source or name.startswith("digits") else ["animation"]
-    cli.main(["plot", str(folder), *kinds, "--num", "8" if recipe.source else "20", "--out", str(work / name)])
+    kinds = ["nearest", "animation"] if images else ["animation"]
+    cli.main(["plot", str(folder), *kinds, *(("--num", "8") if images else ()), "--out", str(work / name)])
     for kind, suffix in (("nearest", "png"), ("animation", "gif")):
         if kind in kinds:
             (IMAGES / f"full-{name}-{kind}.{suffix}").write_bytes((work / name / f"{kind}.{suffix}").read_bytes())
@@ -237,7 +241,7 @@ def overview(found: dict[str, dict[str, Any]]) -> str:
             else [f"loss {loss:.3f} at {step:,}, run here" for step, loss in recipe.measured.items()]
         )
         theirs += [recipe.says] if recipe.says else []
-        ours, same = "not trained to its end yet ([on the way](#on-the-way))", ""
+        ours, same = "not run so yet; what was, is [below](#on-the-way)", ""
         if name in found:
             trainings = found[name]["trainings"]
             steps = [
@@ -317,6 +321,18 @@ def point_table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def both_table(folder: Path) -> str:
+    """Each framework by itself, from several seeds, as scripts/train_both.py left it."""
+    lines = ["| preset | figure | JAX | PyTorch | p of the rank test |", "|---|---|---|---|---|"]
+    for path in sorted(folder.glob("both_*.json")):
+        told = json.loads(path.read_text())
+        for figure in told["apart"]:
+            sides = (mean([row[figure] for row in told["rows"][side]], ".4f") for side in ("jax", "torch"))
+            p = told["apart"][figure]["p"]
+            lines.append(f"| `{told['preset']}` | {figure.replace('_', ' ')} | {' | '.join(sides)} | {p:.2f} |")
+    return "\n".join(lines)
+
+
 TABLES = {"overview": overview, "loss": loss_table, "cost": cost_table, "images": image_table, "points": point_table}
 _PART = re.compile(r"<!-- made of the figures: (\w+) -->\n.*?<!-- until here -->", re.DOTALL)
 
@@ -325,9 +341,12 @@ def written(page: str, folder: Path = RESULTS) -> str:
     """The page, its tables made anew of the figures in a folder."""
     paths = {name: folder / f"{name}.json" for name in RECIPES}
     found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    return _PART.sub(
-        lambda part: f"<!-- made of the figures: {part[1]} -->\n{TABLES[part[1]](found)}\n<!-- until here -->", page
-    )
+
+    def table(part: re.Match[str]) -> str:
+        made = both_table(folder) if part[1] == "both" else TABLES[part[1]](found)
+        return f"<!-- made of the figures: {part[1]} -->\n{made}\n<!-- until here -->"
+
+    return _PART.sub(table, page)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -317,6 +317,7 @@ def save_picture(path: Path, task: Task, both: dict[str, Any], rows: dict[str, l
     right.set(title=f"{len(rows['jax'])} seeds of each framework's own", xlabel="step")
     for axes in (left, right):
         axes.set_yscale("log")
+        axes.locator_params(axis="x", nbins=4)
         axes.grid(alpha=0.3, which="both")
         axes.legend(frameon=False)
     write_atomically(path, lambda p: figure.savefig(p, dpi=100))
