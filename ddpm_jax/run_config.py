@@ -38,7 +38,7 @@ def read_run(folder: Path) -> RunConfig:
         UserError: the folder is missing or is no run, or its config cannot be read (names the field).
     """
     place = place_of(folder)
-    path, tree = place.folder / CONFIG, read_tree(folder)
+    path, tree = place.folder / CONFIG, read_tree(place.folder)
     try:
         return RunConfig(
             presets.from_json(json.dumps(tree["config"])),

@@ -34,8 +34,6 @@ class Sampling:
     label: str
     options: tuple[str, ...] = ()
     num: int = 500
-    why: str = ""
-    """Why it is shown beside the author's."""
 
 
 AUTHOR = Sampling("as its author")
@@ -74,13 +72,8 @@ class Recipe:
 
 DDIM_NOISY = Sampling(
     "DDIM, 35 steps, eta 1, clipped", ("--sampler", "ddim", "--steps", "35", "--eta", "1", "--clip", "1"),
-    why="the author's update adds a tenth of the chain's noise, so that strokes thicken and break",
 )  # fmt: skip
-CLIPPED = Sampling(
-    "clipped",
-    ("--clip", "1"),
-    why="each estimate of the clean image is kept where images lie; the authors let it go where it will",
-)
+CLIPPED = Sampling("clipped", ("--clip", "1"))
 ALL_STEPS = Sampling("ancestral, 250 steps", ("--sampler", "ancestral", "--steps", "250"), num=1_000)
 PRESET = Sampling("the preset's", num=1_000)
 POINTS = (Sampling("the preset's", num=10_000),)
@@ -110,12 +103,12 @@ RECIPES: dict[str, Recipe] = {
     "mnist-strided": Recipe(
         "mnist-strided", MNIST, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
         reported={2_500: "below 0.1", 10_000: "below 0.05"}, measured={500: 0.162, 1_000: 0.123, 2_500: 0.091, 5_000: 0.064},
-        system=5, same="yes",
+        system=5,
     ),
     "cifar10-strided": Recipe(
         "cifar10-strided", CIFAR10, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
         reported={2_500: "below 0.12", 10_000: "about 0.08"}, measured={500: 0.180, 1_000: 0.145, 2_500: 0.104, 5_000: 0.087},
-        system=5, same="yes",
+        system=5,
     ),
     "mnist-strided-conditional": Recipe(
         "mnist-strided-conditional", MNIST, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), says="digits far from perfect",

@@ -16,7 +16,7 @@ from ddpm_jax.models import DiTConfig, UNetConfig
 from ddpm_jax.run_names import CONFIG
 from ddpm_jax.training import packed
 from ddpm_jax.training.run import open_run
-from ddpm_jax.weights import from_dit, from_original, from_torch, layout, read_weights, to_dit, write_tensors
+from ddpm_jax.weights import from_dit, from_original, from_torch, layout, read_weights, to_dit, to_numpy, write_tensors
 from ddpm_jax.weights.dit import POSITIONS
 from ddpm_jax.weights.files import SUFFIXES
 from ddpm_jax.weights.originals import NETWORKS as ORIGINALS
@@ -87,7 +87,8 @@ def pack(source: Path, target: Path, which: Which = "ema") -> Path:
         raise UserError(f"--to packed takes averaged weights; got --weights {which}.")
     if target.exists():
         raise UserError(f"{target} exists; choose another name for the packed run.")
-    arrays, step = from_run(run), run.load_variables()[1]
+    variables, step = run.load_variables()
+    arrays = to_numpy(models.abstract(run.config.model), variables)
     with new_folder(target) as made:
         for name in (CONFIG, *RECORDS):
             if (run.folder / name).is_file():

@@ -18,7 +18,7 @@ from ddpm_jax.training import packed
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import check
 from ddpm_jax.training.run import Run, create_folder
-from ddpm_jax.weights import from_torch, layout
+from ddpm_jax.weights import from_torch, layout, to_numpy
 from ddpm_jax.weights.states import state_from_numpy, state_to_numpy
 
 Which = Literal["ema", "params", "state"]
@@ -30,23 +30,13 @@ def from_run(run: Run, which: Which = "ema") -> dict[str, np.ndarray]:
     Raises:
         UserError: there is no checkpoint; of a packed run, which has averaged weights alone, others are asked for.
     """
-    if packed.is_packed(run.folder):
-        if which != "ema":
-            raise UserError(f"{run.folder} is packed: it holds averaged weights alone; take --weights ema.")
-        return packed.read(run.folder)[0]
     model = models.abstract(run.config.model)
+    if which != "state":
+        return to_numpy(model, run.load_variables(ema=which == "ema")[0])
+    if packed.is_packed(run.folder):
+        raise UserError(f"{run.folder} is packed: it holds averaged weights alone; take --weights ema.")
     with Checkpoints(run.checkpoint_folder) as checkpoints:
-        state = checkpoints.restore(run.abstract_state())
-    arrays = state_to_numpy(model, state)
-    if which == "state":
-        return arrays
-    part = "ema." if which == "ema" else "model."
-    statistics = {
-        key.removeprefix("model."): array
-        for key, array in arrays.items()
-        if key.startswith("model.") and key.replace("model.", "ema.", 1) not in arrays
-    }
-    return statistics | {key.removeprefix(part): array for key, array in arrays.items() if key.startswith(part)}
+        return state_to_numpy(model, checkpoints.restore(run.abstract_state()))
 
 
 NO_DATA = DataConfig("")
