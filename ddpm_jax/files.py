@@ -61,6 +61,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write a file of text, as `write_atomically` does; returns path.
+
+    Raises:
+        UserError: as there.
+    """
+    return write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """The files that `write_atomically` writes within are there at its end: all of them, or none.

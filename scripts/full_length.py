@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import cli
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 from ddpm_jax.training.metrics import read_metrics
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -340,11 +340,6 @@ def written(page: str, folder: Path = RESULTS) -> str:
         return f"<!-- made of the figures: {part[1]} -->\n{made}\n<!-- until here -->"
 
     return _PART.sub(table, page)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A file of text, whole or not at all."""
-    write_atomically(path, lambda p: p.write_text(text))
 
 
 def main() -> None:

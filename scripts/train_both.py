@@ -37,7 +37,7 @@ from ddpm_jax.compilation import jit
 from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.distances import frechet_distance
 from ddpm_jax.evaluation.points import sliced_wasserstein
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_atomically, write_text
 from ddpm_jax.training.run import environment
 
 FRAMEWORKS = ("jax", "torch")
@@ -293,11 +293,6 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         write_text(path, json.dumps(found))
         progress.say(f"{path}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items() if isinstance(v, float)))
     return json.loads(path.read_text())
-
-
-def write_text(path: Path, text: str) -> None:
-    """A file of text, whole or not at all."""
-    write_atomically(path, lambda p: p.write_text(text))
 
 
 def save_picture(path: Path, task: Task, both: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> None:

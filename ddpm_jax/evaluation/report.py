@@ -15,7 +15,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.cache import cached_classifier
 from ddpm_jax.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
 from ddpm_jax.evaluation.points import mmd, sliced_wasserstein
-from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.files import check_writable, write_text
 from ddpm_jax.samplers import Adaptive
 from ddpm_jax.training import Drawing, Run
 from ddpm_jax.training.conditions import Conditions, of_source
@@ -126,7 +126,7 @@ def check_drawing(found: Any) -> None:
 def save(run: Run, name: str, text: str) -> Path:
     """Write a file to where the results of a run go, from the first process alone; returns its path."""
     path = run.results / name
-    return write_atomically(path, lambda p: p.write_text(text)) if launch.is_first() else path
+    return write_text(path, text) if launch.is_first() else path
 
 
 def facts_of(drawing: Drawing) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ddpm_jax.class_names import check_distinct, class_index
 from ddpm_jax.condition import Condition, as_condition
 from ddpm_jax.denoisers import Denoiser
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import check_writable, delete_folder, write_atomically
+from ddpm_jax.files import check_writable, delete_folder, write_text
 from ddpm_jax.parallel import ALONE, Layout
 from ddpm_jax.presets import Preset
 from ddpm_jax.processes import Process
@@ -330,7 +330,7 @@ def create_folder(run: Run) -> None:
         "environment": environment(run.config.train.dtype),
         "config": json.loads(presets.to_json(run.config)),
     }
-    write_atomically(run.folder / CONFIG, lambda path: path.write_text(json.dumps(tree, indent=2) + "\n"))
+    write_text(run.folder / CONFIG, json.dumps(tree, indent=2) + "\n")
 
 
 def _check_writable(folder: Path) -> None:
