@@ -45,9 +45,14 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# the documentation site, without a warning, into site/
-docs: $(VENV)/installed-docs
+# the documentation site, without a warning, into site/; npm fetches what it carries of others, so that readers fetch it nowhere
+docs: $(VENV)/installed-docs node_modules/.package-lock.json
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+node_modules/.package-lock.json: package.json package-lock.json .npmrc
+	@command -v npm >/dev/null || { echo "The documentation needs npm, which comes with Node.js (https://nodejs.org; Debian: apt install npm): it is not on the path." >&2; exit 1; }
+	npm ci
+	touch $@
 
 # wheel and sdist, tried in an environment of their own: it starts without PyTorch, TensorFlow and scikit-learn
 package: $(VENV)/bin/python
@@ -86,4 +91,4 @@ $(VENV)/installed-docs: $(VENV)/bin/python pyproject.toml
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) runs site node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

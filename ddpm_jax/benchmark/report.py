@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax import display
-from ddpm_jax.files import together, write_atomically
+from ddpm_jax.files import together, write_atomically, write_text
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Report:
 def write(report: Report, folder: Path) -> list[Path]:
     """Write benchmark.json and, where JAX was compared with anything, benchmark.png; returns their paths."""
     with together():
-        paths = [write_atomically(folder / "benchmark.json", lambda path: path.write_text(report.to_json()))]
+        paths = [write_text(folder / "benchmark.json", report.to_json())]
         if any(row.ratio is not None for row in report.rows):
             paths.append(write_atomically(folder / "benchmark.png", lambda path: _chart(report.rows, path)))
     return paths
