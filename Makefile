@@ -8,7 +8,7 @@ RUN ?= runs/demo
 # a process that cannot keep what it has compiled of the libraries compiles it anew: seconds for each command
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-third-party check docs notebooks package format clean
+.PHONY: demo test test-slow test-third-party check docs check-site notebooks package format clean
 
 # the main job: train on 1,797 real digits, sample, evaluate
 demo: $(VENV)/installed
@@ -54,6 +54,10 @@ node_modules/.package-lock.json: package.json package-lock.json .npmrc
 	npm ci
 	touch $@
 
+# every page of the site in a headless browser, wide and narrow: minutes; Chromium or Chrome is needed
+check-site: docs $(VENV)/installed-site
+	$(BIN)/python scripts/check_site.py
+
 # wheel and sdist, tried in an environment of their own: it starts without PyTorch, TensorFlow and scikit-learn
 package: $(VENV)/bin/python
 	rm -rf dist build/package
@@ -89,6 +93,10 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[docs]"
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-site: $(VENV)/installed-docs
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs,site]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs site node_modules build/play .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -33,7 +33,7 @@
   // tables
   for (const table of article.querySelectorAll("table:not(.highlighttable)")) {
     if (!shown(table)) continue;
-    const heads = [...table.querySelectorAll("thead th")];
+    const heads = [...(table.querySelector("thead") ?? table.querySelector("tr")).querySelectorAll("th")];
     if (!heads.length) faults.add(`table without a header: ${short(table.textContent)}`);
     if (heads.some((head) => !head.textContent.trim() && !head.querySelector("img, svg")))
       faults.add(`table with an empty heading: ${heads.map((head) => short(head.textContent) || "(empty)").join(" | ")}`);
