@@ -46,7 +46,8 @@ def _list_names(part: ast.FunctionDef | ast.ClassDef) -> None:
     """Of "labels: (B,) classes. clip: bound on x_0." make a list of labels and clip, where they are arguments or fields."""
     if isinstance(part, ast.FunctionDef):
         arguments = part.args
-        title, names = "Parameters", [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        listed = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+        title, names = "Parameters", [argument.arg for argument in listed if argument]
     else:
         fields = [line.target for line in part.body if isinstance(line, ast.AnnAssign)]
         title, names = "Fields", [target.id for target in fields if isinstance(target, ast.Name)]

@@ -10,6 +10,7 @@ import page_style
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TYPESET = "<script>MathJax = {startup: {promise: Promise.resolve()}}</script>"
 RIGHT = "<p>A page.</p><table><tr><th>name</th></tr><tr><td>value</td></tr></table>"
 
@@ -47,6 +48,18 @@ def test_no_page_names_a_script_or_style_from_elsewhere():
     assert not re.findall(r"^extra_(?:javascript|css):.*http", site, re.M)
     for script in (ROOT / "docs").rglob("*.js"):
         assert not re.search(r"https?://", script.read_text()), script
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_have_headings_and_pictures_and_links_have_words(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for header in re.findall(r"^(\|.*\|) *\n\|(?: *:?-+:? *\|)+ *$", text, re.M):
+        assert all(cell.strip() for cell in re.split(r"(?<!\\)\|", header)[1:-1]), header
+    for mark, words, target in re.findall(r"(!?)\[([^\]\[]*)\]\(([^)\s]+)\)", text):
+        assert words.strip(), target
+        assert mark or not re.fullmatch(r"here|this|link|[\w-]+(/[\w-]+)*\.md", words) or page.name == "README.md", (
+            words
+        )
 
 
 def test_files_of_packages_are_found_or_refused(tmp_path):
