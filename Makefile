@@ -16,11 +16,11 @@ demo: $(VENV)/installed
 
 # lint, types, import contracts, then every test
 test: check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # what takes long: variants of the networks, and twenty training steps of the larger ones, in both frameworks
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # real pairs of transformers, diffusers, bonsai, equinox and haiku, in an environment of their own: the last versions that hold Flax
 # models; bonsai has no release with its models, so its source is fetched, and its pairs are skipped where it cannot be had
