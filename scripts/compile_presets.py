@@ -45,7 +45,7 @@ def compiled(name: str, what: Any, chip: str) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """As Markdown: a line for each preset and piece of work, a column for each chip."""
     found = {(row["preset"], row["what"], row["topology"]): row for row in rows}
-    lines = [f"| preset | | {' | '.join(CHIPS)} |", f"|---|---|{'---|' * len(CHIPS)}"]
+    lines = [f"| preset | program | {' | '.join(CHIPS)} |", f"|---|---|{'---|' * len(CHIPS)}"]
     for name, what in dict.fromkeys((row["preset"], row["what"]) for row in rows):
         cells = [_cell(found.get((name, what, chip))) for chip in CHIPS]
         lines.append(f"| `{name}` | {what} | {' | '.join(cells)} |")

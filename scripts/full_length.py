@@ -240,7 +240,7 @@ def overview(found: dict[str, dict[str, Any]]) -> str:
             else [f"loss {loss:.3f} at {step:,}, run here" for step, loss in recipe.measured.items()]
         )
         theirs += [recipe.says] if recipe.says else []
-        ours, same = "not run so yet; what was, is [below](#on-the-way)", ""
+        ours, same = "not run so yet; [shorter runs](#on-the-way)", ""
         if name in found:
             trainings = found[name]["trainings"]
             steps = [

@@ -108,7 +108,7 @@ def _section(report: Report) -> str:
 def _table(rows: Sequence[Row]) -> list[str]:
     """Both sides beside each other; how far each is from float64, where that was computed."""
     oracle = any(row.jax_error is not None for row in rows)
-    titles = ["stage", "PyTorch", "JAX", "error", "allowed", "1e-18 … 1", *_ORACLE * oracle, ""]
+    titles = ["stage", "PyTorch", "JAX", "error", "allowed", "1e-18 … 1", *_ORACLE * oracle, "note"]
     heading = "".join(f"<th>{title}</th>" for title in titles)
     return [
         f"<div class='wide'><table><tr>{heading}</tr>",
