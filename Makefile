@@ -54,9 +54,10 @@ node_modules/.package-lock.json: package.json package-lock.json .npmrc
 	npm ci
 	touch $@
 
-# every page of the site in a headless browser, wide and narrow: minutes; Chromium or Chrome is needed
+# every page of the site in a headless browser, wide and narrow, and the digits that one draws: minutes; Chromium or Chrome is needed
 check-site: docs $(VENV)/installed-site
 	$(BIN)/python scripts/check_site.py
+	$(BIN)/python scripts/check_play.py
 
 # wheel and sdist, tried in an environment of their own: it starts without PyTorch, TensorFlow and scikit-learn
 package: $(VENV)/bin/python
@@ -90,13 +91,13 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@ $(VENV)/installed
 
-$(VENV)/installed-docs: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
+$(VENV)/installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[docs]"
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-site: $(VENV)/installed-docs
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs,site]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[docs,site]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs site node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) runs site node_modules build/play .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -74,6 +74,24 @@ def test_files_of_packages_are_found_or_refused(tmp_path):
         npm_files.matching(["one/dist/c.js", "one/absent.js"], tmp_path)
 
 
+def test_what_a_page_draws_with_is_made_anew_when_its_sources_change(tmp_path, monkeypatch):
+    pytest.importorskip("mkdocs")
+    play_files = importlib.import_module("play_files")
+    for pattern in play_files.MADE_OF:
+        assert list(ROOT.glob(pattern)), pattern
+    (tmp_path / "source.py").write_text("1")
+    monkeypatch.setattr(play_files, "ROOT", tmp_path)
+    monkeypatch.setattr(play_files, "MADE_OF", ["*.py"])
+    before = play_files.digest()
+    assert not play_files.is_made(tmp_path, before)
+    (tmp_path / "digits.json").write_text(json.dumps({"made_of": before}))
+    assert not play_files.is_made(tmp_path, before)
+    (tmp_path / "digits.onnx").write_bytes(b"")
+    assert play_files.is_made(tmp_path, before)
+    (tmp_path / "source.py").write_text("2")
+    assert not play_files.is_made(tmp_path, play_files.digest())
+
+
 @pytest.fixture(scope="module")
 def look(tmp_path_factory):
     """The faults of a page with this body, as a browser shows it on a telephone."""
