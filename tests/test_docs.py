@@ -1,5 +1,6 @@
 """What the pages mark as runnable runs; the marks mean what scripts/check_docs.py says."""
 
+import ast
 import json
 import re
 import subprocess
@@ -94,3 +95,56 @@ def test_the_tables_of_results_are_those_of_the_figures(tmp_path):
         "| `spiral` | 0.0120 (0.0120 to 0.0120) | 0.0100 (0.0100 to 0.0100) | 1.20 (1.20 to 1.20) |",
     ):
         assert row in found.splitlines()
+
+
+ENVIRONMENT = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]*)*")
+
+
+def read_by(source: str) -> set[str]:
+    """The environment variables that a Python program names: what is asked of os.environ, and every $NAME in its words."""
+    tree, found = ast.parse(source), set()
+    for node in ast.walk(tree):
+        asked: list[ast.expr] = []
+        if isinstance(node, ast.Subscript):
+            asked, of = [node.slice], node.value
+        elif isinstance(node, ast.Compare):
+            asked, of = [node.left], node.comparators[0]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            asked, of = node.args[:1], node.func if node.func.attr == "getenv" else node.func.value
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set(re.findall(r"\$([A-Z][A-Z0-9_]+)", node.value))
+        if asked and re.fullmatch(r"os\.(environ|getenv)", ast.unparse(of)):
+            for name in asked:
+                # a name that is computed comes from a table of this file
+                every = [name] if isinstance(name, ast.Constant) else list(ast.walk(tree))
+                words = [str(word.value) for word in every if isinstance(word, ast.Constant)]
+                found |= {word for word in words if ENVIRONMENT.fullmatch(word) and (len(every) == 1 or "_" in word)}
+    return found
+
+
+def test_what_is_read_of_the_environment_is_found():
+    assert read_by("import os\nos.environ['A'] = os.environ.get('B', 'NO') + os.getenv('C')\n'D' in os.environ") == {
+        *"ABCD"
+    }
+    assert read_by("import os\nNAMES = {'x': 'JAX_X', 'y': 'Y'}\nos.environ.get(NAMES[i])\n'$HF_HOME is read'") == {
+        "JAX_X",
+        "HF_HOME",
+    }
+    assert read_by("import os\nos.environ.setdefault('A', 'B_C')\nother['D_E']\n'F_G' in other") == {"A"}
+
+
+def test_every_environment_variable_has_its_row():
+    page = (ROOT / "docs" / "environment.md").read_text()
+    told = set(re.findall(r"`([A-Z][A-Z0-9_]*)`", page))
+    read = set()
+    for file in [ROOT / "conftest.py", *(file for folder in FOLDERS[:3] for file in (ROOT / folder).rglob("*.py"))]:
+        text = file.read_text()
+        read |= read_by(text) if re.search(r"environ|getenv|\$[A-Z]", text) else set()
+    shell = "".join(file.read_text() for file in (ROOT / "scripts" / "launch").glob("*.sh"))
+    read |= set(re.findall(r"\$\{?([A-Z][A-Z_]+)", shell))
+    read |= set(re.findall(r"^([A-Z_]+) \?=", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert read - told == set(), "docs/environment.md says nothing of them"
+    rows = set(
+        re.findall(r"`([A-Z][A-Z0-9_]*)`", "".join(re.findall(r"^\|([^|]*)\|", page.split("\n## ")[1], flags=re.M)))
+    )
+    assert rows - read == set(), "nothing reads them"
