@@ -1,0 +1,67 @@
+"""Make the notebooks of docs/notebooks from their examples, below a cell that lets them run elsewhere, with what comes of them."""
+
+import argparse
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "docs" / "notebooks"
+NAMES = ("points", "digits", "own_pictures", "verify_port")
+"""The examples that are notebooks as well."""
+
+INSTALL = """\
+from importlib.util import find_spec
+
+if find_spec("ddpm_jax") is None:
+    %pip install --quiet "ddpm-jax[torch]"
+"""
+"""The first cell: Colab and the like have JAX and PyTorch, and not this."""
+
+
+def badge(name: str, project: dict[str, dict[str, str]]) -> str:
+    """What stands above it: Colab's badge, which opens the notebook where the project's repository is known to lie on GitHub.
+
+    project: the table of that name in pyproject.toml.
+    """
+    image = "![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)"
+    repository = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)/?", project.get("urls", {}).get("Repository", ""))
+    if repository:
+        there = f"github/{repository[1]}/blob/main/{NOTEBOOKS.relative_to(ROOT)}/{name}.ipynb"
+        return f"[{image}](https://colab.research.google.com/{there})"
+    return f"[{image}](https://colab.research.google.com/) Download this notebook, and upload it there."
+
+
+def make(name: str) -> None:
+    """Write a notebook, run from top to bottom; minutes, most of them of training.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell fails.
+    """
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    notebook = jupytext.read(ROOT / "examples" / f"{name}.py")
+    notebook.cells[:0] = [
+        nbformat.v4.new_markdown_cell(badge(name, project)),
+        nbformat.v4.new_code_cell(INSTALL.strip()),
+    ]
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    for number, cell in enumerate(notebook.cells):  # the same in every making
+        cell.id, cell.metadata = f"cell-{number}", {}
+    NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": ROOT}}).execute()
+    nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
+
+
+def main() -> None:
+    """Make those that are named, or all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="all unless given")
+    for name in parser.parse_args().names or NAMES:
+        make(name)
+
+
+if __name__ == "__main__":
+    main()
