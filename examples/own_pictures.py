@@ -50,7 +50,16 @@ config = replace(
     config,
     data=replace(config.data, source=str(PICTURES)),
     model=replace(config.model, image_size=16, channels=3, dim=16, attention_resolutions=(8,)),
-    train=replace(config.train, steps=STEPS, batch_size=32, lr=4e-3, ema_decay=0.99, label_dropout=0.1, sample_every=0),
+    train=replace(
+        config.train,
+        steps=STEPS,
+        warmup_steps=STEPS // 20,
+        batch_size=32,
+        lr=4e-3,
+        label_dropout=0.1,
+        ema_decay=0.99,
+        sample_every=0,
+    ),
 )
 run = training.train(config, OUT / "own_pictures", overwrite=True).run
 run

@@ -5,7 +5,8 @@ A mark is a comment on the line above the fence: `<!-- run -->`, or `<!-- run: s
 folder: `sh` by bash, which stops at the first command that fails, `python` as a script each.
 
 Above tabs, `=== "JAX"` and those that follow it, the mark is `<!-- run: within 1e-5 -->`: each tab holds one block, all of
-them run, and each must print the numbers that the one before it prints, to this relative error.
+them run, and each must print the numbers that the one before it prints, to this relative error. So must a block of `text`
+below them, which shows what they print.
 """
 
 import argparse
@@ -24,7 +25,7 @@ MARK = re.compile(r"^<!-- run\b(?:: (?P<asked>.*?))? *-->\n", re.M)
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w+)\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S)
 TAB = re.compile(r'=== ".+"\n(?P<body>(?: {4}.*\n|\n)*)')
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+|nan\b|inf\b)(?:e[-+]?\d+)?", re.I)
-RUNNERS = {"sh": ("bash", "-eu", "-o", "pipefail"), "python": (sys.executable,)}
+RUNNERS = {"sh": ("bash", "-eu", "-o", "pipefail"), "python": (sys.executable,), "text": ("cat",)}
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,11 @@ def blocks(page: Path) -> list[Block]:
         where = f"{page}:{text.count(chr(10), 0, mark.end()) + 1}"
         asked = [part.strip() for part in (mark["asked"] or "").split(" ; ") if part.strip()]
         shown = _shown(text, mark.end())
-        if not shown or any(fence["kind"] not in RUNNERS for fence in shown):
-            kinds = ", ".join(fence["kind"] for fence in shown) or None
-            raise ValueError(f"{where}: a block marked to run must be one of {', '.join(RUNNERS)}; got {kinds}.")
+        kinds = [fence["kind"] for fence in shown]
+        if not kinds or kinds[0] == "text" or not RUNNERS.keys() >= set(kinds):
+            raise ValueError(
+                f"{where}: a block marked to run must be one of sh, python; got {', '.join(kinds) or None}."
+            )
         allowed = [float(part.removeprefix("within ")) for part in asked if part.startswith("within ")]
         if len(allowed) != (len(shown) > 1):
             raise ValueError(
@@ -76,13 +79,15 @@ def blocks(page: Path) -> list[Block]:
 
 
 def _shown(text: str, start: int) -> list[re.Match[str]]:
-    """The block that begins at a place, or the first one of each tab that begins there."""
+    """The block that begins at a place, or the first one of each tab that begins there and the text below them."""
     if fence := FENCE.match(text, start):
         return [fence]
     found = []
     while tab := TAB.match(text, start):
         found.append(FENCE.search(text, *tab.span("body")))
         start = tab.end()
+    below = FENCE.match(text, start)
+    found += [below] if below and below["kind"] == "text" else []
     return [fence for fence in found if fence]
 
 

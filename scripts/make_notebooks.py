@@ -7,16 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "docs" / "notebooks"
-NAMES = ("points", "digits", "own_pictures", "verify_port")
-"""The examples that are notebooks as well."""
-
-INSTALL = """\
-from importlib.util import find_spec
-
-if find_spec("ddpm_jax") is None:
-    %pip install --quiet "ddpm-jax[torch]"
-"""
-"""The first cell: Colab and the like have JAX and PyTorch, and not this."""
+PACKAGES = {"points": "ddpm-jax", "digits": "ddpm-jax", "own_pictures": "ddpm-jax", "verify_port": "ddpm-jax[torch]"}
+"""The examples that are notebooks as well, and what each installs where it is missing."""
 
 
 def badge(name: str, project: dict[str, dict[str, str]]) -> str:
@@ -30,6 +22,14 @@ def badge(name: str, project: dict[str, dict[str, str]]) -> str:
         there = f"github/{repository[1]}/blob/main/{NOTEBOOKS.relative_to(ROOT)}/{name}.ipynb"
         return f"[{image}](https://colab.research.google.com/{there})"
     return f"[{image}](https://colab.research.google.com/) Download this notebook, and upload it there."
+
+
+def install(name: str) -> str:
+    """The code below it."""
+    return f'''from importlib.util import find_spec
+
+if find_spec("ddpm_jax") is None:
+    %pip install --quiet "{PACKAGES[name]}"'''
 
 
 def make(name: str) -> None:
@@ -46,7 +46,7 @@ def make(name: str) -> None:
     notebook = jupytext.read(ROOT / "examples" / f"{name}.py")
     notebook.cells[:0] = [
         nbformat.v4.new_markdown_cell(badge(name, project)),
-        nbformat.v4.new_code_cell(INSTALL.strip()),
+        nbformat.v4.new_code_cell(install(name)),
     ]
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     for number, cell in enumerate(notebook.cells):  # the same in every making
@@ -58,8 +58,12 @@ def make(name: str) -> None:
 def main() -> None:
     """Make those that are named, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="all unless given")
-    for name in parser.parse_args().names or NAMES:
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PACKAGES)}; all unless given")
+    names = parser.parse_args().names or PACKAGES
+    for name in names:
+        if name not in PACKAGES:
+            parser.error(f"names must be of {', '.join(PACKAGES)}; got {name}")
+    for name in names:
         make(name)
 
 

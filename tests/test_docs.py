@@ -98,6 +98,14 @@ def test_tabs_that_print_other_numbers_are_caught(tabs, capsys, one, two, said):
     assert said in printed and ("FAIL page.md:12" in printed) is bool(said)
 
 
+@pytest.mark.parametrize(("shown", "right"), [("two: 0.50001", True), ("two: 0.51", False), ("two", False)])
+def test_what_is_shown_below_tabs_is_what_they_print(tabs, capsys, shown, right):
+    page = tabs("<!-- run: within 1e-4 -->", "print(0.5)", "print(0.5)")
+    page.write_text(page.read_text().replace("Words.", f"{FENCE}text\n{shown}\n{FENCE}\n\nWords."))
+    assert check_docs.check(page, 60) is right
+    assert ("FAIL page.md:16" in capsys.readouterr().out) is not right
+
+
 @pytest.mark.parametrize(
     ("mark", "codes"),
     [("<!-- run -->", ("1", "2")), ("<!-- run: within 1e-5 -->", ("1",)), ("<!-- run: within 1 ; within 2 -->", "12")],
