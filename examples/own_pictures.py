@@ -30,10 +30,10 @@ rng = np.random.default_rng(0)
 for name, corners in CORNERS.items():
     (PICTURES / name).mkdir(parents=True, exist_ok=True)
     for number in range(100):
-        light, dark = rng.integers(140, 256, 3), rng.integers(0, 60, 3)
-        picture = Image.new("RGB", (48, 48), tuple(dark))
+        light, dark = tuple(rng.integers(140, 256, 3)), tuple(rng.integers(0, 60, 3))
+        picture = Image.new("RGB", (48, 48), dark)
         where = (*rng.uniform(19, 29, 2), rng.uniform(12, 18))  # middle and radius
-        ImageDraw.Draw(picture).regular_polygon(where, corners, rotation=rng.integers(360), fill=tuple(light))
+        ImageDraw.Draw(picture).regular_polygon(where, corners, rotation=rng.uniform(0, 360), fill=light)
         picture.save(PICTURES / name / f"{number}.png")
 
 source = data.open_source(PICTURES)

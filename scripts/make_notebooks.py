@@ -4,6 +4,7 @@ import argparse
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "docs" / "notebooks"
@@ -37,6 +38,7 @@ def make(name: str) -> None:
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails.
+        RuntimeError: a cell warns.
     """
     import jupytext
     import nbformat
@@ -52,7 +54,19 @@ def make(name: str) -> None:
     for number, cell in enumerate(notebook.cells):  # the same in every making
         cell.id, cell.metadata = f"cell-{number}", {}
     NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": ROOT}}).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
     nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
+
+
+def _is_progress(output: Any) -> bool:
+    """Whether it went to standard error: how far a training is, which says nothing once it is over."""
+    if output.get("name") != "stderr":
+        return False
+    if "Warning" in output.text:
+        raise RuntimeError(output.text)
+    return True
 
 
 def main() -> None:
