@@ -85,11 +85,9 @@ package: $(VENV)/bin/python
 		bin/mypy --strict --ignore-missing-imports --config-file /dev/null $(CURDIR)/tests/typed_user.py) || exit 1; \
 	done
 
-# three of the examples as notebooks with their pictures: minutes of training
+# some of the examples as notebooks with their pictures: minutes of training
 notebooks: $(VENV)/installed-docs
-	for name in points digits verify_port; do \
-		$(BIN)/jupytext examples/$$name.py --to ipynb --set-kernel python3 --execute --run-path . --output docs/notebooks/$$name.ipynb || exit 1; \
-	done
+	$(BIN)/python scripts/make_notebooks.py
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

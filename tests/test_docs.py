@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import check_docs
@@ -54,6 +55,65 @@ def test_a_mark_that_cannot_be_followed_is_an_error(page, mark, kind, said):
 def test_sh_stops_at_the_first_command_that_fails(page, tmp_path, code, status):
     (block,) = check_docs.blocks(page("<!-- run -->", code))
     assert check_docs.run(block, tmp_path, 60).returncode == status
+
+
+@pytest.fixture
+def tabs(tmp_path, monkeypatch):
+    """A page with a pair of tabs, in whose code lines may be left empty."""
+    monkeypatch.setattr(check_docs, "ROOT", tmp_path)
+
+    def write(mark: str, *codes: str) -> Path:
+        shown = "".join(
+            f'=== "{number}"\n\n' + textwrap.indent(f"{FENCE}python\n{code}\n{FENCE}\n", " " * 4) + "\n"
+            for number, code in enumerate(codes)
+        )
+        path = tmp_path / "page.md"
+        path.write_text(f"# Page\n\n{mark}\n{shown}Words.\n\n    indented\n")
+        return path
+
+    return write
+
+
+def test_a_block_of_each_tab_is_found(tabs):
+    one, two = check_docs.blocks(tabs("<!-- run: within 1e-3 ; s/100/2/ -->", "if 1:\n\n    print(100)", "print(2)"))
+    assert (one.code, one.line, one.within) == ("if 1:\n\n    print(2)\n", 6, None)
+    assert (two.code, two.line, two.within) == ("print(2)\n", 14, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ("print('mean 0.50000, x_1', [1, 2e-3])", "print('0.500004 of mean', (1.0, 0.002))", ""),
+        ("print(0.5)", "print(0.50001)", "it prints 0.50001 where the tab before it prints 0.5"),
+        ("print(0.5)", "print(-0.5)", "it prints -0.5 where the tab before it prints 0.5"),
+        ("print(float('nan'))", "print(float('nan'))", "it prints nan where the tab before it prints nan"),
+        ("print(0.5)", "print(0.5, 1)", "it prints 2 numbers, the tab before it 1"),
+        ("print('x_0')", "print('x_0')", "it prints 0 numbers, the tab before it 0"),
+        ("print(0.5)", "print(0.5); raise SystemExit(3)", "exit status 3"),
+        ("import sys; print(1); print(2, file=sys.stderr)", "print(1)", ""),
+    ],
+)
+def test_tabs_that_print_other_numbers_are_caught(tabs, capsys, one, two, said):
+    assert check_docs.check(tabs("<!-- run: within 1e-5 -->", one, two), 60) is not bool(said)
+    printed = capsys.readouterr().out
+    assert said in printed and ("FAIL page.md:12" in printed) is bool(said)
+
+
+@pytest.mark.parametrize(("shown", "right"), [("two: 0.50001", True), ("two: 0.51", False), ("two", False)])
+def test_what_is_shown_below_tabs_is_what_they_print(tabs, capsys, shown, right):
+    page = tabs("<!-- run: within 1e-4 -->", "print(0.5)", "print(0.5)")
+    page.write_text(page.read_text().replace("Words.", f"{FENCE}text\n{shown}\n{FENCE}\n\nWords."))
+    assert check_docs.check(page, 60) is right
+    assert ("FAIL page.md:16" in capsys.readouterr().out) is not right
+
+
+@pytest.mark.parametrize(
+    ("mark", "codes"),
+    [("<!-- run -->", ("1", "2")), ("<!-- run: within 1e-5 -->", ("1",)), ("<!-- run: within 1 ; within 2 -->", "12")],
+)
+def test_tabs_alone_say_how_near_they_are(tabs, mark, codes):
+    with pytest.raises(ValueError, match="a mark says `within`, once, above tabs"):
+        check_docs.blocks(tabs(mark, *codes))
 
 
 def test_every_mark_of_the_documentation_can_be_followed():
