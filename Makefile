@@ -8,7 +8,7 @@ RUN ?= runs/demo
 # a process that cannot keep what it has compiled of the libraries compiles it anew: seconds for each command
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-third-party check docs notebooks package format clean
+.PHONY: demo test test-slow test-third-party check docs check-site notebooks package format clean
 
 # the main job: train on 1,797 real digits, sample, evaluate
 demo: $(VENV)/installed
@@ -16,11 +16,11 @@ demo: $(VENV)/installed
 
 # lint, types, import contracts, then every test
 test: check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # what takes long: variants of the networks, and twenty training steps of the larger ones, in both frameworks
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # real pairs of transformers, diffusers, bonsai, equinox and haiku, in an environment of their own: the last versions that hold Flax
 # models; bonsai has no release with its models, so its source is fetched, and its pairs are skipped where it cannot be had
@@ -45,9 +45,18 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# the documentation site, without a warning, into site/
-docs: $(VENV)/installed-docs
+# the documentation site, without a warning, into site/; npm fetches what it carries of others, so that readers fetch it nowhere
+docs: $(VENV)/installed-docs node_modules/.package-lock.json
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+node_modules/.package-lock.json: package.json package-lock.json .npmrc
+	@command -v npm >/dev/null || { echo "The documentation needs npm, which comes with Node.js (https://nodejs.org; Debian: apt install npm): it is not on the path." >&2; exit 1; }
+	npm ci
+	touch $@
+
+# every page of the site in a headless browser, wide and narrow: minutes; Chromium or Chrome is needed
+check-site: docs $(VENV)/installed-site
+	$(BIN)/python scripts/check_site.py
 
 # wheel and sdist, tried in an environment of their own: it starts without PyTorch, TensorFlow and scikit-learn
 package: $(VENV)/bin/python
@@ -85,5 +94,9 @@ $(VENV)/installed-docs: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-site: $(VENV)/installed-docs
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs,site]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) runs site node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

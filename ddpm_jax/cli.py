@@ -39,7 +39,7 @@ from ddpm_jax.arguments import (
 )
 from ddpm_jax.class_names import class_index
 from ddpm_jax.errors import UserError, meant
-from ddpm_jax.files import check_writable, write_atomically
+from ddpm_jax.files import check_writable, write_text
 from ddpm_jax.launch import join, leave, several
 from ddpm_jax.parsing import HELP, Command, HelpShown
 from ddpm_jax.presets import RECIPES, SYSTEMS, Preset, SampleConfig, differences, preset
@@ -647,7 +647,7 @@ def _compile(name: str | None, rest: list[str]) -> int:
             print(f"largest batch that fits: {size or 'none'}\n", flush=True)
     if args.out is not None:
         text = "[\n" + ",\n".join(each.to_json().rstrip() for each in found) + "\n]\n"
-        print(write_atomically(args.out, lambda path: path.write_text(text)))
+        print(write_text(args.out, text))
     return 0 if all(each.fits for each in found) else 1
 
 
@@ -661,7 +661,7 @@ def _doctor(name: str | None, rest: list[str]) -> int:
     found = examine(args.folder, seconds=args.seconds)
     print(found.table())
     if args.out is not None:
-        print(write_atomically(args.out, lambda path: path.write_text(found.to_json())))
+        print(write_text(args.out, found.to_json()))
     return 0 if found.ok else 1
 
 

@@ -131,7 +131,6 @@ def test_a_file_that_differs_from_jax_is_not_kept(small, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("without_the_checker")
 def test_what_cannot_be_exported(small, tmp_path, monkeypatch):
     path = tmp_path / "out.onnx"
     with pytest.raises(UserError, match="weights must be one of ema, params; got 'best'"):

@@ -164,7 +164,7 @@ def test_the_tables_of_results_are_those_of_the_figures(tmp_path):
     found = full_length.written("".join(page.format(name) for name in full_length.TABLES), tmp_path)
     for row in (
         "| 4 | `spiral` | loss 0.246 at 40,000, run here | loss 0.250 (0.250 to 0.250) at 40,000 | yes |",
-        "| [`spiral`](results/spiral.json) | `spiral` | 40,000 of 25 | 51 (50 to 52) | 60 (60 to 60) |",
+        "| [`spiral`](results/spiral.json) | `train spiral` | 40,000 of 25 | 51 (50 to 52) | 60 (60 to 60) |",
         "| `spiral` | 40,000 | 0.250 (0.250 to 0.250) |  | 0.246 |",
         "| `spiral` | 0.0120 (0.0120 to 0.0120) | 0.0100 (0.0100 to 0.0100) | 1.20 (1.20 to 1.20) |",
     ):

@@ -264,9 +264,7 @@ class DiT(Network):
             UserError: labels missing for a class-conditional network, or given to another.
         """
         config = self.config
-        if (labels is None) != (self.y_embedder is None):
-            need = "needs" if labels is None else "takes no"
-            raise UserError(f"a dit with num_classes = {config.num_classes} {need} labels.")
+        self._check_labels(labels)
         told = self.t_embedder(t, x_t.dtype)
         if self.y_embedder is not None and labels is not None:
             told = told + self.y_embedder(labels)

@@ -308,9 +308,7 @@ class EDMUNet(Network):
         self, t: Num[Array, "b"], labels: Int[Array, "b"] | None, augment: Float[Array, "b a"] | None, dtype: jnp.dtype
     ) -> Vector:
         """Time, class and augmentation -> (B, 4 dim)."""
-        if (labels is None) != (self.map_label is None):
-            need = "needs" if labels is None else "takes no"
-            raise UserError(f"an edm_unet with num_classes = {self.config.num_classes} {need} labels.")
+        self._check_labels(labels)
         if augment is not None and self.map_augment is None:
             raise UserError("augment needs a network with augment_dim; got None.")
         width = self.config.noise_width

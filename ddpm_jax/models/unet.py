@@ -361,9 +361,7 @@ class UNet(Network):
         """
         if x_t.shape[-1] != self.config.input_channels:
             raise UserError(self._other_channels(x_t.shape[-1]))
-        if (labels is None) != (self.class_embed is None):
-            need = "needs" if labels is None else "takes no"
-            raise UserError(f"a unet with num_classes = {self.config.num_classes} {need} labels.")
+        self._check_labels(labels)
         time = self._told(t, x_t.dtype)
         if labels is not None:
             time = time + self._embedded(labels, x_t.dtype)

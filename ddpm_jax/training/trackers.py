@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm_jax import progress
 from ddpm_jax.errors import UserError, kind_of, meant
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 
 FLUSH_S = 30.0
 """Seconds after which TensorBoard is shown what is new."""
@@ -129,7 +129,7 @@ class WandB(Tracker):
         path = folder / "wandb" / "id"
         known = path.read_text().strip() if path.is_file() else None
         run_id = os.environ.get("WANDB_RUN_ID") or known or secrets.token_hex(4)
-        write_atomically(path, lambda temporary: temporary.write_text(run_id + "\n"))
+        write_text(path, run_id + "\n")
         quiet: dict[str, Any] = (
             {} if "WANDB_CONSOLE" in os.environ else {"console": "off"}
         )  # else it takes the terminal from the bar
