@@ -1,6 +1,7 @@
 """What the pages mark as runnable runs; the marks mean what scripts/check_docs.py says."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import check_docs
 import full_length
 import pytest
+
+from ddpm_jax import cli
 
 ROOT = Path(__file__).parents[1]
 FENCE = "```"
@@ -125,6 +128,77 @@ def test_files_that_pages_name_exist():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
             assert any(path.endswith(f"/{name}") for path in there), f"{page}: {name}"
+
+
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
+ROWS = [
+    tuple(cell.strip() for cell in line.strip("|").split("|"))
+    for line in GLOSSARY.splitlines()
+    if line.startswith("|") and not line.startswith(("| symbol |", "|---"))
+]
+
+
+def words_of(file: Path) -> set[str]:
+    """What a module defines, takes, reads or spells out: its names and its strings of one word, without comments and docstrings."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        told = [getattr(node, field, None) for field in ("id", "arg", "attr", "name", "value")]
+        found |= {word for word in told if isinstance(word, str) and word.isidentifier()}
+    return found
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1].replace("`", ""))
+def test_the_glossary_names_what_is_there(row):
+    """Each row of the glossary has five cells, and its file holds the names in code."""
+    symbol, name, formula, file, paper = row
+    assert symbol and formula
+    names, (path,) = re.findall(r"`([^`]+)`", name), re.findall(r"^`([^`]+)`$", file)
+    assert names and (ROOT / path).is_file(), path
+    assert set(names) <= words_of(ROOT / path), f"{path} has no {set(names) - words_of(ROOT / path)}"
+    assert re.fullmatch(r"(\[?[\w&. ]+\d{4}(\]\(https://arxiv\.org/abs/\d{4}\.\d{5}\))?([,;] .*)?)?", paper), paper
+
+
+def test_the_glossary_is_whole():
+    """A paper without a link was linked above; the names that people look for are there."""
+    names = {name for _, cell, *_ in ROWS for name in re.findall(r"`([^`]+)`", cell)}
+    wanted = "betas alphas_cumprod x_0 eps v sigma snr t timesteps eta ema_decay scale sigma_data"
+    assert names >= set(wanted.split())
+    for _, _, _, _, paper in ROWS:
+        cited = re.match(r"\[?([\w&. ]+ \d{4})", paper)
+        assert not cited or f"[{cited[1]}](https://arxiv.org/abs/" in GLOSSARY, paper
+
+
+MIGRATION = (ROOT / "docs" / "migration.md").read_text()
+ASKED = (
+    "train digits --process.schedule linear --sample.sampler ancestral", "train digits --process.schedule sigmoid_cumprod",
+    "sample", "evaluate", "edit", "import", "convert",
+)  # fmt: skip
+
+
+@pytest.fixture
+def ours():
+    """The second column of the migration page's tables, and its commands."""
+    rows = [line.strip("| ").split(" | ") for line in MIGRATION.splitlines() if line.startswith("| ")]
+    assert len(rows) > 90 and all(len(row) == 2 for row in rows), [row for row in rows if len(row) != 2]
+    return "\n".join([right for _, right in rows] + re.findall(r"^```sh\n(.*?)^```$", MIGRATION, re.M | re.S))
+
+
+def test_the_options_of_the_migration_page_exist(ours, capsys):
+    known = set()
+    for command in ASKED:
+        assert cli.main([*command.split(), "--help-all"]) == 0
+        known |= set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+    named = set(re.findall(r"--[a-z][\w.-]+", ours))
+    assert len(named) > 50 and named <= known, named - known
+
+
+def test_the_names_of_the_migration_page_exist(ours):
+    named = set(
+        re.findall(r"\b(processes|schedules|samplers|models|denoisers|training|data|editing|evaluation)\.(\w+)\(", ours)
+    )
+    assert len(named) > 15
+    for module, name in named:
+        assert hasattr(importlib.import_module(f"ddpm_jax.{module}"), name), f"{module}.{name}"
 
 
 @pytest.mark.slow
