@@ -710,9 +710,9 @@ COMMANDS = {name: command for commands in DOORS.values() for name, command in co
 
 def _help() -> str:
     lines: list[str] = []
-    for door, commands in DOORS.items():
+    for door, behind in DOORS.items():
         lines += [f"{door}:"]
-        lines += [f"  ddpm {name + ' ' + subject:<20} {what}" for name, (_, subject, what) in commands.items()]
+        lines += [f"  ddpm {name + ' ' + subject:<20} {what}" for name, (_, subject, what) in behind.items()]
         lines += [""]
     commands = "\n".join(lines)
     presets = "\n".join(f"  {name:<28} {recipe.about}" for name, recipe in RECIPES.items())

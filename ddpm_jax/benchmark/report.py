@@ -89,7 +89,8 @@ class Report:
 
     def _cells(self) -> list[tuple[str, ...]]:
         """The columns of every row, in words and digits; a workload is named once."""
-        found, before = [], ""
+        found: list[tuple[str, ...]] = []
+        before = ""
         for row in self.rows:
             low, high = row.quartiles_ms
             name, before = ("" if row.workload == before else row.workload), row.workload
