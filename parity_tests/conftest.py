@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import jax
+import jaxtyping
 import pytest
 import torch
 from tolerances import TOLERANCES, WORST
@@ -14,6 +15,15 @@ def both_precisions() -> Iterator[None]:
     """float64 is possible here, so float32 has to be asked for; undone afterwards, for other test directories' sake."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_the_checker() -> Iterator[None]:
+    """What is looked at here are numbers; annotations are held to what is passed in tests/, and cost a tenth of the time."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(autouse=True, scope="module")

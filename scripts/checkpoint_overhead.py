@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from ddpm_jax import data, presets
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.objective import step_of
 from ddpm_jax.training.run import Run, environment
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     text = json.dumps(measure(arguments.every, arguments.blocks, arguments.steps), indent=2) + "\n"
     print(text)
     if arguments.out:
-        write_atomically(arguments.out, lambda path: path.write_text(text))
+        write_text(arguments.out, text)

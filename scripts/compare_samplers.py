@@ -16,7 +16,7 @@ import numpy as np
 
 from ddpm_jax import denoisers, figures, processes, samplers, schedules
 from ddpm_jax.evaluation import evaluate_run, sliced_wasserstein
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 from ddpm_jax.training import Drawing, open_run
 
 EVALUATIONS = (6, 10, 15, 25, 50, 100, 250)
@@ -140,7 +140,7 @@ def main() -> None:
         curves["real data"] = np.full(len(x), real)
         print(figures.save_curves(arguments.out / f"{name}.png", x, curves, heading=heading, xlabel="evaluations"))
     text = json.dumps(found, indent=2) + "\n"
-    print(write_atomically(arguments.out / "samplers.json", lambda path: path.write_text(text)))
+    print(write_text(arguments.out / "samplers.json", text))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ddpm_jax import compile as compiling
 from ddpm_jax import presets, progress
 from ddpm_jax.compile.report import from_json, rate
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 
 OUT = Path("docs/results/compiled.json")
 CHIPS = ("v5e:1x1", "v6e:1x1", "h100:1", "h200:1")
@@ -45,7 +45,7 @@ def compiled(name: str, what: Any, chip: str) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """As Markdown: a line for each preset and piece of work, a column for each chip."""
     found = {(row["preset"], row["what"], row["topology"]): row for row in rows}
-    lines = [f"| preset | | {' | '.join(CHIPS)} |", f"|---|---|{'---|' * len(CHIPS)}"]
+    lines = [f"| preset | program | {' | '.join(CHIPS)} |", f"|---|---|{'---|' * len(CHIPS)}"]
     for name, what in dict.fromkeys((row["preset"], row["what"]) for row in rows):
         cells = [_cell(found.get((name, what, chip))) for chip in CHIPS]
         lines.append(f"| `{name}` | {what} | {' | '.join(cells)} |")
@@ -80,7 +80,7 @@ def main() -> int:
         if (name, what, chip) in done:
             continue
         rows.append(compiled(name, what, chip))
-        write_atomically(args.out, lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
+        write_text(args.out, json.dumps(rows, indent=1) + "\n")
         progress.say(f"{name} {what} {chip}: {_cell(rows[-1])}, {rows[-1].get('compile_s', 0):.0f} s")
     print(table(rows))
     return 0

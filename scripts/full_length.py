@@ -43,9 +43,10 @@ AUTHOR = Sampling("as its author")
 class Recipe:
     """A training, and what is looked at."""
 
-    preset: str
     source: str = ""
     """Where its data comes from; the preset says it unless given."""
+    start: str = ""
+    """The recipe whose run it begins from; it begins anew unless given."""
     options: tuple[str, ...] = ()
     """Of the training, beside the preset's own."""
     milestones: tuple[int, ...] = ()
@@ -63,11 +64,12 @@ class Recipe:
     samplings: tuple[Sampling, ...] = (AUTHOR,)
     seeds: tuple[int, ...] = (0,)
 
-    def command(self, seed: int, out: str) -> list[str]:
-        """What is typed after `ddpm` to train it."""
+    def command(self, name: str, seed: int, runs: str) -> list[str]:
+        """What is typed after `ddpm` to train it into a folder of `runs`."""
         seeded = ("--train.seed", str(seed)) if seed else ()
         data = ("--data.source", self.source) if self.source else ()
-        return ["train", self.preset, "--out", out, *data, *self.options, *seeded]
+        what = ("finetune", f"{runs}/{self.start}") if self.start else ("train", name)
+        return [*what, "--out", f"{runs}/{name}{f'-{seed}' if seed else ''}", *data, *self.options, *seeded]
 
 
 DDIM_NOISY = Sampling(
@@ -82,46 +84,50 @@ STRIDED, CONDITIONAL = (500, 1_000, 2_500, 5_000, 7_500, 10_000), (500, 2_500, 5
 
 RECIPES: dict[str, Recipe] = {
     "mnist-convnext": Recipe(
-        "mnist-convnext", MNIST, milestones=(200, 1_000, 2_600, 4_680, 9_360), samplings=(AUTHOR, DDIM_NOISY),
+        MNIST, milestones=(200, 1_000, 2_600, 4_680, 9_360), samplings=(AUTHOR, DDIM_NOISY),
         says="pictures of readable digits", system=1,
     ),
     "mnist-tiny": Recipe(
-        "mnist-tiny", MNIST, ("--train.accumulate", "64"), milestones=(10, 35, 100, 375, 750), says="pictures of readable digits",
+        MNIST, options=("--train.accumulate", "64"), milestones=(10, 35, 100, 375, 750), says="pictures of readable digits",
         system=2,
     ),
     "cifar10-double-conv": Recipe(
-        "cifar10-double-conv", CIFAR10, milestones=(20, 98, 490, 980, 1_470), says="pictures that improve to 100 epochs", system=2,
+        CIFAR10, milestones=(20, 98, 490, 980, 1_470), says="pictures that improve to 100 epochs", system=2,
+    ),
+    "cifar10-ships": Recipe(
+        CIFAR10, start="cifar10-double-conv", options=("--data.classes", "ship", "--train.epochs", "10"), milestones=(50, 90),
+        says="pictures of ships", system=2,
     ),
     "fashion-annotated": Recipe(
-        "fashion-annotated", MNIST, milestones=(500, 1_000, 3_500, 18_750), reported={1_000: "0.09", 3_500: "0.05"},
+        MNIST, milestones=(500, 1_000, 3_500, 18_750), reported={1_000: "0.09", 3_500: "0.05"},
         says="on Fashion-MNIST, loss 0.03 by epoch 9", system=3,
     ),
-    "spiral": Recipe("spiral", milestones=(40_000,), measured={40_000: 0.246}, samplings=POINTS, seeds=FEW,
+    "spiral": Recipe(milestones=(40_000,), measured={40_000: 0.246}, samplings=POINTS, seeds=FEW,
         system=4, same="yes"),
-    "disc-grid": Recipe("disc-grid", milestones=(40_000,), measured={40_000: 0.234}, samplings=POINTS, seeds=FEW,
+    "disc-grid": Recipe(milestones=(40_000,), measured={40_000: 0.234}, samplings=POINTS, seeds=FEW,
         system=4, same="yes"),
     "mnist-strided": Recipe(
-        "mnist-strided", MNIST, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
+        MNIST, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
         reported={2_500: "below 0.1", 10_000: "below 0.05"}, measured={500: 0.162, 1_000: 0.123, 2_500: 0.091, 5_000: 0.064},
         system=5,
     ),
     "cifar10-strided": Recipe(
-        "cifar10-strided", CIFAR10, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
+        CIFAR10, milestones=STRIDED, samplings=(AUTHOR, CLIPPED),
         reported={2_500: "below 0.12", 10_000: "about 0.08"}, measured={500: 0.180, 1_000: 0.145, 2_500: 0.104, 5_000: 0.087},
         system=5,
     ),
     "mnist-strided-conditional": Recipe(
-        "mnist-strided-conditional", MNIST, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), says="digits far from perfect",
+        MNIST, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), says="digits far from perfect",
         system=5,
     ),
     "cifar10-strided-conditional": Recipe(
-        "cifar10-strided-conditional", CIFAR10, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), system=5,
+        CIFAR10, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), system=5,
     ),
-    "spiral-flow": Recipe("spiral-flow", milestones=(40_000,), samplings=POINTS, seeds=FEW),
-    "spiral-iadb": Recipe("spiral-iadb", milestones=(40_000,), samplings=POINTS, seeds=FEW),
-    "digits": Recipe("digits", milestones=(100, 400, 800), samplings=(PRESET, ALL_STEPS), seeds=FEW),
+    "spiral-flow": Recipe(milestones=(40_000,), samplings=POINTS, seeds=FEW),
+    "spiral-iadb": Recipe(milestones=(40_000,), samplings=POINTS, seeds=FEW),
+    "digits": Recipe(milestones=(100, 400, 800), samplings=(PRESET, ALL_STEPS), seeds=FEW),
     **{
-        name: Recipe(name, milestones=(100, 400, 800), samplings=(PRESET,), seeds=FEW)
+        name: Recipe(milestones=(100, 400, 800), samplings=(PRESET,), seeds=FEW)
         for name in ("digits-flow", "digits-dit", "digits-averages", "digits-meanflow", "digits-edm", "digits-upscale")
     },
 }  # fmt: skip
@@ -129,8 +135,8 @@ RECIPES: dict[str, Recipe] = {
 
 def run_of(name: str, recipe: Recipe, seed: int, runs: Path) -> Path:
     """The trained run; what a kill left unfinished goes on, and what is finished is left alone."""
-    folder = runs / (f"{name}-{seed}" if seed else name)
-    command = recipe.command(seed, str(folder))
+    command = recipe.command(name, seed, str(runs))
+    folder = Path(command[command.index("--out") + 1])
     resume = ("--resume",) if (folder / "checkpoints").is_dir() else ("--overwrite",) if folder.exists() else ()
     if status := cli.main([*command, *resume]):
         sys.exit(status)
@@ -203,8 +209,8 @@ def figures(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
         trainings.append({"seed": seed, **cost(folder), "loss": losses(folder, recipe.milestones), "samples": samples})
     train = config["config"]["train"]
     return {
-        "preset": recipe.preset,
-        "command": shlex.join(["ddpm", *recipe.command(0, f"runs/{name}")]),
+        "preset": name,
+        "command": shlex.join(["ddpm", *recipe.command(name, 0, "runs")]),
         "steps": samples[0]["step"],
         "batch_size": train["batch_size"],
         "environment": config["environment"],
@@ -234,7 +240,7 @@ def overview(found: dict[str, dict[str, Any]]) -> str:
             else [f"loss {loss:.3f} at {step:,}, run here" for step, loss in recipe.measured.items()]
         )
         theirs += [recipe.says] if recipe.says else []
-        ours, same = "not run so yet; what was, is [below](#on-the-way)", ""
+        ours, same = "not run so yet; [shorter runs](#on-the-way)", ""
         if name in found:
             trainings = found[name]["trainings"]
             steps = [
@@ -271,7 +277,7 @@ def cost_table(found: dict[str, dict[str, Any]]) -> str:
     lines = ["| preset | command | steps, batch | seconds | processor seconds |", "|---|---|---|---|---|"]
     for name, told in found.items():
         seconds = (mean([training[key] for training in told["trainings"]], ",.0f") for key in ("wall_s", "processor_s"))
-        command = told["command"].removeprefix("ddpm train ").replace(f" --out runs/{name}", "")
+        command = told["command"].removeprefix("ddpm ").replace(f" --out runs/{name}", "")
         lines.append(
             f"| [`{name}`](results/{name}.json) | `{command}` | {told['steps']:,} of {told['batch_size']:,} "
             f"| {' | '.join(seconds)} |"

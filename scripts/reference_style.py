@@ -1,9 +1,10 @@
-"""How the reference is made of the code: jaxtyping's shapes stay what is written, and arguments explained in prose stand out.
+"""How the reference is made of the code: jaxtyping's shapes stay what is written, and arguments explained in prose become lists.
 
 An extension of griffe, which mkdocstrings reads the code with; mkdocs.yml names it.
 """
 
 import ast
+import inspect
 import re
 from typing import Any
 
@@ -22,7 +23,7 @@ class ReferenceStyle(griffe.Extension):
             if isinstance(part, ast.Subscript) and getattr(part.value, "id", None) in SHAPED:
                 _keep_shape(part)
             elif isinstance(part, ast.FunctionDef | ast.ClassDef):
-                _mark_names(part)
+                _list_names(part)
 
 
 class _Shape:
@@ -41,20 +42,34 @@ def _keep_shape(part: ast.Subscript) -> None:
         part.slice.elts[-1].value = _Shape(str(part.slice.elts[-1].value))  # type: ignore[assignment]
 
 
-def _mark_names(part: ast.FunctionDef | ast.ClassDef) -> None:
-    """In "labels: (B,) classes. clip: bound on x_0." set labels and clip in bold, where they are arguments or fields."""
+def _list_names(part: ast.FunctionDef | ast.ClassDef) -> None:
+    """Of "labels: (B,) classes. clip: bound on x_0." make a list of labels and clip, where they are arguments or fields."""
     if isinstance(part, ast.FunctionDef):
         arguments = part.args
-        names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        listed = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+        title, names = "Parameters", [argument.arg for argument in listed if argument]
     else:
-        names = [
-            line.target.id
-            for line in part.body
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        ]
+        fields = [line.target for line in part.body if isinstance(line, ast.AnnAssign)]
+        title, names = "Fields", [target.id for target in fields if isinstance(target, ast.Name)]
     text = part.body[0].value if isinstance(part.body[0], ast.Expr) else None
-    if not names or not isinstance(text, ast.Constant) or not isinstance(text.value, str) or "Args:" in text.value:
-        return
+    if names and isinstance(text, ast.Constant) and isinstance(text.value, str) and "Args:" not in text.value:
+        text.value = _listed(inspect.cleandoc(text.value), names, title)
+
+
+def _listed(text: str, names: list[str], title: str) -> str:
+    """The text with a list in the place of what it says of the names, below a title as mkdocstrings writes it."""
     any_name = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    named = re.compile(rf"(^ *|[.;] )((?:{any_name})(?:(?:, | and | or )(?:{any_name}))*): ", re.M)
-    text.value = named.sub(r"\1**\2**: ", text.value)
+    named = re.compile(rf"(?:^|(?<=[.;])\s)((?:{any_name})(?:(?:, | and | or )(?:{any_name}))*): ", re.M)
+    title = f'<span class="doc-section-title">{title}:</span>'
+    written: list[str] = []
+    for paragraph in text.split("\n\n"):
+        is_section = re.match(r"\w+:\n", paragraph)  # as Raises is
+        before, *told = [paragraph] if is_section else named.split(paragraph)
+        if before:
+            written.append(re.sub(";$", ".", before))
+        if told and title not in written:
+            written.append(title)
+        items = [(re.sub(any_name, r"`\g<0>`", them), what) for them, what in zip(told[::2], told[1::2], strict=True)]
+        if items:
+            written.append("\n".join(f"- **{them}** – {what.strip().removesuffix(';')}" for them, what in items))
+    return "\n\n".join(written)

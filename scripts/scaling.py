@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import cpu_forms, data, models, parallel, presets
 from ddpm_jax.compilation import once
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.training.objective import step_of
 from ddpm_jax.training.run import Run
@@ -148,7 +148,7 @@ def main() -> int:
     print(table(rows))
     if args.out:
         text = json.dumps({"preset": args.preset, "batch_size": args.batch_size, **options, "rows": rows}, indent=2)
-        write_atomically(args.out, lambda path: path.write_text(text + "\n"))
+        write_text(args.out, text + "\n")
     return 0
 
 

@@ -159,7 +159,7 @@ def test_rematerialised_gradients_are_the_same():
 
 
 def test_labels_are_required_if_and_only_if_there_are_classes():
-    with pytest.raises(UserError, match="a dit with num_classes = 4 needs labels"):
+    with pytest.raises(UserError, match="dit with num_classes = 4 needs labels"):
         call(trained(), labels=None)
-    with pytest.raises(UserError, match="a dit with num_classes = None takes no labels"):
+    with pytest.raises(UserError, match="dit with num_classes = None takes no labels"):
         call(trained(num_classes=None))

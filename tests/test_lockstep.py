@@ -238,6 +238,7 @@ FAULTS = {
     "decay of the second moment": (optax.adam(1e-2, b2=0.99), None, {}, "second moment", r"decay of the second moment is 0.99 in JAX, 0.999"),
     "coupled decay": (optax.chain(optax.add_decayed_weights(0.1), optax.adam(1e-2)), adamw, {}, "first moment", r"JAX adds 0.1 \* weights .*coupled"),
     "coupled decay in PyTorch": (optax.adamw(1e-2, weight_decay=0.1), lambda p: OPTIM.Adam(p, 1e-2, weight_decay=0.1), {}, "first moment", r"PyTorch adds 0.1 \* weights .*coupled"),
+    "a decay of 5e-9 a step": (optax.adam(5e-5), lambda p: OPTIM.AdamW(p, 5e-5, weight_decay=1e-4), {}, "weight decay", r"JAX does not decay the weights"),
     "mask of the decay": (optax.adamw(1e-2, weight_decay=0.1, mask=no_biases), adamw, {}, "weight decay", r"mask differs: PyTorch alone decays fc1.bias, fc2.bias"),
     "no decay": (optax.adam(1e-2), adamw, {}, "weight decay", r"JAX does not decay the weights, PyTorch does"),
     "decay without the rate": (optax.chain(optax.scale_by_adam(), optax.scale(-1e-2), optax.add_decayed_weights(-0.1)), adamw, {}, "weight decay", r"JAX's decay is not multiplied by the learning rate: 0.1 against 0.001"),

@@ -121,6 +121,24 @@ def test_float32_steps_near_the_data_are_exact_to_float32():
             np.testing.assert_allclose(single, double, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_float32_steps_far_from_the_data_are_exact_to_float32(eta):
+    """With eta 1 the first of five steps keeps 1.5e-4 of eps."""
+    process = processes.GaussianDiffusion(schedules.cosine(1000))
+    x_0, eps, noise = np.random.default_rng(0).normal(size=(3, 4, 5))
+
+    def move(t, s):
+        hat, like = processes.Estimate(jnp.asarray(x_0), jnp.asarray(eps)), jnp.asarray(noise)
+        here, there = (process.level(np.array([time]), like) for time in (t, s))
+        return np.asarray(samplers.ddim_step(like, hat, here, there, like, eta))
+
+    for t, s in [(999, 799), (999, 998), (799, 599)]:
+        single = move(t, s)
+        assert single.dtype == np.float32
+        with jax.enable_x64(True):
+            np.testing.assert_allclose(single, move(t, s), rtol=0, atol=2e-6)
+
+
 class Affine(nnx.Module):
     """A network small enough to compile at once: a multiple of x_t, moved by the time and by the class."""
 

@@ -3,7 +3,10 @@
 import dataclasses
 import gc
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 
 import jax.numpy as jnp
@@ -437,3 +440,18 @@ def test_arrays_on_disk():
     assert arrays["large"].all() and arrays["more"].shape == (600, 150) and (arrays["small"] == np.arange(3)).all()
     del arrays["large"]
     assert "large" not in arrays and arrays["more"].all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+def test_on_one_core(tmp_path):
+    """Where XLA would have one thread, and a callback in it would wait for another."""
+    here = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from ddpm_jax import cli; "
+    command = [
+        sys.executable,
+        "-c",
+        f"{here}raise SystemExit(cli.main(['verify', 'tiny_unet', '--out', '{tmp_path}']))",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr

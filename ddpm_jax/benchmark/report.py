@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddpm_jax import display
-from ddpm_jax.files import together, write_atomically
+from ddpm_jax.files import together, write_atomically, write_text
 
 _COLUMNS = (
     *("", "", "", "examples/s", "ms a call", "half of the calls"),
@@ -121,9 +120,9 @@ class Report:
 def write(report: Report, folder: Path) -> list[Path]:
     """Write benchmark.json and, where JAX was compared with anything, benchmark.png; returns their paths."""
     with together():
-        paths = [write_atomically(folder / "benchmark.json", lambda path: path.write_text(report.to_json()))]
+        paths = [write_text(folder / "benchmark.json", report.to_json())]
         if any(row.ratio is not None for row in report.rows):
-            paths.append(write_atomically(folder / "benchmark.png", lambda path: _chart(report.rows, path)))
+            paths.append(write_atomically(folder / "benchmark.png", lambda path: _chart(report, path)))
     return paths
 
 
@@ -131,11 +130,11 @@ def _or_blank(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else f"{value:{form}}{unit}"
 
 
-def _chart(rows: Sequence[Row], path: Path) -> None:
+def _chart(report: Report, path: Path) -> None:
     """Bars of the ratios, a group for each workload and piece of work, a colour for each contender."""
     from matplotlib.figure import Figure
 
-    compared = [row for row in rows if row.ratio is not None]
+    compared = [row for row in report.rows if row.ratio is not None]
     groups = list(dict.fromkeys((row.workload, row.what) for row in compared))
     contenders = list(dict.fromkeys(row.contender for row in compared))
     height = 0.8 / len(contenders)
@@ -159,5 +158,7 @@ def _chart(rows: Sequence[Row], path: Path) -> None:
     axes.set_yticks(range(len(groups)), [f"{name}  {what}" for name, what in groups])
     axes.invert_yaxis()
     axes.set_xlabel("times as fast as PyTorch (bars: median of the rounds; lines: half of the rounds)")
+    where = (str(report.environment[name]) for name in ("device", "machine", "precision") if name in report.environment)
+    axes.set_title(", ".join(("ddpm benchmark", *where)))
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -21,7 +21,7 @@ from ddpm_jax.compile.programs import What, trace
 from ddpm_jax.compile.report import Estimated, Memory, figures_of, from_json
 from ddpm_jax.compile.topologies import Topology, topology
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 from ddpm_jax.launch import ALL_DEVICES, ParallelConfig
 from ddpm_jax.presets import Preset
 
@@ -83,7 +83,7 @@ def estimate(
             return dataclasses.replace(from_json(path.read_text()), **about, from_cache=True)
     found = _compiled(lowered, where, about)
     with contextlib.suppress(UserError):  # a folder that cannot be written to costs time alone
-        write_atomically(path, lambda made: made.write_text(found.to_json()))
+        write_text(path, found.to_json())
     return found
 
 

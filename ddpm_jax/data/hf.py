@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face Hub, or of parquet and arrow files, by the library `datasets`: memory-mapped, at random access."""
 
+import bisect
 import glob
 import json
 import os
@@ -36,13 +37,13 @@ class Row:
 
 
 class Rows(Sequence[Row]):
-    """The rows of a table, from the first to the last."""
+    """The rows of several tables, one after the other."""
 
-    def __init__(self, table: str, count: int):
-        self._table, self._rows = table, range(count)
+    def __init__(self, tables: Sequence[str], counts: Sequence[int]):
+        self._tables, self._ends = tables, np.cumsum(counts).tolist()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._ends[-1]
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -52,8 +53,10 @@ class Rows(Sequence[Row]):
 
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         if isinstance(index, slice):
-            return [Row(self._table, row) for row in self._rows[index]]
-        return Row(self._table, self._rows[index])
+            return [self[row] for row in range(len(self))[index]]
+        row = range(len(self))[index]
+        table = bisect.bisect_right(self._ends, row)
+        return Row(self._tables[table], row - (self._ends[table - 1] if table else 0))
 
 
 class TableReader:
@@ -108,7 +111,7 @@ def open_hf(spec: str, how: Opening) -> FolderSource:
     if isinstance(table.features[image], datasets.Image):
         images = images.cast_column(image, datasets.Image(decode=False))
     reader = TableReader(images.with_format(None), image)
-    return FolderSource(where, Rows(where, len(table)), labels, class_names, how.on_bad_image, reader)
+    return FolderSource(where, Rows([where], [len(table)]), labels, class_names, how.on_bad_image, reader)
 
 
 def import_datasets(asker: str) -> Any:

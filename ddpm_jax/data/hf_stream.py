@@ -1,11 +1,10 @@
 """Parquet files read where they lie, in a folder or on the Hugging Face Hub, a row group at a time: nothing is downloaded whole."""
 
-import bisect
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from ddpm_jax.data import grouped
 from ddpm_jax.data.folder import FolderSource
 from ddpm_jax.data.hf import (
     Row,
+    Rows,
     builder_of,
     bytes_of,
     columns_of,
@@ -35,29 +35,6 @@ class StreamedSource(FolderSource):
 
     groups: np.ndarray
     """Rows of each row group, int64 (G,)."""
-
-
-class GroupedRows(Sequence[Row]):
-    """The rows of several files in a row."""
-
-    def __init__(self, files: Sequence[str], counts: Sequence[int]):
-        self._files, self._ends = files, np.cumsum(counts).tolist()
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Sequence[Row]": ...
-
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(len(self))[index]]
-        row = range(len(self))[index]
-        file = bisect.bisect_right(self._ends, row)
-        return Row(self._files[file], row - (self._ends[file - 1] if file else 0))
 
 
 class RowGroups:
@@ -167,7 +144,7 @@ def open_hf_stream(spec: str, how: Opening) -> StreamedSource:
                 chunk for column in pool.map(_column, files, footers, [label] * len(files)) for chunk in column.chunks
             ]
             labels, class_names = labels_in(pyarrow.chunked_array(chunks), features[label], f"{where}: {label}")
-    rows = GroupedRows(files, [footer.num_rows for footer in footers])
+    rows = Rows(files, [footer.num_rows for footer in footers])
     source = StreamedSource(where, rows, labels, class_names, how.on_bad_image, RowGroups(files, footers, image))
     source.groups = np.concatenate([group_sizes(footer) for footer in footers])
     return source

@@ -23,7 +23,7 @@ from ddpm_jax.data.decoding import BadImageError
 from ddpm_jax.data.folder import EXTENSIONS, FolderSource
 from ddpm_jax.data.source import FORMS, Form, Opening
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 
 VERSION = 1
 """To be raised with every change of what an index holds."""
@@ -193,7 +193,7 @@ def _index(shard: str, label: str | None) -> Index:
     except (OSError, ValueError, TypeError):  # not kept yet, or damaged
         index = _indexed(shard, label)
     try:
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(index.__dict__)))
+        write_text(path, json.dumps(index.__dict__))
     except UserError as error:
         warnings.warn(f"{shard}: where its examples lie is not kept for the next command: {error}", stacklevel=4)
     return index

@@ -68,6 +68,7 @@ def to_onnx(run: Run, path: Path, which: Which = "ema") -> float:
     }
     with _quiet():
         program = _exported(torch, twin.eval(), twin_process(twins, run.process), inputs)
+    _forget_where_made(program.model)
     program.model.metadata_props.update({name: json.dumps(value) for name, value in about.items()})
     error, allowed = 0.0, tolerance("output", "float32")
 
@@ -166,6 +167,13 @@ def _exported(torch: Any, twin: Any, process: Any, inputs: dict[str, np.ndarray]
         dynamo=True,
         verbose=False,
     )
+
+
+def _forget_where_made(model: Any) -> None:
+    """Take the exporter's notes off every node: stack traces with the paths of this machine among them."""
+    from onnx_ir.passes import common
+
+    common.ClearMetadataAndDocStringPass()(model)
 
 
 @contextlib.contextmanager

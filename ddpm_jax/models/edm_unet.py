@@ -17,16 +17,8 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import attend
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import (
-    Conv,
-    Image,
-    Resized,
-    Vector,
-    double_nearest,
-    halve_mean,
-    linear,
-    timestep_embedding,
-)
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Conv, Vector, double_nearest, halve_mean, linear, timestep_embedding
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import GroupNorm
 from ddpm_jax.models.remat import Block
@@ -308,9 +300,7 @@ class EDMUNet(Network):
         self, t: Num[Array, "b"], labels: Int[Array, "b"] | None, augment: Float[Array, "b a"] | None, dtype: jnp.dtype
     ) -> Vector:
         """Time, class and augmentation -> (B, 4 dim)."""
-        if (labels is None) != (self.map_label is None):
-            need = "needs" if labels is None else "takes no"
-            raise UserError(f"an edm_unet with num_classes = {self.config.num_classes} {need} labels.")
+        self._check_labels(labels)
         if augment is not None and self.map_augment is None:
             raise UserError("augment needs a network with augment_dim; got None.")
         width = self.config.noise_width

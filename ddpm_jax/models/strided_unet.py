@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import Conv, ConvTranspose, Image, Resized
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Conv, ConvTranspose
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import BatchNorm
 from ddpm_jax.models.remat import Block
@@ -87,9 +87,7 @@ class StridedUNet(Network):
         Raises:
             UserError: labels missing for a conditional network, or given to another.
         """
-        if (labels is None) != (self.config.num_classes is None):
-            need = "needs" if labels is None else "takes no"
-            raise UserError(f"a strided_unet with num_classes = {self.config.num_classes} {need} labels.")
+        self._check_labels(labels)
         x, skips = x_t, [x_t]
         for unit in self.down:
             x = unit(x)

@@ -11,19 +11,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import (
-    Attention,
-    Conv,
-    Image,
-    Middle,
-    Resized,
-    TimeMLP,
-    Vector,
-    double_nearest,
-    halve_mean,
-    linear,
-    scaled,
-)
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Attention, Conv, Middle, TimeMLP, Vector, double_nearest, halve_mean, linear, scaled
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import GroupNorm
 from ddpm_jax.models.remat import Block
@@ -361,9 +350,7 @@ class UNet(Network):
         """
         if x_t.shape[-1] != self.config.input_channels:
             raise UserError(self._other_channels(x_t.shape[-1]))
-        if (labels is None) != (self.class_embed is None):
-            need = "needs" if labels is None else "takes no"
-            raise UserError(f"a unet with num_classes = {self.config.num_classes} {need} labels.")
+        self._check_labels(labels)
         time = self._told(t, x_t.dtype)
         if labels is not None:
             time = time + self._embedded(labels, x_t.dtype)

@@ -30,8 +30,11 @@ def ddim_step(
     """
     if eta == 0:
         return s.alpha * hat.x_0 + s.sigma * hat.eps
-    std = eta * s.sigma * jnp.sqrt(1 - (t.alpha / s.alpha * s.sigma / t.sigma) ** 2)
-    return s.alpha * hat.x_0 + jnp.sqrt(jnp.maximum(s.sigma**2 - std**2, 0)) * hat.eps + std * noise
+    kept = t.alpha / s.alpha * s.sigma / t.sigma  # of eps by the reverse chain; tiny in long steps from noise
+    std = eta * s.sigma * jnp.sqrt(1 - kept**2)
+    # sqrt(sigma_s^2 - std^2), which would round a tiny part to none
+    rest = s.sigma * jnp.sqrt(1 - eta**2 + (eta * kept) ** 2)
+    return s.alpha * hat.x_0 + rest * hat.eps + std * noise
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ddpm_jax import progress
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 from ddpm_jax.training.trackers import Trackers
 
 
@@ -24,7 +24,7 @@ class Metrics:
     def __init__(self, folder: Path, *, start: int, total: int, batch_size: int, trackers: Trackers | None = None):
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= start]
-        write_atomically(self._path, lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in kept)))
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         with _told(folder):
             self._file = self._path.open("a", buffering=1)
         self._trackers = trackers or Trackers()

@@ -159,7 +159,7 @@ class Run:
         return jax.eval_shape(self.state_of, variables)
 
     @property
-    def _structure(self) -> nnx.GraphDef:
+    def _structure(self) -> nnx.GraphDef[Any]:
         model = models.abstract(self.config.model)
         return models.split(models.rematerialised(model) if self.config.train.remat else model)[0]
 

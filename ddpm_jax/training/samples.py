@@ -310,7 +310,7 @@ def _beside_what_was_shown(samples: Samples) -> np.ndarray:
 
 def save_animation(path: Path, run: Run, samples: Samples, heading: str) -> Path:
     """Write the frames of the samples as a GIF."""
-    headings = [f"{heading}: {step}" for step in samples.frame_steps]
+    headings = [f"{heading}, after {step} of {samples.frame_steps[-1]} steps" for step in samples.frame_steps]
     if not run.holds_images:
         return figures.save_scatter_animation(path, real_points(run), samples.frames, headings=headings)
     of_shown = titles(run, samples)[: samples.frames.shape[1]]

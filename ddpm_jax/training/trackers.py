@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm_jax import progress
 from ddpm_jax.errors import UserError, kind_of, meant
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import write_text
 
 FLUSH_S = 30.0
 """Seconds after which TensorBoard is shown what is new."""
@@ -30,18 +30,24 @@ class Tracker(Protocol):
     the others raise is said, and this tracker is told nothing more: the run goes on, and metrics.jsonl has every number.
     """
 
+    # each says `return`: a type checker takes a protocol's method without a statement for one that has to be defined
+
     def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
         """The run in `folder` goes on from `step`, 0 for a new one. config: what its config.json holds as "config"."""
+        return
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """A line of metrics.jsonl: "loss", "grad_norm", "lr", "steps_per_s", "images_per_s", "processor_s" (of the process,
         since the line before), and "skipped" where steps may be."""
+        return
 
     def picture(self, step: int, path: Path) -> None:
         """A grid of samples was drawn, the PNG at `path`."""
+        return
 
     def close(self, failed: bool) -> None:
         """The run is finished, or interrupted; failed: by an error."""
+        return
 
 
 @contextmanager
@@ -129,7 +135,7 @@ class WandB(Tracker):
         path = folder / "wandb" / "id"
         known = path.read_text().strip() if path.is_file() else None
         run_id = os.environ.get("WANDB_RUN_ID") or known or secrets.token_hex(4)
-        write_atomically(path, lambda temporary: temporary.write_text(run_id + "\n"))
+        write_text(path, run_id + "\n")
         quiet: dict[str, Any] = (
             {} if "WANDB_CONSOLE" in os.environ else {"console": "off"}
         )  # else it takes the terminal from the bar

@@ -1,6 +1,7 @@
 """Verification: hold a JAX side to a PyTorch one, layer by layer, and name the fault where they part."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from ddpm_jax.verify.taps import tap
     from ddpm_jax.verify.tolerances import TOLERANCES, relative_error, tolerance
     from ddpm_jax.verify.traces import record
+
+if (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) == 1:
+    # XLA has a thread for each core, and what is recorded leaves it by callbacks, which wait for another one: with one thread
+    # for ever. It reads the variable when the first array is made.
+    os.environ.setdefault("NPROC", "2")
 
 _HOMES = {
     "assert_parity": "comparison",

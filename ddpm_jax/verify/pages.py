@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ddpm_jax.files import together, write_atomically
+from ddpm_jax.files import together, write_text
 from ddpm_jax.verify.heat import to_svg
 from ddpm_jax.verify.report import KINK, Report, Row, short
 
@@ -17,7 +17,7 @@ def write(reports: Sequence[Report], folder: Path) -> list[Path]:
     texts = {"report.json": to_json(reports), "report.html": to_html(reports), "report.md": to_markdown(reports)}
 
     def one(name: str) -> Path:
-        return write_atomically(folder / name, lambda path: path.write_text(texts[name]))
+        return write_text(folder / name, texts[name])
 
     with together():
         return [one(name) for name in texts]
@@ -108,7 +108,7 @@ def _section(report: Report) -> str:
 def _table(rows: Sequence[Row]) -> list[str]:
     """Both sides beside each other; how far each is from float64, where that was computed."""
     oracle = any(row.jax_error is not None for row in rows)
-    titles = ["stage", "PyTorch", "JAX", "error", "allowed", "1e-18 … 1", *_ORACLE * oracle, ""]
+    titles = ["stage", "PyTorch", "JAX", "error", "allowed", "1e-18 … 1", *_ORACLE * oracle, "note"]
     heading = "".join(f"<th>{title}</th>" for title in titles)
     return [
         f"<div class='wide'><table><tr>{heading}</tr>",

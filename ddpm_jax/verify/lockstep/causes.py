@@ -264,6 +264,8 @@ class Causes:
             return (
                 f"the mask differs: {side} alone decays {', '.join(alone[:4])}{' and others' if len(alone) > 4 else ''}"
             )
+        if not some["JAX"]:
+            return ""
         name = some["JAX"][0]
         ours, theirs = a.decay[name], b.decay[name]
         if abs(ours - theirs / b.rate) < 1e-5 * abs(ours):

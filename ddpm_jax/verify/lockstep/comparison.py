@@ -138,6 +138,10 @@ def _initial(ours: Arrays, theirs: Arrays) -> str:
     return f"Initial weights are of other distributions: {first}{count} ({found[first]})."
 
 
+_ROUNDED = 2e-7
+"""A decay of this, at the tolerance of 1e-8, is ten times what rounding a weight to float64 takes of it."""
+
+
 class _Comparison:
     """All rows of two histories, in order, each with what finds its cause."""
 
@@ -246,7 +250,7 @@ class _Comparison:
             )
             moved = sorted(set(ours.decay) & set(theirs.decay))
             one, other = (np.array([side.decay[name] for name in moved]) for side in (ours, theirs))
-            floor = abs(theirs.rate) * (1e-4 if self.dtype == "float64" else 1)
+            floor = max(abs(theirs.rate) * 1e-4, _ROUNDED) if self.dtype == "float64" else abs(theirs.rate)
             row = self._row(k, "weight decay", f"of {len(moved)} parameters", one, other, floor)
             yield row, lambda: self.causes.decay(ours, theirs)
         before = self.ours.before(k).params, self.theirs.before(k).params
