@@ -22,18 +22,17 @@ PICTURES = OUT / "pictures"
 
 # %% [markdown]
 # ## The folder
-# `pictures/disc`, `pictures/square` and `pictures/triangle`: a hundred PNG files each, of any place, size and colour.
+# `pictures/disc`, `pictures/square` and `pictures/triangle`: a hundred PNG files each, anywhere and of any size.
 
 # %%
-CORNERS = {"disc": 60, "square": 4, "triangle": 3}
+SHAPES = {"disc": (60, "tomato"), "square": (4, "gold"), "triangle": (3, "skyblue")}  # corners and colour
 rng = np.random.default_rng(0)
-for name, corners in CORNERS.items():
+for name, (corners, colour) in SHAPES.items():
     (PICTURES / name).mkdir(parents=True, exist_ok=True)
     for number in range(100):
-        light, dark = tuple(rng.integers(140, 256, 3)), tuple(rng.integers(0, 60, 3))
-        picture = Image.new("RGB", (48, 48), dark)
-        where = (*rng.uniform(19, 29, 2), rng.uniform(12, 18))  # middle and radius
-        ImageDraw.Draw(picture).regular_polygon(where, corners, rotation=rng.uniform(0, 360), fill=light)
+        picture = Image.new("RGB", (48, 48), "black")
+        where = (*rng.uniform(18, 30, 2), rng.uniform(11, 17))  # middle and radius
+        ImageDraw.Draw(picture).regular_polygon(where, corners, fill=colour)
         picture.save(PICTURES / name / f"{number}.png")
 
 source = data.open_source(PICTURES)
@@ -60,6 +59,7 @@ config = replace(
         ema_decay=0.99,
         sample_every=0,
     ),
+    sample=replace(config.sample, num=30),
 )
 run = training.train(config, OUT / "own_pictures", overwrite=True).run
 run
