@@ -8,7 +8,7 @@ RUN ?= runs/demo
 # a process that cannot keep what it has compiled of the libraries compiles it anew: seconds for each command
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-third-party check docs check-site notebooks package format clean
+.PHONY: demo test test-slow test-lowest test-third-party check docs check-site notebooks package format clean
 
 # the main job: train on 1,797 real digits, sample, evaluate
 demo: $(VENV)/installed
@@ -16,11 +16,21 @@ demo: $(VENV)/installed
 
 # lint, types, import contracts, then every test
 test: check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # what takes long: variants of the networks, and twenty training steps of the larger ones, in both frameworks
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# every test with the oldest dependencies that pyproject.toml allows, in an environment of their own; they need Python 3.11
+LOWEST ?= build/lowest
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile
+
+$(LOWEST)/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --no-compile --constraint constraints-lowest.txt --editable ".[test]"
+	touch $@
 
 # real pairs of transformers, diffusers, bonsai, equinox and haiku, in an environment of their own: the last versions that hold Flax
 # models; bonsai has no release with its models, so its source is fetched, and its pairs are skipped where it cannot be had
@@ -59,21 +69,25 @@ check-site: docs $(VENV)/installed-site
 	$(BIN)/python scripts/check_site.py
 	$(BIN)/python scripts/check_play.py
 
-# wheel and sdist, tried in an environment of their own: it starts without PyTorch, TensorFlow and scikit-learn
+# wheel and sdist, each tried in an environment of its own: it starts without PyTorch, TensorFlow and scikit-learn, draws with the
+# network that comes with it, and its types are there for a user's program
 package: $(VENV)/bin/python
 	rm -rf dist build/package
-	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m pip install --quiet build twine
 	$(BIN)/python -m build
-	$(PYTHON) -m venv build/package
-	build/package/bin/pip install --quiet --no-compile dist/*.whl
-	cd build/package && bin/ddpm --version
-	cd build/package && bin/python -c 'import sys, ddpm_jax; sys.exit(bool(sys.modules.keys() & {"torch", "tensorflow", "sklearn"}))'
-
-# three of the examples as notebooks with their pictures: minutes of training
-notebooks: $(VENV)/installed-docs
-	for name in points digits verify_port; do \
-		$(BIN)/jupytext examples/$$name.py --to ipynb --set-kernel python3 --execute --run-path . --output docs/notebooks/$$name.ipynb || exit 1; \
+	$(BIN)/python -m twine check --strict dist/*
+	for archive in dist/*.whl dist/*.tar.gz; do \
+		there=build/package/$${archive##*.} && \
+		$(PYTHON) -m venv $$there && \
+		$$there/bin/pip install --quiet --no-compile $$archive "mypy>=1.15" && \
+		(cd $$there && bin/ddpm --version && bin/ddpm sample pretrained:digits --num 20 && test -s digits/samples/samples.png && \
+		bin/python -c 'import sys, ddpm_jax; sys.exit(bool(sys.modules.keys() & {"torch", "tensorflow", "sklearn"}))' && \
+		bin/mypy --strict --ignore-missing-imports --config-file /dev/null $(CURDIR)/tests/typed_user.py) || exit 1; \
 	done
+
+# some of the examples as notebooks with their pictures: minutes of training
+notebooks: $(VENV)/installed-docs
+	$(BIN)/python scripts/make_notebooks.py
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -681,34 +681,52 @@ def _parse(kind: type[Any], prog: str, rest: list[str], **defaults: Any) -> Any:
     return Command(kind, prog, defaults, BASICS.get(kind, ())).parse(rest)
 
 
-COMMANDS: dict[str, tuple[Callable[[str | None, list[str]], int], str, str]] = {
-    "train": (_train, "PRESET", "train a network; leaves a run folder"),
-    "finetune": (_finetune, "RUN", "train on from a run's weights, in a run folder of its own"),
-    "sample": (_sample, "RUN", "draw samples from a run folder"),
-    "evaluate": (_evaluate, "RUN", "measure the samples of a run folder"),
-    "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
-    "restore": (_restore, "RUN", "images from what a blur, a mask or fewer pixels left"),
-    "plot": (_plot, "RUN", "draw pictures of a run folder"),
-    "average": (_average, "RUN", "an average of another length, of a run's checkpoints"),
-    "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz; ONNX, StableHLO"),
-    "import": (_import, "SOURCE", "weights of diffusers or OpenAI, from a path or the Hub"),
-    "verify": (_verify, "[NAME ...]", "hold networks, or runs, to their PyTorch twins"),
-    "compile": (_compile, "PRESET", "does it fit, how fast at most: on devices that are not here"),
-    "benchmark": (_benchmark, "[NAME ...]", "measure speed beside the PyTorch twin"),
-    "doctor": (_doctor, "[OPTIONS]", "whether this machine computes right, how fast, and where to"),
+DOORS: dict[str, dict[str, tuple[Callable[[str | None, list[str]], int], str, str]]] = {
+    "Train, draw, edit": {
+        "train": (_train, "PRESET", "train a network; leaves a run folder"),
+        "finetune": (_finetune, "RUN", "train on from a run's weights, in a run folder of its own"),
+        "sample": (_sample, "RUN", "draw samples from a run folder"),
+        "edit": (_edit, "RUN", "inpaint, vary or interpolate images with a run"),
+        "restore": (_restore, "RUN", "images from what a blur, a mask or fewer pixels left"),
+        "plot": (_plot, "RUN", "draw pictures of a run folder"),
+        "average": (_average, "RUN", "an average of another length, of a run's checkpoints"),
+    },
+    "Port a network": {
+        "verify": (_verify, "[NAME ...]", "hold your JAX network to its PyTorch original, or ours to their twins"),
+        "convert": (_convert, "IN OUT", "weights to and from PyTorch, safetensors, npz; ONNX, StableHLO"),
+        "import": (_import, "SOURCE", "weights of diffusers or OpenAI, from a path or the Hub"),
+    },
+    "Plan and measure": {
+        "compile": (_compile, "PRESET", "does it fit, how fast at most: on devices that are not here"),
+        "benchmark": (_benchmark, "[NAME ...]", "measure speed beside the PyTorch twin"),
+        "evaluate": (_evaluate, "RUN", "measure the samples of a run folder"),
+        "doctor": (_doctor, "[OPTIONS]", "whether this machine computes right, and how fast"),
+    },
 }
+"""What somebody comes for -> the commands for it: function, what it is given first, and what it does."""
+
+COMMANDS = {name: command for commands in DOORS.values() for name, command in commands.items()}
 
 
 def _help() -> str:
-    commands = "\n".join(f"  ddpm {name + ' ' + subject:<18} {what}" for name, (_, subject, what) in COMMANDS.items())
+    lines: list[str] = []
+    for door, behind in DOORS.items():
+        lines += [f"{door}:"]
+        lines += [f"  ddpm {name + ' ' + subject:<20} {what}" for name, (_, subject, what) in behind.items()]
+        lines += [""]
+    commands = "\n".join(lines)
     presets = "\n".join(f"  {name:<28} {recipe.about}" for name, recipe in RECIPES.items())
     return (
         "Denoising diffusion in JAX.\n\n"
-        f"{commands}\n\n"
-        "  ddpm COMMAND --help      what a command takes; --help-all: every option\n"
+        f"{commands}\n"
+        "  ddpm COMMAND --help       what a command takes; --help-all: every option\n"
         "  ddpm --version\n\n"
         f"Presets:\n{presets}\n\n"
-        "Example:\n  ddpm train digits --out runs/digits\n  ddpm sample runs/digits --labels 3 7 --num 20"
+        "Begin with one of these:\n"
+        "  ddpm sample pretrained:digits                                # draw from a network that is trained already\n"
+        "  ddpm train images --data.source FOLDER --out runs/mine       # train one on your own pictures\n"
+        "  ddpm verify jax_net:Model torch_net:Model --input x=2,3,32,32\n"
+        "  ddpm doctor                                                  # look at this machine"
     )
 
 

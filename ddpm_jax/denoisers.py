@@ -134,7 +134,7 @@ class Network:
 
     variables: models.Variables
     """Its parameters and running statistics."""
-    graphdef: nnx.GraphDef = field(metadata={"static": True})
+    graphdef: nnx.GraphDef[Any] = field(metadata={"static": True})
     """Its structure."""
     dtype: Any = field(metadata={"static": True})
     """What it computes in; None: in the dtype of its parameters."""

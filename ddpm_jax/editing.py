@@ -48,7 +48,7 @@ def inpaint(
 
 
 @jit
-def _inpainted(denoise, keys, x_0, hidden, grid):
+def _inpainted(denoise: Denoiser, keys: Array, x_0: Array, hidden: Array, grid: Array) -> Walked:
     start, drawn = noise.of_walk(keys, x_0.shape[1:])
     return RePaint(x_0, hidden).walk(denoise, denoise.process.prior(start, grid[0, 0]), drawn, grid)
 
@@ -161,7 +161,7 @@ def vary(
 
 
 @functools.partial(jit, static_argnames=("sampler",))
-def _varied(denoise, keys, x_0, grid, *, sampler):
+def _varied(denoise: Denoiser, keys: Array, x_0: Array, grid: Array, *, sampler: Sampler) -> Walked:
     start, of_step = noise.of_walk(keys, x_0.shape[1:])
     x_t = denoise.process.add_noise(x_0, start, jnp.broadcast_to(grid[0, 0], x_0.shape[:1]))
     return sampler.walk(denoise, x_t, of_step, grid)
@@ -185,7 +185,7 @@ def invert(denoise: Denoiser, x_0: Any, *, num_steps: int | None = None) -> Floa
 
 
 @functools.partial(jit, static_argnames=("times",))
-def _inverted(denoise, x_0, *, times):
+def _inverted(denoise: Denoiser, x_0: Array, *, times: tuple[float, ...]) -> Walked:
     return samplers.ddim_inversion(denoise, x_0, np.array(times))
 
 
@@ -216,7 +216,7 @@ def interpolate(
 
 
 @jit
-def _sampled(denoise, x_T, grid):
+def _sampled(denoise: Denoiser, x_T: Array, grid: Array) -> Walked:
     return DDIM().walk(denoise, x_T, lambda _: jnp.zeros_like(x_T), grid)
 
 

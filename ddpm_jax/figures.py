@@ -104,10 +104,15 @@ def _save_gif(path: Path, pictures: Sequence[Image.Image]) -> Path:
     )
 
 
-def save_scatter(path: Path, data: np.ndarray, samples: np.ndarray, *, heading: str = "") -> Path:
-    """Write samples (red) over data (grey), both (N, 2), as a PNG."""
+def scatter(data: np.ndarray, samples: np.ndarray, *, heading: str = "") -> Image.Image:
+    """Samples (red) over data (grey), both (N, 2)."""
     (picture,) = _scatters(data, samples[None], [heading], reach=_reach(data, samples))
-    return write_atomically(path, picture.save)
+    return picture
+
+
+def save_scatter(path: Path, data: np.ndarray, samples: np.ndarray, *, heading: str = "") -> Path:
+    """Write `scatter(data, samples, heading=heading)` as a PNG."""
+    return write_atomically(path, scatter(data, samples, heading=heading).save)
 
 
 def save_scatter_animation(path: Path, data: np.ndarray, frames: np.ndarray, *, headings: Sequence[str] = ()) -> Path:
@@ -132,7 +137,7 @@ def _scatters(data: np.ndarray, frames: np.ndarray, headings: Sequence[str], *, 
 
     figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
     axes = figure.subplots()
-    axes.scatter(data[:, 0], data[:, 1], s=4, color="0.75", linewidths=0, label="data")
+    axes.scatter(data[:, 0], data[:, 1], s=4, color="0.75", linewidths=0, label="data" if len(data) else None)
     moving = axes.scatter(frames[0, :, 0], frames[0, :, 1], s=4, color="tab:red", linewidths=0, label="samples")
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     figure.legend(loc="outside lower center", ncols=2, markerscale=3, frameon=False)
@@ -183,6 +188,13 @@ def _curves(
 def _png(figure: Any) -> bytes:
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=90)
+    return held.getvalue()
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG: for a notebook's page."""
+    held = io.BytesIO()
+    picture.save(held, format="png")
     return held.getvalue()
 
 

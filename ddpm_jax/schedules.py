@@ -364,7 +364,7 @@ class CosineUnclipped(NamedSchedule, name="cosine_unclipped"):
 linear, cosine, quadratic, sigmoid = Linear, Cosine, Quadratic, Sigmoid
 sigmoid_cumprod, linear_inclusive, cosine_unclipped = SigmoidCumprod, LinearInclusive, CosineUnclipped
 
-SCHEDULES = NamedSchedule.members
+SCHEDULES: dict[str, type[NamedSchedule]] = NamedSchedule.members
 """Every schedule by name."""
 
 

@@ -90,7 +90,7 @@ class Block17(nn.Module):
 class From17To8(nn.Module):
     """Half the map's side, from 768 channels to 1,280."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.branch3x3_1 = ConvNorm(768, 192)
         self.branch3x3_2 = ConvNorm(192, 320, 3, stride=2, pad=False)
@@ -135,7 +135,7 @@ class Block8(nn.Module):
 class Inception(nn.Module):
     """Features and logits of images, for evaluation; its state dict has the names of the published weights."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, stride=2, pad=False)
         self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3, pad=False)

@@ -88,7 +88,7 @@ RECIPES: dict[str, Recipe] = {
         says="pictures of readable digits", system=1,
     ),
     "mnist-tiny": Recipe(
-        MNIST, ("--train.accumulate", "64"), milestones=(10, 35, 100, 375, 750), says="pictures of readable digits",
+        MNIST, options=("--train.accumulate", "64"), milestones=(10, 35, 100, 375, 750), says="pictures of readable digits",
         system=2,
     ),
     "cifar10-double-conv": Recipe(

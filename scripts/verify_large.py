@@ -8,6 +8,7 @@ import resource
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import linen, nnx
@@ -25,7 +26,7 @@ class Block(nnx.Module):
         self.fc1, self.fc2 = nnx.Linear(width, 4 * width, rngs=rngs), nnx.Linear(4 * width, width, rngs=rngs)
         self.heads = heads
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(B, N, C) -> (B, N, C)."""
         h = self.norm1(x)
         q, k, v = (part(h).reshape(*h.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))
@@ -39,7 +40,7 @@ class Transformer(nnx.Module):
     def __init__(self, depth: int, width: int, heads: int, rngs: nnx.Rngs):
         self.blocks = nnx.List([Block(width, heads, rngs) for _ in range(depth)])
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(B, N, C) -> (B, N, C)."""
         for block in self.blocks:
             x = block(x)
@@ -53,7 +54,7 @@ class LinenBlock(linen.Module):
     heads: int
 
     @linen.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(B, N, C) -> (B, N, C)."""
         h = linen.LayerNorm(epsilon=1e-5, name="norm1")(x)
         q, k, v = (linen.Dense(self.width, name=n)(h).reshape(*h.shape[:2], self.heads, -1) for n in "qkv")
@@ -70,7 +71,7 @@ class LinenTransformer(linen.Module):
     heads: int
 
     @linen.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(B, N, C) -> (B, N, C)."""
         for i in range(self.depth):
             x = LinenBlock(self.width, self.heads, name=f"blocks_{i}")(x)
@@ -87,7 +88,7 @@ class TorchBlock(torch.nn.Module):
         self.fc1, self.fc2 = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
         self.heads = heads
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, N, C)."""
         h = self.norm1(x)
         q, k, v = (part(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
@@ -102,7 +103,7 @@ class TorchTransformer(torch.nn.Module):
         super().__init__()
         self.blocks = torch.nn.ModuleList([TorchBlock(width, heads) for _ in range(depth)])
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, N, C)."""
         for block in self.blocks:
             x = block(x)

@@ -118,7 +118,7 @@ def test_heavy_networks_are_measured_by_name_alone(monkeypatch, capsys):
         (["mlp", "--sample-steps", "0"], "sample.steps must be at least 1; got 0"),
         (["mlp", "--seconds", "0"], "seconds must be positive; got 0"),
         (["mlp", "--seconds", "nan"], "seconds must be positive; got nan"),
-        (["spiral-flow", "--sampler", "adaptive", "--what", "sample"], None),
+        pytest.param(["spiral-flow", "--sampler", "adaptive", "--what", "sample"], None, marks=pytest.mark.slow),
     ],
 )
 def test_bad_input(arguments, message, capsys, tmp_path):

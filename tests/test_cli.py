@@ -67,6 +67,25 @@ def test_help_names_everything(ddpm):
     assert status == 0
     for name in ("train", "sample", "evaluate", "digits", "images"):
         assert f"  {name}" in out or f"ddpm {name}" in out
+
+
+def test_help_is_grouped_by_what_people_come_for(ddpm):
+    """Each command once, under the door that it is declared in, and the first steps at the end."""
+    _, out, _ = ddpm("--help")
+    shown, door = {}, ""
+    for line in out.partition("Presets:")[0].splitlines():
+        if line.endswith(":"):
+            door = line.removesuffix(":")
+        elif found := re.match(r"  ddpm ([a-z]+) +(.+?) +\S", line):
+            assert found[1] not in shown
+            shown[found[1]] = door
+    assert shown == {name: door for door, commands in cli.DOORS.items() for name in commands}
+    assert [shown[name] for name in ("train", "verify", "doctor")] == list(cli.DOORS)
+    lines = out.partition("Begin with one of these:\n")[2].splitlines()
+    assert [line.split()[1] for line in lines] == ["sample", "train", "verify", "doctor"]
+
+
+def test_help_of_a_preset_names_its_options(ddpm):
     status, out, _ = ddpm("train", "digits", "--help-all")
     assert status == 0 and all(
         option in out for option in ("--out", "--train.lr", "--model.dim", "--data.source", "--resume")

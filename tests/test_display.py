@@ -44,6 +44,7 @@ from ddpm_jax import compile as compiling
 from ddpm_jax.data.folder import FolderSource
 from ddpm_jax.data.subset import ClassSubset
 from ddpm_jax.evaluation.likelihood import Likelihood
+from ddpm_jax.figures import MARGIN
 from ddpm_jax.launch import ParallelConfig
 from ddpm_jax.training.samples import Batch, Samples
 
@@ -293,6 +294,60 @@ def test_a_run_shows_how_far_it_is(run):
     (run.folder / "metrics.jsonl").unlink()
     page = run._repr_html_()
     assert "no step recorded" in page and not pictures(page) and "<th>train.batch_size</th><td>8</td>" in page
+
+
+def test_the_outcome_of_training_shows_its_run(run):
+    assert training.Outcome(run, 12, None)._repr_html_() == run._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1), np.array([3, 1, 2])),
+        (np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1), None),
+        (np.array([[0.0, 1.0], [2.0, 0.0]], np.float32), None),
+    ],
+)
+def test_samples_show_what_was_drawn(values, labels):
+    def shown(values):
+        return pictures(Samples(values, labels, values[None], np.arange(1), 1.0, None)._repr_html_())
+
+    (one,), (other,) = shown(values), shown(-values)
+    assert one.shape == other.shape and (one != other).any()
+    if values.ndim == 4:  # the first, enlarged, below its title
+        top = MARGIN + (0 if labels is None else 17)
+        first = one[top : top + 64, MARGIN : MARGIN + 64]
+        assert (first == np.kron(values[0, :, :, 0], np.ones((8, 8)))).all()
+
+
+def test_reports_show_their_tables():
+    found = evaluation.Evaluation(
+        (evaluation.Metric("class_agreement", 0.25, 0.5), evaluation.Metric("fid", 3.0)), {"step": 7}, {}
+    )
+    page = found._repr_html_()
+    for name, samples, real in (("class agreement", "0.25", "0.5"), ("fid", "3", "-")):
+        assert f"<tr><th>{name}</th><td>{samples}</td><td>{real}</td></tr>" in page
+        assert f"{name:<24}{samples:>12}{real:>12}" in found.table().splitlines()
+    assert "<th>step</th><td>7</td>" in page
+    rows = [
+        benchmark.Row("mlp", "train", "jax", 64, 2.0, (1.0, 3.0), 20, 1.5),
+        benchmark.Row("mlp", "train", "torch", 64, 4.0, (3.0, 5.0), 20, 0.0, ratio=2.0),
+    ]
+    report = benchmark.Report({"device": "cpu"}, rows, ["a < b"])
+    page = report._repr_html_()
+    assert "<th>mlp</th><td>train</td><td>jax</td><td>32000.0</td><td>2.00</td><td>1.00 .. 3.00</td>" in page
+    assert "<td>2.00x</td></tr>" in page and "a &lt; b" in page and "device cpu" in page
+    assert report.table().splitlines()[-2].split() == [
+        "train",
+        "torch",
+        "16000.0",
+        "4.00",
+        "3.00",
+        "..",
+        "5.00",
+        "0.0",
+        "2.00x",
+    ]
 
 
 def test_names_are_escaped(run):

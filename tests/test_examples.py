@@ -5,14 +5,16 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import make_notebooks
 import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-FEW = {"points": 100, "digits": 21, "custom_network": 21, "custom_sampler": 100, "finetune": 4}
+FEW = {"points": 100, "digits": 21, "own_pictures": 21, "custom_network": 21, "custom_sampler": 100, "finetune": 4}
 """Steps that an example is tried with, 2 where it is not named: more than its warm-up has, and whole calls of several."""
 
 
@@ -42,10 +44,12 @@ def code_of_script(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_its_example_run_from_top_to_bottom(notebook):
-    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert ["".join(cell["source"]).strip() for cell in cells] == code_of_script(
-        ROOT / "examples" / f"{notebook.stem}.py"
-    ), "make notebooks"
+    first, *cells = json.loads(notebook.read_text())["cells"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "".join(first["source"]) == make_notebooks.badge(notebook.stem, project), "make notebooks"
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    code = [make_notebooks.install(notebook.stem), *code_of_script(ROOT / "examples" / f"{notebook.stem}.py")]
+    assert ["".join(cell["source"]).strip() for cell in cells] == code, "make notebooks"
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
@@ -54,5 +58,15 @@ def test_a_notebook_is_its_example_run_from_top_to_bottom(notebook):
     assert notebook.stat().st_size < 300_000
 
 
-def test_there_are_three_notebooks():
-    assert [notebook.stem for notebook in NOTEBOOKS] == ["digits", "points", "verify_port"]
+def test_every_notebook_is_there_and_said_to_be():
+    assert [notebook.stem for notebook in NOTEBOOKS] == sorted(make_notebooks.PACKAGES)
+    for name in make_notebooks.PACKAGES:
+        assert f"notebooks/{name}.ipynb)" in (ROOT / "examples" / "README.md").read_text()
+        assert f"notebooks/{name}.ipynb\n" in (ROOT / "mkdocs.yml").read_text()
+
+
+def test_a_badge_opens_the_notebook_where_the_repository_is_known():
+    urls = {"urls": {"Repository": "https://github.com/owner/name"}}
+    there = "https://colab.research.google.com/github/owner/name/blob/main/docs/notebooks/points.ipynb"
+    assert make_notebooks.badge("points", urls).endswith(f"colab-badge.svg)]({there})")
+    assert "](https://colab.research.google.com/) Download" in make_notebooks.badge("points", {})

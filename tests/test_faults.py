@@ -385,6 +385,7 @@ def poisoned(monkeypatch):
     return poison
 
 
+@pytest.mark.slow
 def test_a_run_skips_and_counts_and_may_be_killed_meanwhile(ddpm, tmp_path, poisoned):
     """Lines 6 and 10 tell so far; the count of a resumed run is that of the whole run, and so are its bits."""
     poisoned(5, 6, 9)

@@ -202,7 +202,7 @@ def test_some_classes_of_a_stream(parquet):
 def test_columns_that_do_not_do(tmp_path, form):
     def refused(message, changed, label=None, **columns):
         path = tmp_path / "bad.parquet"
-        changed(table(3, **columns)).to_parquet(path)
+        changed(table(3, **columns)).to_parquet(path, batch_size=3)  # unless told, older ones divide by the rows
         with pytest.raises(UserError, match=message):
             data.open_source(f"{form}:{path}", label=label)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -19,6 +20,17 @@ def test_json_round_trip(name):
     assert presets.from_json(text) == config and presets.to_json(presets.from_json(text)) == text
     assert set(json.loads(text)) == {"data", "model", "process", "train", "sample"}
     assert hash(presets.from_json(text)) == hash(config)  # jit's static arguments need it
+
+
+OLDER = json.loads(Path(__file__).with_name("older_configs.json").read_text())
+"""What the versions of formats 2 and 3 wrote of some presets into a run's config.json."""
+
+
+@pytest.mark.parametrize(("version", "name"), [(version, name) for version in OLDER for name in OLDER[version]])
+def test_configs_of_older_formats_are_read(version, name):
+    old = OLDER[version][name]
+    assert presets.differences(presets.preset(name), presets.from_json(json.dumps(old))) == {}
+    assert set(old["process"]) != set(json.loads(presets.to_json(presets.preset(name)))["process"])
 
 
 def test_json_keeps_what_is_not_the_default():

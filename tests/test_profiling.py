@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import pytest
+
 from ddpm_jax import training
 from ddpm_jax.cli import main
 
 
+@pytest.mark.slow
 def test_a_profile(tmp_path, tiny):
     """Of calls after the first ones; opened by TensorBoard and by Perfetto.
 

@@ -132,6 +132,7 @@ def spoilt(index, by=1.0):
         (IMAGE + 3, "JAX's is PyTorch's plus 3"),
         (IMAGE + np.arange(4.0), "a constant for each channel (a bias)"),
         (IMAGE * np.arange(1.0, 5), "a factor for each channel, from 1 to 4"),
+        (IMAGE * (1 + 1e-6 * np.arange(1.0, 5)), "a factor for each channel, from 1.000001 to 1.000004"),
         (IMAGE[:, ::-1], "turned round along the rows"),
         (np.roll(IMAGE, 2, 2), "shifted by 2 along the columns"),
         (IMAGE[..., [1, 0, 3, 2]], "channels are in another order: JAX's are PyTorch's 1, 0, 3, 2"),

@@ -23,7 +23,9 @@ MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 
 
 @functools.partial(jit, static_argnames=("graphdef", "dtype"))
-def forward(graphdef, variables, x_t, t, labels, *, dtype):
+def forward(
+    graphdef: nnx.GraphDef[Any], variables: models.Variables, x_t: jax.Array, t: jax.Array, labels: Any, *, dtype: Any
+) -> jax.Array:
     """The network's output in evaluation mode."""
     return models.apply(graphdef, variables, x_t, t, labels, dtype=dtype)[0]
 

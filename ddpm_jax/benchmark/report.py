@@ -9,6 +9,12 @@ from typing import Any
 from ddpm_jax import display
 from ddpm_jax.files import together, write_atomically, write_text
 
+_COLUMNS = (
+    *("", "", "", "examples/s", "ms a call", "half of the calls"),
+    *("compile s", "cached s", "MiB", "GFLOP", "of peak", "jax is"),
+)
+_WIDTHS = ("<26", "<9", "<15", ">11", ">11", ">20", ">11", ">10", ">8", ">8", ">9", ">9")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -70,23 +76,41 @@ class Report:
 
     def table(self) -> str:
         """Fixed-width text."""
-        lines = [
-            ", ".join(f"{name} {value}" for name, value in self.environment.items()),
-            "",
-            f"{'':<26}{'':<9}{'':<15}{'examples/s':>11}{'ms a call':>11}{'half of the calls':>20}{'compile s':>11}"
-            f"{'cached s':>10}{'MiB':>8}{'GFLOP':>8}{'of peak':>9}{'jax is':>9}",
-        ]
+        rows = ["".join(map(format, cells, _WIDTHS)) for cells in (_COLUMNS, *self._cells())]
+        return "\n".join([self._told, "", *rows, *self.notes])
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        return "".join([display.table([_COLUMNS, *self._cells()]), *map(display.paragraph, [self._told, *self.notes])])
+
+    @property
+    def _told(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.environment.items())
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        """The columns of every row, in words and digits; a workload is named once."""
+        found: list[tuple[str, ...]] = []
         before = ""
         for row in self.rows:
             low, high = row.quartiles_ms
             name, before = ("" if row.workload == before else row.workload), row.workload
-            lines.append(
-                f"{name:<26}{row.what:<9}{row.contender:<15}{row.per_s:>11.1f}{row.call_ms:>11.2f}"
-                f"{f'{low:.2f} .. {high:.2f}':>20}{row.compile_s:>11.1f}{_or_blank(row.from_cache_s, '.1f'):>10}"
-                f"{_or_blank(row.memory_mib, '.0f'):>8}{_or_blank(row.gflop_per_example, '.3g'):>8}"
-                f"{_or_blank(row.share_of_peak, '.0%'):>9}{_or_blank(row.ratio, '.2f', 'x'):>9}"
+            found.append(
+                (
+                    name,
+                    row.what,
+                    row.contender,
+                    f"{row.per_s:.1f}",
+                    f"{row.call_ms:.2f}",
+                    f"{low:.2f} .. {high:.2f}",
+                    f"{row.compile_s:.1f}",
+                    _or_blank(row.from_cache_s, ".1f"),
+                    _or_blank(row.memory_mib, ".0f"),
+                    _or_blank(row.gflop_per_example, ".3g"),
+                    _or_blank(row.share_of_peak, ".0%"),
+                    _or_blank(row.ratio, ".2f", "x"),
+                )
             )
-        return "\n".join([*lines, *self.notes])
+        return found
 
     def to_json(self) -> str:
         """Everything."""

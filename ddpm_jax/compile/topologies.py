@@ -68,6 +68,8 @@ class Topology:
                 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
                 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
                 # nor say on standard error that there is no TPU
+                os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+                os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any that it knows: the topology decides
                 os.environ.setdefault("TPU_MIN_LOG_LEVEL", "4")
                 os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
                 alone = {"chips_per_host_bounds": (1, 1, 1)} if self.count == 1 else {}

@@ -26,9 +26,15 @@ class Source(Protocol):
     by groups (`grouped.grouped_order`).
     """
 
-    name: str
-    """What it is called in messages."""
-    class_names: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the labels."""
+        ...
 
     def __len__(self) -> int:
         """How many elements there are."""

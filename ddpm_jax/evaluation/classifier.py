@@ -73,7 +73,7 @@ def _batch_norm(dim: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
 class Classifier:
     """A trained network: its structure for evaluation, and its arrays."""
 
-    graphdef: nnx.GraphDef
+    graphdef: nnx.GraphDef[Any]
     """Its structure, as `models.split` gives it."""
     variables: models.Variables
     """What `models.split` makes: float32 parameters and running statistics."""
@@ -214,7 +214,7 @@ class _State:
     opt_state: optax.OptState
 
 
-def _for_training(classifier: Classifier) -> nnx.GraphDef:
+def _for_training(classifier: Classifier) -> nnx.GraphDef[Any]:
     network = models.merge(classifier.graphdef, classifier.variables)
     return models.split(network, training=True)[0]
 
@@ -230,7 +230,7 @@ def _step(
     labels: Int[Array, "b"],
     key: jax.Array,
     *,
-    graphdef: nnx.GraphDef,
+    graphdef: nnx.GraphDef[Any],
     steps: int,
 ) -> _State:
     x = augment(images, jax.random.fold_in(key, state.step))
@@ -253,7 +253,7 @@ _train_step = jit(_step, static_argnames=("graphdef", "steps"), donate_argnums=0
 
 @functools.partial(jit, static_argnames="graphdef")
 def _apply(
-    variables: models.Variables, images: UInt8[Array, "b h w c"], *, graphdef: nnx.GraphDef
+    variables: models.Variables, images: UInt8[Array, "b h w c"], *, graphdef: nnx.GraphDef[Any]
 ) -> tuple[Array, Array]:
     return models.merge(graphdef, variables)(_scale(images))
 

@@ -255,7 +255,7 @@ def abstract() -> Inception:
 
 
 @functools.cache  # it takes about a second
-def _structure() -> tuple[nnx.GraphDef, nnx.State]:
+def _structure() -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
     return nnx.split(nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0))))
 
 
@@ -266,7 +266,7 @@ def _structure() -> tuple[nnx.GraphDef, nnx.State]:
 class Extractor:
     """The network with its weights, spread over all devices of this process."""
 
-    graphdef: nnx.GraphDef
+    graphdef: nnx.GraphDef[Any]
     variables: models.Variables
     told: str
     """Which weights these are: file and checksum."""
@@ -350,7 +350,7 @@ def _batches(images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
 
 @functools.partial(jit, static_argnames="graphdef")
 def apply(
-    variables: models.Variables, images: UInt8[Array, "b h w c"], *, graphdef: nnx.GraphDef
+    variables: models.Variables, images: UInt8[Array, "b h w c"], *, graphdef: nnx.GraphDef[Any]
 ) -> tuple[Array, Array]:
     """uint8 images -> features (B, 2048) and logits; a single channel is repeated."""
     pixels = jnp.broadcast_to(images, (*images.shape[:3], 3)).astype(jnp.float32)

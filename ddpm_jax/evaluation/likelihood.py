@@ -61,7 +61,7 @@ def variational_bound(
         raise UserError(f"the variational bound belongs to a chain; got the denoiser of a {type(process).__name__}.")
     schedule = process.schedule
 
-    def term(_, i):
+    def term(_: None, i: Array) -> tuple[None, Array]:
         t = jnp.full(x_0.shape[:1], schedule.first) + i
         x_t = process.add_noise(x_0, noise(i), t)
         return None, process.bound_term(denoise(x_t, t), x_0, x_t, t, variance)
@@ -71,7 +71,7 @@ def variational_bound(
 
 
 @functools.partial(jit, static_argnames=("variance",))
-def _compiled(denoise, x_0, keys, *, variance):
+def _compiled(denoise: Denoiser, x_0: Array, keys: Array, *, variance: Variance) -> tuple[Array, Array]:
     _, drawn = noise.of_walk(keys, x_0.shape[1:])
     found = variational_bound(denoise, x_0, drawn, variance=variance)
     return found.prior, found.terms

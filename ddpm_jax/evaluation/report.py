@@ -55,6 +55,10 @@ class Evaluation:
         """Its figures; `table` and `json` tell what they depend on."""
         return display.line(self, **{metric.name: metric.samples for metric in self.metrics})
 
+    def _repr_html_(self) -> str:
+        """Its figures beside those of real data, and what they depend on."""
+        return display.table([("", "samples", "real data"), *self._figures()]) + display.table(self.facts.items())
+
     def json(self) -> str:
         """As JSON text."""
         metrics = {metric.name: {"samples": metric.samples, "real": metric.real} for metric in self.metrics}
@@ -65,11 +69,19 @@ class Evaluation:
     def table(self) -> str:
         """As lines for a terminal."""
         lines = [f"{name}: {value}" for name, value in self.facts.items()]
-        lines += ["", f"{'':<24}{'samples':>12}{'real data':>12}"]
-        for metric in self.metrics:
-            real = "-" if metric.real is None else f"{metric.real:.4g}"
-            lines.append(f"{metric.name.replace('_', ' '):<24}{metric.samples:>12.4g}{real:>12}")
-        return "\n".join(lines)
+        rows = [("", "samples", "real data"), *self._figures()]
+        return "\n".join([*lines, "", *(f"{name:<24}{samples:>12}{real:>12}" for name, samples, real in rows)])
+
+    def _figures(self) -> list[tuple[str, str, str]]:
+        """Of every metric its name, and the figures of samples and of real data, in digits."""
+        return [
+            (
+                metric.name.replace("_", " "),
+                f"{metric.samples:.4g}",
+                "-" if metric.real is None else f"{metric.real:.4g}",
+            )
+            for metric in self.metrics
+        ]
 
 
 def evaluate_run(

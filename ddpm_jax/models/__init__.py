@@ -101,13 +101,13 @@ def abstract(config: ModelConfig) -> nnx.Module:
 
 
 @functools.cache  # to build a network layer by layer takes about half a second
-def _structure(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+def _structure(config: ModelConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
     return nnx.split(nnx.eval_shape(lambda: config.module(_counted(jax.random.key(0)))))
 
 
 @functools.cache
-def _draw() -> Callable[[jax.Array, ModelConfig], nnx.State]:
-    def draw(key: jax.Array, config: ModelConfig) -> nnx.State:
+def _draw() -> Callable[[jax.Array, ModelConfig], nnx.State[Any, Any]]:
+    def draw(key: jax.Array, config: ModelConfig) -> nnx.State[Any, Any]:
         return nnx.state(config.module(_counted(key)))
 
     return jax.jit(draw, static_argnums=1, compiler_options=once())

@@ -15,17 +15,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import heads
 from ddpm_jax.models.config import ModelConfig
 from ddpm_jax.models.convnext import ConvNeXtBlock
-from ddpm_jax.models.layers import (
-    Attention,
-    Conv,
-    ConvTranspose,
-    Image,
-    Middle,
-    Resized,
-    ResNetBlock,
-    TimeMLP,
-    Vector,
-)
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Attention, Conv, ConvTranspose, Middle, ResNetBlock, TimeMLP, Vector
 from ddpm_jax.models.layers import gelu as exact_gelu
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import GroupNorm

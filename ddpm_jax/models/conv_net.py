@@ -6,7 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import Conv, Image
+from ddpm_jax.models.convolution import Image
+from ddpm_jax.models.layers import Conv
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import BatchNorm
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from ddpm_jax.models.layers import Conv, Image, Resized, Vector, linear
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Conv, Vector, linear
 from ddpm_jax.models.normalization import GroupNorm
 from ddpm_jax.models.remat import Block
 

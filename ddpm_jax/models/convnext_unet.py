@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.config import ModelConfig
 from ddpm_jax.models.convnext import ConvNeXtBlock
-from ddpm_jax.models.layers import Attention, Conv, ConvTranspose, Image, Resized, Vector, gelu, linear
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Attention, Conv, ConvTranspose, Vector, gelu, linear
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import GroupNorm
 from ddpm_jax.models.timesteps import convnext_table, look_up

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import attend
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import Conv, Image, Resized, Vector, linear, linear_of_tokens, timestep_embedding
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Conv, Vector, linear, linear_of_tokens, timestep_embedding
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import VectorNorm
 from ddpm_jax.models.remat import Block
@@ -109,7 +110,7 @@ def modulate(x: Tokens, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d
     return x * (1 + scale) + shift
 
 
-class Chain(nnx.List):
+class Chain(nnx.List[Any]):
     """Layers and functions, one after the other; numbered as in PyTorch's Sequential."""
 
     def __call__(self, x: Any) -> Any:

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Num
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import Conv, ConvTranspose, Image, Resized
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Conv, ConvTranspose
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import BatchNorm
 from ddpm_jax.models.remat import Block

@@ -17,16 +17,8 @@ from jaxtyping import Array, Float, Int, Num
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import attend
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import (
-    Conv,
-    Image,
-    Resized,
-    Vector,
-    double_nearest,
-    halve_mean,
-    linear,
-    timestep_embedding,
-)
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Conv, Vector, double_nearest, halve_mean, linear, timestep_embedding
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import GroupNorm
 from ddpm_jax.models.remat import Block

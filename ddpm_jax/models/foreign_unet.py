@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.layers import Image, Middle, Resized, TimeMLP, Vector, double_nearest, gelu, halve_mean
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Middle, TimeMLP, Vector, double_nearest, gelu, halve_mean
 from ddpm_jax.models.normalization import GroupNorm
 from ddpm_jax.models.unet import Downsample, ResBlock, UNet, UNetConfig, Upsample, xavier
 

@@ -16,7 +16,7 @@ Variables = dict[str, Any]
 """{"params": nested dict of arrays, "batch_stats": the same for running statistics and whatever else a network keeps that is not
 trained, empty where it keeps nothing}."""
 
-Model = nnx.Module | tuple[nnx.GraphDef, Variables]
+Model = nnx.Module | tuple[nnx.GraphDef[Any], Variables]
 """A network, or what `split` made of it."""
 
 
@@ -27,7 +27,7 @@ class Structure(nnx.GraphDef[nnx.Module]):
     streams: where the network has random streams of its own, as nnx.Dropout(rate, rngs=rngs) does: which of their arrays are keys.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, streams: Any):
+    def __init__(self, graphdef: nnx.GraphDef[Any], streams: Any):
         super().__init__(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
         object.__setattr__(self, "streams", streams)  # it is frozen
 
@@ -45,7 +45,7 @@ class Structure(nnx.GraphDef[nnx.Module]):
         return display.line(self, name_of(self))
 
 
-def split(model: nnx.Module, *, training: bool = False) -> tuple[nnx.GraphDef, Variables]:
+def split(model: nnx.Module, *, training: bool = False) -> tuple[nnx.GraphDef[Any], Variables]:
     """A module's structure (hashable) and its arrays, for evaluation, or with `training` on: dropout, statistics of the batch."""
     view = nnx.view(model, deterministic=not training, use_running_average=not training, raise_if_not_found=False)
     graphdef, params, streams, others = nnx.split(view, nnx.Param, nnx.RngState, ...)  # type: ignore[misc]
@@ -58,7 +58,7 @@ def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
 
 
-def config_of(graphdef: nnx.GraphDef) -> Any:
+def config_of(graphdef: nnx.GraphDef[Any]) -> Any:
     """The options that a structure was built of; None: it is no network of this project."""
     for name, value in graphdef.attributes:
         if name == "config" and hasattr(value, "value"):  # the outermost module's come first
@@ -66,17 +66,17 @@ def config_of(graphdef: nnx.GraphDef) -> Any:
     return None
 
 
-def name_of(graphdef: nnx.GraphDef) -> str:
+def name_of(graphdef: nnx.GraphDef[Any]) -> str:
     """The class of the module that a structure is of."""
     return getattr(graphdef.nodes[0], "type", nnx.Module).__name__ if graphdef.nodes else "Module"
 
 
-def parts(model: Model) -> tuple[nnx.GraphDef, Variables]:
+def parts(model: Model) -> tuple[nnx.GraphDef[Any], Variables]:
     """A network's structure and arrays for evaluation, where it is not taken apart yet."""
     return split(model) if isinstance(model, nnx.Module) else model
 
 
-def merge(graphdef: nnx.GraphDef, variables: Variables, *, key: jax.Array | None = None) -> Any:
+def merge(graphdef: nnx.GraphDef[Any], variables: Variables, *, key: jax.Array | None = None) -> Any:
     """The module that `split` took apart.
 
     key: what random streams of its own start from; key(0) unless given.
@@ -87,7 +87,7 @@ def merge(graphdef: nnx.GraphDef, variables: Variables, *, key: jax.Array | None
     return nnx.merge(graphdef, *states, nnx.State(variables["batch_stats"]))
 
 
-def _begun(streams: Any, key: jax.Array) -> nnx.State:
+def _begun(streams: Any, key: jax.Array) -> nnx.State[Any, Any]:
     """Random streams that have drawn nothing yet, each with a key of its own."""
     leaves, structure = jax.tree.flatten(streams)
     filled = [
@@ -96,7 +96,7 @@ def _begun(streams: Any, key: jax.Array) -> nnx.State:
     return jax.tree.unflatten(structure, filled)
 
 
-def for_training(graphdef: nnx.GraphDef, variables: Variables) -> nnx.GraphDef:
+def for_training(graphdef: nnx.GraphDef[Any], variables: Variables) -> nnx.GraphDef[Any]:
     """The structure in training of what `split` took apart for evaluation."""
     return split(merge(graphdef, variables), training=True)[0]
 
@@ -107,7 +107,7 @@ def fact(model: nnx.Module, name: str) -> Any:
 
 
 def apply(
-    graphdef: nnx.GraphDef,
+    graphdef: nnx.GraphDef[Any],
     variables: Variables,
     x_t: Float[Array, "b *shape"],
     t: Num[Array, "b *two"],

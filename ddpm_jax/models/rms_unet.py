@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Num
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import attend, heads
 from ddpm_jax.models.config import ModelConfig
-from ddpm_jax.models.layers import Conv, Image, Middle, Resized, ResNetBlock, TimeMLP, Vector, double_nearest, gelu
+from ddpm_jax.models.convolution import Image, Resized
+from ddpm_jax.models.layers import Conv, Middle, ResNetBlock, TimeMLP, Vector, double_nearest, gelu
 from ddpm_jax.models.network import Network
 from ddpm_jax.models.normalization import RMSNorm
 from ddpm_jax.models.remat import Block

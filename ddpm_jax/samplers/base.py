@@ -134,7 +134,7 @@ class Sampler(Named, abc.ABC, family="sampler"):
         return f"{bad} samples hold NaN or infinity, the first since {since}. Try {', or '.join(remedies)}."
 
 
-SAMPLERS = Sampler.members
+SAMPLERS: dict[str, type[Sampler]] = Sampler.members
 """Every sampler by name."""
 
 

@@ -145,7 +145,16 @@ def trace(
 
 
 @functools.partial(jit, static_argnames=("sampler", "shape", "num_frames"))
-def _from_noise(denoise, keys, grid, sampler, shape, *, num_frames, kept):
+def _from_noise(
+    denoise: Denoiser,
+    keys: jax.Array,
+    grid: jax.Array,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    *,
+    num_frames: int,
+    kept: Any,
+) -> tuple[Walked, jax.Array, jax.Array]:
     start, drawn = noise.of_walk(keys, shape)
     walked = sampler.walk(denoise, denoise.process.prior(start, grid[0, 0]), drawn, grid, num_frames)
     bad = (walked.broke >= 0) & (jnp.arange(len(keys)) < kept)

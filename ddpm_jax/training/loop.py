@@ -55,6 +55,10 @@ class Outcome:
     skipped: int = 0
     """Steps whose loss or gradient was not finite."""
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the run."""
+        return self.run._repr_html_()
+
 
 @dataclass(frozen=True)
 class Start:

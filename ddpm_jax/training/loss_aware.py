@@ -45,7 +45,7 @@ def record(history: LossHistory, index: Int[Array, "n"], losses: Float[Array, "n
     """The history after the losses of a batch, unweighted, each in turn; the oldest of a full row is dropped."""
     length = history.losses.shape[1]
 
-    def remember(i, history):
+    def remember(i: Int[Array, ""], history: LossHistory) -> LossHistory:
         row, count = history.losses[index[i]], history.counts[index[i]]
         full = count == length
         row = jnp.where(full, jnp.roll(row, -1), row).at[jnp.minimum(count, length - 1)].set(losses[i])

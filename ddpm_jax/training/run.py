@@ -67,7 +67,7 @@ class Run:
         return display.line(self, display.short(str(self.folder)), self.config, classes)
 
     def _repr_html_(self) -> str:
-        """Its last steps, the curve of its loss, the picture of its samples, and its config."""
+        """Its last steps, the curve of its loss, the picture of its samples, and, once opened, its config."""
         metrics = read_metrics(self.folder)
         done = f"step {metrics[-1]['step']:,}" if metrics else "no step recorded"
         parts = [display.paragraph(f"{self!r}, {done}")]
@@ -76,7 +76,8 @@ class Run:
         samples = self.folder / "samples.png"
         with contextlib.suppress(OSError):  # there are none yet
             parts.append(display.picture(samples.read_bytes(), f"samples of {self.folder.name}"))
-        return "\n".join([*parts, self.config._repr_html_()])
+        options = f"<details><summary>all options</summary>{self.config._repr_html_()}</details>"
+        return "\n".join([*parts, options])
 
     @property
     def results(self) -> Path:
@@ -158,7 +159,7 @@ class Run:
         return jax.eval_shape(self.state_of, variables)
 
     @property
-    def _structure(self) -> nnx.GraphDef:
+    def _structure(self) -> nnx.GraphDef[Any]:
         model = models.abstract(self.config.model)
         return models.split(models.rematerialised(model) if self.config.train.remat else model)[0]
 

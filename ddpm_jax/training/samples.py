@@ -54,6 +54,15 @@ class Samples:
 
     __repr__ = display.of_fields
 
+    def _repr_html_(self) -> str:
+        """Their picture: a grid with the labels as titles, or a scatter of points."""
+        if self.values.ndim == 2:
+            picture = figures.scatter(self.values[:0], self.values)
+        else:
+            titles = [] if self.labels is None else [str(label) for label in self.labels[:SHOWN]]
+            picture = figures.grid(_beside_what_was_shown(self), titles)
+        return display.paragraph(repr(self)) + display.picture(figures.as_png(picture), f"{len(self.values)} samples")
+
 
 class Batch(NamedTuple):
     """One call of the sampler."""

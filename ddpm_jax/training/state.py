@@ -37,7 +37,7 @@ class TrainState:
     """Averages of the further lengths, a tuple of trees like params, where several are kept; None: there is the one."""
     loss_history: Any = None
     """The latest losses of every timestep, a `LossHistory`; None where times are not drawn by them."""
-    graphdef: nnx.GraphDef = dataclasses.field(kw_only=True, repr=False, metadata={"static": True})
+    graphdef: nnx.GraphDef[Any] = dataclasses.field(kw_only=True, repr=False, metadata={"static": True})
     """The network's structure, for evaluation, as `models.split` gives it."""
 
     def __repr__(self) -> str:
@@ -94,7 +94,7 @@ def create_state(
 
 
 def state_of(
-    graphdef: nnx.GraphDef,
+    graphdef: nnx.GraphDef[Any],
     variables: models.Variables,
     optimizer: optax.GradientTransformation,
     *,

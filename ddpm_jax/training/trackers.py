@@ -30,18 +30,24 @@ class Tracker(Protocol):
     the others raise is said, and this tracker is told nothing more: the run goes on, and metrics.jsonl has every number.
     """
 
+    # each says `return`: a type checker takes a protocol's method without a statement for one that has to be defined
+
     def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
         """The run in `folder` goes on from `step`, 0 for a new one. config: what its config.json holds as "config"."""
+        return
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """A line of metrics.jsonl: "loss", "grad_norm", "lr", "steps_per_s", "images_per_s", "processor_s" (of the process,
         since the line before), and "skipped" where steps may be."""
+        return
 
     def picture(self, step: int, path: Path) -> None:
         """A grid of samples was drawn, the PNG at `path`."""
+        return
 
     def close(self, failed: bool) -> None:
         """The run is finished, or interrupted; failed: by an error."""
+        return
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def _along(a: np.ndarray, b: np.ndarray, axis: int) -> str:
         with np.errstate(divide="ignore", invalid="ignore"):
             factor = (a * b).sum(others, keepdims=True) / (b * b).sum(others, keepdims=True)
         if np.isfinite(factor).all() and relative_error(a, factor * b) <= CLOSE:
-            return f"a factor for each {name}, from {factor.min():.4g} to {factor.max():.4g}"
+            return f"a factor for each {name}, from {factor.min():.8g} to {factor.max():.8g}"
     return ""
 
 

@@ -320,7 +320,7 @@ class Verification:
         times, twin_times = self._times(WALK)
         drawn = jnp.stack([self._jax_images(noise) for noise in noises])
 
-        def walk(variables, x_T):
+        def walk(variables: models.Variables, x_T: jax.Array) -> Any:
             denoise = denoisers.of_network((graphdef, variables), self.process, labels=self.labels)
             if self.sampling.clip is not None:
                 denoise = denoisers.clipped(denoise, self.sampling.clip)

@@ -1,7 +1,9 @@
 """`tap`: names an array inside any function, so that both sides' can be held to each other there."""
 
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Listener(Protocol):
@@ -16,7 +18,7 @@ listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """Who listens at present; nobody outside a comparison."""
 
 
-def tap(name: str, value: Any) -> Any:
+def tap(name: str, value: T) -> T:
     """Name a value in a function of JAX or PyTorch: `h = verify.tap("block1", h)`; it is returned as it is.
 
     name: what the value is called, alike on both sides (or mapped by names=). value: an array or tensor, or a structure of them.

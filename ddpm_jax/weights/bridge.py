@@ -7,7 +7,7 @@ called on either side and how their axes are ordered. Other names, other forms a
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from ddpm_jax.weights.rules import PIECES, RULES, Rule, Shapes, adjoint, fused, 
 from ddpm_jax.weights.structure import COLLECTIONS, Layer, Path, dotted, layers_of, with_leaves
 
 __all__ = ["COLLECTIONS", "IGNORED", "RULES", "Entry", "Rule", "Tree", "from_torch", "layout", "load_torch", "to_torch"]
+
+T = TypeVar("T")
 
 Tree = dict[Any, Any]
 """Nested dict of arrays as in `models.Variables`: {"params": ..., "batch_stats": ...}, or one of the two alone."""
@@ -337,14 +339,14 @@ def check_fit(what: str, expected: Mapping[str, tuple[int, ...]], given: Mapping
 
 
 def load_torch(
-    side: Any,
+    side: T,
     state_dict: Mapping[str, Any],
     names: Mapping[str, str] | None = None,
     *,
     rules: Mapping[str, Rule] | None = None,
     ignore: Iterable[str] = (),
     modules: Mapping[str, Any] | None = None,
-) -> Any:
+) -> T:
     """Fill a network with the state dict of its PyTorch twin, strictly; returns it.
 
     side: an NNX module, which is filled in place; equinox's modules, linen's variables and other trees come back filled. names,

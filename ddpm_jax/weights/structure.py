@@ -13,7 +13,7 @@ from ddpm_jax.errors import UserError, kind_of
 Path = tuple[Any, ...]
 """Names, indices and attributes that lead to an array."""
 
-COLLECTIONS: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+COLLECTIONS: dict[str, type[nnx.Variable[Any]]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 """Kinds of arrays that the two frameworks share: those which are trained, and running statistics."""
 
 
