@@ -1,6 +1,7 @@
 """Make the notebooks of docs/notebooks from their examples, below a cell that lets them run elsewhere, with what comes of them."""
 
 import argparse
+import base64
 import re
 import tomllib
 from pathlib import Path
@@ -12,12 +13,19 @@ PACKAGES = {"points": "ddpm-jax", "digits": "ddpm-jax", "own_pictures": "ddpm-ja
 """The examples that are notebooks as well, and what each installs where it is missing."""
 
 
+_PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" width="106" height="20" role="img">
+<rect width="106" height="20" rx="3" fill="#37474f"/>
+<text x="53" y="14" fill="#fff" text-anchor="middle" font-family="sans-serif" font-size="11">Open in Colab</text>
+</svg>"""
+
+
 def badge(name: str, project: dict[str, dict[str, str]]) -> str:
     """What stands above it: Colab's badge, which opens the notebook where the project's repository is known to lie on GitHub.
 
     project: the table of that name in pyproject.toml.
     """
-    image = "![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)"
+    # within the notebook, so that showing it asks no other machine
+    image = f"![Open in Colab](data:image/svg+xml;base64,{base64.b64encode(_PICTURE.encode()).decode()})"
     repository = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)/?", project.get("urls", {}).get("Repository", ""))
     if repository:
         there = f"github/{repository[1]}/blob/main/{NOTEBOOKS.relative_to(ROOT)}/{name}.ipynb"

@@ -68,5 +68,5 @@ def test_every_notebook_is_there_and_said_to_be():
 def test_a_badge_opens_the_notebook_where_the_repository_is_known():
     urls = {"urls": {"Repository": "https://github.com/owner/name"}}
     there = "https://colab.research.google.com/github/owner/name/blob/main/docs/notebooks/points.ipynb"
-    assert make_notebooks.badge("points", urls).endswith(f"colab-badge.svg)]({there})")
+    assert make_notebooks.badge("points", urls).endswith(f")]({there})")
     assert "](https://colab.research.google.com/) Download" in make_notebooks.badge("points", {})
