@@ -36,7 +36,8 @@ for name, (corners, colour) in SHAPES.items():
         picture.save(PICTURES / name / f"{number}.png")
 
 source = data.open_source(PICTURES)
-source
+print(source)
+figures.grid(np.stack([source[number]["image"] for number in range(0, 300, 25)]), columns=6)
 
 # %% [markdown]
 # ## The run
@@ -44,21 +45,11 @@ source
 # comes of it lies in a run folder, from which all commands of `ddpm` go on: `ddpm sample runs/examples/own_pictures`.
 
 # %%
-config = presets.preset("digits")
+config = presets.preset("images-small")
 config = replace(
     config,
     data=replace(config.data, source=str(PICTURES)),
-    model=replace(config.model, image_size=16, channels=3, dim=16, attention_resolutions=(8,)),
-    train=replace(
-        config.train,
-        steps=STEPS,
-        warmup_steps=STEPS // 20,
-        batch_size=32,
-        lr=4e-3,
-        label_dropout=0.1,
-        ema_decay=0.99,
-        sample_every=0,
-    ),
+    train=replace(config.train, steps=STEPS, warmup_steps=STEPS // 20, label_dropout=0.1),
     sample=replace(config.sample, num=30),
 )
 run = training.train(config, OUT / "own_pictures", overwrite=True).run
