@@ -185,7 +185,7 @@ def invert(denoise: Denoiser, x_0: Any, *, num_steps: int | None = None) -> Floa
 
 
 @functools.partial(jit, static_argnames=("times",))
-def _inverted(denoise: Denoiser, x_0: Array, *, times: tuple[float, ...]) -> Walked:
+def _inverted(denoise: Denoiser, x_0: Array, *, times: tuple[int | float, ...]) -> Walked:
     return samplers.ddim_inversion(denoise, x_0, np.array(times))
 
 

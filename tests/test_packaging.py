@@ -54,7 +54,7 @@ def test_the_lowest_versions_are_those_that_are_promised():
 
 def test_every_other_extra_exists():
     others = set(PROJECT["optional-dependencies"]) - set(TESTED)
-    assert others == {"cuda", "tpu", "aot-tpu", "aot-cuda", "wandb", "tfds-prepare", "dev", "docs"}
+    assert others == {"cuda", "tpu", "aot-tpu", "aot-cuda", "wandb", "tfds-prepare", "dev", "docs", "site"}
 
 
 def test_the_pythons_of_the_metadata_are_those_that_are_tested():
