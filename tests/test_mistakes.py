@@ -19,7 +19,7 @@ from ddpm_jax.training.run import Run, create_folder, open_run
 
 MISTAKES = [
     # commands, and what they are of
-    ("fly", "'fly'", "train, finetune, sample, evaluate, edit, restore, plot"),
+    ("fly", "'fly'", "train, finetune, sample, edit, restore, plot"),
     ("trian digits --out OUT", "'trian'", r"Did you mean 'train'\?"),
     ("smaple RUN", r"Did you mean 'sample'\?"),
     ("--verbose", "'--verbose'", "the command must be one of train"),
