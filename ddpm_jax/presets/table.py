@@ -197,13 +197,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "images-small": Recipe(
         "Your own pictures on a CPU: 16x16 in colour, a small network; ddpm train images-small --data.source PATH.",
-        "A minute on two CPU cores.",
+        "A minute or so on two CPU cores.",
         lambda: Preset(
             data    = DataConfig(""),
             model   = ddpm_jax.models.UNetConfig(image_size=16, dim=16, dim_mults=(1, 2), num_blocks=1,
                                                  attention_resolutions=(8,), norm_groups=8),
             process = _diffusion("cosine", prediction="v"),
-            train   = _minute(steps=400, batch_size=32, lr=4e-3, ema_decay=0.99, sample_every=0),
+            train   = _minute(steps=300, batch_size=32, lr=4e-3, ema_decay=0.99, sample_every=0),
             sample  = SampleConfig("ddim", steps=50),
         ),
     ),
