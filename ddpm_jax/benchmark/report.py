@@ -13,7 +13,7 @@ _COLUMNS = (
     *("", "", "", "examples/s", "ms a call", "half of the calls"),
     *("compile s", "cached s", "MiB", "GFLOP", "of peak", "jax is"),
 )
-_WIDTHS = ("<26", "<9", "<15", ">11", ">11", ">20", ">11", ">10", ">8", ">8", ">9", ">9")
+_WIDTHS = ("<26", "<9", "<15", ">11", ">11", ">20", ">11", ">10", ">8", ">10", ">9", ">9")
 
 
 @dataclass(frozen=True)
