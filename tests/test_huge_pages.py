@@ -1,6 +1,8 @@
 """The command starts itself anew with huge pages: counted in page faults, which do not jitter."""
 
+import mmap
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -52,12 +54,24 @@ def script(tmp_path):
     return run
 
 
+def given_when_asked():
+    """Whether the system has huge pages to give at present: where memory is short or in pieces, it gives small ones."""
+    with mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for place in range(0, len(memory), mmap.PAGESIZE):
+            memory[place] = 1
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun < 2_000
+
+
 def test_a_restart_costs_few_pages(script):
     """64 MiB five times: 16,384 pages each as they come."""
     same, before, _ = script("plain")
     assert same and before > 50_000
     same, after, arguments = script("restart", "1", "two")
     assert same and arguments == ["restart", "1", "two"]
+    if after >= 5_000 and not given_when_asked():
+        pytest.skip("the system has no huge pages to give at present")
     assert after < 5_000
 
 
