@@ -1,4 +1,4 @@
-"""Make the notebooks of docs/notebooks from their examples, below a cell that lets them run elsewhere, with what comes of them."""
+"""Make the notebooks of docs/notebooks of their examples, with what comes of them and a cell that lets them run elsewhere."""
 
 import argparse
 import base64
@@ -20,7 +20,7 @@ _PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" width="106" height="20" ro
 
 
 def badge(name: str, project: dict[str, dict[str, str]]) -> str:
-    """What stands above it: Colab's badge, which opens the notebook where the project's repository is known to lie on GitHub.
+    """What it begins with: Colab's badge, which opens the notebook where the project's repository is known to lie on GitHub.
 
     project: the table of that name in pyproject.toml.
     """
@@ -30,11 +30,11 @@ def badge(name: str, project: dict[str, dict[str, str]]) -> str:
     if repository:
         there = f"github/{repository[1]}/blob/main/{NOTEBOOKS.relative_to(ROOT)}/{name}.ipynb"
         return f"[{image}](https://colab.research.google.com/{there})"
-    return f"[{image}](https://colab.research.google.com/) Download this notebook, and upload it there."
+    return f"[{image}](https://colab.research.google.com/) Download [this notebook]({name}.ipynb), and upload it there."
 
 
 def install(name: str) -> str:
-    """The code below it."""
+    """The first cell of code."""
     return f'''from importlib.util import find_spec
 
 if find_spec("ddpm_jax") is None:
@@ -54,10 +54,8 @@ def make(name: str) -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     notebook = jupytext.read(ROOT / "examples" / f"{name}.py")
-    notebook.cells[:0] = [
-        nbformat.v4.new_markdown_cell(badge(name, project)),
-        nbformat.v4.new_code_cell(install(name)),
-    ]
+    notebook.cells[0].source = f"{badge(name, project)}\n\n{notebook.cells[0].source}"
+    notebook.cells.insert(1, nbformat.v4.new_code_cell(install(name)))
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     for number, cell in enumerate(notebook.cells):  # the same in every making
         cell.id, cell.metadata = f"cell-{number}", {}

@@ -46,7 +46,8 @@ def code_of_script(path: Path) -> list[str]:
 def test_a_notebook_is_its_example_run_from_top_to_bottom(notebook):
     first, *cells = json.loads(notebook.read_text())["cells"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert "".join(first["source"]) == make_notebooks.badge(notebook.stem, project), "make notebooks"
+    begins = f"{make_notebooks.badge(notebook.stem, project)}\n\n# "
+    assert "".join(first["source"]).startswith(begins), "make notebooks"
     cells = [cell for cell in cells if cell["cell_type"] == "code"]
     code = [make_notebooks.install(notebook.stem), *code_of_script(ROOT / "examples" / f"{notebook.stem}.py")]
     assert ["".join(cell["source"]).strip() for cell in cells] == code, "make notebooks"
@@ -69,4 +70,5 @@ def test_a_badge_opens_the_notebook_where_the_repository_is_known():
     urls = {"urls": {"Repository": "https://github.com/owner/name"}}
     there = "https://colab.research.google.com/github/owner/name/blob/main/docs/notebooks/points.ipynb"
     assert make_notebooks.badge("points", urls).endswith(f")]({there})")
-    assert "](https://colab.research.google.com/) Download" in make_notebooks.badge("points", {})
+    elsewhere = make_notebooks.badge("points", {})
+    assert "](https://colab.research.google.com/) Download [this notebook](points.ipynb)" in elsewhere
