@@ -153,8 +153,9 @@ def test_the_glossary_names_what_is_there(row):
     symbol, name, formula, file, paper = row
     assert symbol and formula
     names, (path,) = re.findall(r"`([^`]+)`", name), re.findall(r"^`([^`]+)`$", file)
-    assert names and (ROOT / path).is_file(), path
-    assert set(names) <= words_of(ROOT / path), f"{path} has no {set(names) - words_of(ROOT / path)}"
+    module = ROOT / "ddpm_jax" / path
+    assert names and module.is_file(), path
+    assert set(names) <= words_of(module), f"{path} has no {set(names) - words_of(module)}"
     assert re.fullmatch(r"(\[?[\w&. ]+\d{4}(\]\(https://arxiv\.org/abs/\d{4}\.\d{5}\))?([,;] .*)?)?", paper), paper
 
 

@@ -114,6 +114,12 @@ def test_sides_and_inputs_by_name(folder):
         loading.load("verified_jax", 0)
 
 
+def test_a_pair_without_pytorch_is_told_what_to_install(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    assert cli.main(["verify", "verified_jax:Model", "verified_torch:Model", "--input", "x=2,3"]) == 2
+    assert 'verifying needs PyTorch: pip install "ddpm-jax[torch]"' in capsys.readouterr().err
+
+
 RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((2, 6, 5, 4))
 

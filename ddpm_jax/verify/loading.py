@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError, kind_of, meant
+from ddpm_jax.verify.torch_side import import_torch
 
 
 def load(spec: str, seed: int) -> Any:
@@ -19,8 +20,9 @@ def load(spec: str, seed: int) -> Any:
     there, and so does nnx.Rngs where `rngs` is asked for.
 
     Raises:
-        UserError: there is no such module or name, or it needs arguments.
+        UserError: there is no such module or name, or it needs arguments; PyTorch is not installed.
     """
+    import_torch()
     name, _, attribute = spec.partition(":")
     if not name or not attribute:
         raise UserError(f"a side must be MODULE:NAME, such as jax_net:Model; got {spec!r}.")
@@ -58,8 +60,7 @@ def made(maker: Any, spec: str, seed: int) -> Any:
             f"{spec} needs {', '.join(missing)}: name a function without arguments that makes it, "
             f"such as `def model(): return {getattr(maker, '__name__', 'Model')}(...)`."
         )
-    import torch
-
+    torch = import_torch()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return maker(**given)
