@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator
 
 import jax
-import jaxtyping
 import pytest
+from checker import unchecked
 
 QUICK = (
     "--xla_cpu_parallel_codegen_split_count=1",
@@ -44,7 +44,5 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture
 def without_the_checker() -> Iterator[None]:
     """Nobody's program checks annotations but the tests'."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    with unchecked():
+        yield

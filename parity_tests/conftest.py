@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import jax
-import jaxtyping
 import pytest
 import torch
+from checker import unchecked
 from tolerances import TOLERANCES, WORST
 from twins import make_pair
 
@@ -20,10 +20,8 @@ def both_precisions() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def without_the_checker() -> Iterator[None]:
     """What is looked at here are numbers; annotations are held to what is passed in tests/, and cost a tenth of the time."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    with unchecked():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

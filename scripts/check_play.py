@@ -4,9 +4,7 @@ What the page draws has to be digits that a classifier of real ones recognises, 
 pixels of this package. `make docs` builds the site; what is needed besides is what scripts/check_site.py needs.
 """
 
-import argparse
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from check_site import BROWSERS, FLAGS, ROOT, WIDTHS, Visit, served
+from check_site import FLAGS, ROOT, WIDTHS, Visit, parsed, parser_of, served
 from playwright.sync_api import Browser, sync_playwright
 
 from ddpm_jax import samplers
@@ -63,12 +61,12 @@ class Asked:
 
     @property
     def labels(self) -> list[int]:
-        """Of each digit."""
+        """The class of each digit."""
         return list(range(NUM)) if self.only is None else [self.only] * NUM
 
     @property
     def eta(self) -> float | None:
-        """Of DDIM."""
+        """DDIM's; None: it is another sampler."""
         return self.sampler.eta if isinstance(self.sampler, samplers.DDIM) else None
 
 
@@ -245,18 +243,11 @@ def check(site: Path, executable: str) -> list[str]:
 
 def main() -> int:
     """Check the page of a built site."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--site", type=Path, default=ROOT / "site", metavar="FOLDER", help="where the site was built")
-    parser.add_argument("--browser", metavar="PATH", help="of Chromium or Chrome; the first on the path unless given")
-    args = parser.parse_args()
-    browser = args.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        parser.error(
-            f"a browser is needed: none of {', '.join(BROWSERS)} is on the path (Debian: apt install chromium)"
-        )
+    parser = parser_of(__doc__)
+    args = parsed(parser)
     if not (args.site / "play" / "index.html").is_file():
         parser.error(f"the site must be built first, with `make docs`: {args.site} holds no page play/")
-    return 1 if check(args.site, browser) else 0
+    return 1 if check(args.site, args.browser) else 0
 
 
 if __name__ == "__main__":

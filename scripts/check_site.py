@@ -148,23 +148,35 @@ def check(site: Path, names: list[str], executable: str | None, word: str = SEAR
     return found
 
 
-def main() -> int:
-    """Check the pages that are named, or all."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("pages", nargs="*", help="addresses below the site, as concepts/schedules/; all unless given")
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """What a check of the site is told: where it was built, and the browser. about: the check's docstring."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     parser.add_argument("--site", type=Path, default=ROOT / "site", metavar="FOLDER", help="where the site was built")
     parser.add_argument("--browser", metavar="PATH", help="of Chromium or Chrome; the first on the path unless given")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, the browser's path among them; ends the command where there is no browser."""
     args = parser.parse_args()
-    browser = args.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+    args.browser = args.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if args.browser is None:
         parser.error(
             f"a browser is needed: none of {', '.join(BROWSERS)} is on the path (Debian: apt install chromium)"
         )
+    return args
+
+
+def main() -> int:
+    """Check the pages that are named, or all."""
+    parser = parser_of(__doc__)
+    parser.add_argument("pages", nargs="*", help="addresses below the site, as concepts/schedules/; all unless given")
+    args = parsed(parser)
     try:
         names = args.pages or pages(args.site)
     except FileNotFoundError as error:
         parser.error(str(error))
-    faults = check(args.site, names, browser)
+    faults = check(args.site, names, args.browser)
     print(f"{len(names)} pages at {' and '.join(map(str, WIDTHS))} pixels: {len(faults) or 'no'} faults")
     return 1 if faults else 0
 

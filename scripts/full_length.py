@@ -69,7 +69,12 @@ class Recipe:
         seeded = ("--train.seed", str(seed)) if seed else ()
         data = ("--data.source", self.source) if self.source else ()
         what = ("finetune", f"{runs}/{self.start}") if self.start else ("train", name)
-        return [*what, "--out", f"{runs}/{name}{f'-{seed}' if seed else ''}", *data, *self.options, *seeded]
+        return [*what, "--out", f"{runs}/{called(name, seed)}", *data, *self.options, *seeded]
+
+
+def called(name: str, seed: int) -> str:
+    """The folder of a recipe's run from a seed."""
+    return f"{name}-{seed}" if seed else name
 
 
 DDIM_NOISY = Sampling(
@@ -135,8 +140,7 @@ RECIPES: dict[str, Recipe] = {
 
 def run_of(name: str, recipe: Recipe, seed: int, runs: Path) -> Path:
     """The trained run; what a kill left unfinished goes on, and what is finished is left alone."""
-    command = recipe.command(name, seed, str(runs))
-    folder = Path(command[command.index("--out") + 1])
+    folder, command = runs / called(name, seed), recipe.command(name, seed, str(runs))
     resume = ("--resume",) if (folder / "checkpoints").is_dir() else ("--overwrite",) if folder.exists() else ()
     if status := cli.main([*command, *resume]):
         sys.exit(status)

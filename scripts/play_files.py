@@ -34,7 +34,7 @@ log = logging.getLogger("mkdocs.hooks.play_files")
 
 
 def digest() -> str:
-    """Of all that the files are made of."""
+    """A digest of all that the files are made of."""
     found = hashlib.sha256()
     for path in sorted(path for pattern in MADE_OF for path in ROOT.glob(pattern)):
         found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())

@@ -43,7 +43,7 @@ def _keep_shape(part: ast.Subscript) -> None:
 
 
 def _list_names(part: ast.FunctionDef | ast.ClassDef) -> None:
-    """Of "labels: (B,) classes. clip: bound on x_0." make a list of labels and clip, where they are arguments or fields."""
+    """Make a list of "labels: (B,) classes. clip: bound on x_0.", where labels and clip are arguments or fields."""
     if isinstance(part, ast.FunctionDef):
         arguments = part.args
         listed = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)

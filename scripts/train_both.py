@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ import ddpm_torch_ref.processes
 import ddpm_torch_ref.samplers
 import ddpm_torch_ref.schedules
 import ddpm_torch_ref.training
-from ddpm_jax import data, models, presets, progress, samplers, training, weights
+from ddpm_jax import data, models, presets, processors, progress, samplers, training, weights
 from ddpm_jax.benchmark.torch_side import twin_process
 from ddpm_jax.compilation import jit
 from ddpm_jax.evaluation.cache import cached_classifier
@@ -350,8 +349,7 @@ def main() -> None:
         figures = {
             "preset": name,
             "command": f"python scripts/train_both.py {name}",
-            "environment": environment("float32")
-            | {"torch": torch.__version__, "threads": len(os.sched_getaffinity(0))},
+            "environment": environment("float32") | {"torch": torch.__version__, "threads": processors.count()},
             "together": found["together"],
             "apart": compared(rows),
             "rows": rows,

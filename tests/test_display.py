@@ -204,6 +204,7 @@ def test_every_package_is_looked_at():
         "named",
         "parsing",
         "pictures",
+        "processors",
         "run_names",
         "run_config",
         "signals",

@@ -30,6 +30,7 @@ INTERNAL = {
     "pretrained",  # weights, and no module
     "run_config",
     "run_names",
+    "processors",
     "progress",
     "restores",
     "signals",

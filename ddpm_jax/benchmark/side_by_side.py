@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import ddpm_jax
-from ddpm_jax import progress
+from ddpm_jax import processors, progress
 from ddpm_jax.benchmark.jax_side import MATMUL, JaxSide
 from ddpm_jax.benchmark.report import Report, Row
 from ddpm_jax.benchmark.timing import TURN, Contender, Facts, Timing, alternate, ratios
@@ -175,7 +175,7 @@ def _matmul_peak(precision: Precision, device: jax.Device) -> float:
 def _environment(precision: Precision, device: jax.Device, peak: float, *, torch: bool) -> dict[str, Any]:
     found = {
         "device": device.device_kind,
-        "machine": f"{platform.machine()}, {_cores()} cores",
+        "machine": f"{platform.machine()}, {processors.count()} cores",
         "precision": precision,
         "matrix product": f"{peak / 1e9:.0f} GFLOP/s",
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "none"),
@@ -186,7 +186,3 @@ def _environment(precision: Precision, device: jax.Device, peak: float, *, torch
     if torch:
         found["torch"] = metadata.version("torch")
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -209,7 +209,7 @@ def _check_batch_size(source: Source, batch_size: int) -> None:
     if not 1 <= whole("batch_size", batch_size) <= len(source):
         raise UserError(
             f"batch_size must lie in 1..{len(source)}, the number of examples in {source.name!r}; "
-            f"got {batch_size}. A command takes it as --train.batch-size."
+            f"batch_size = {batch_size}. A command takes it as --train.batch-size."
         )
 
 

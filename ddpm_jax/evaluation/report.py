@@ -73,7 +73,7 @@ class Evaluation:
         return "\n".join([*lines, "", *(f"{name:<24}{samples:>12}{real:>12}" for name, samples, real in rows)])
 
     def _figures(self) -> list[tuple[str, str, str]]:
-        """Of every metric its name, and the figures of samples and of real data, in digits."""
+        """A row for every metric: its name, and the figures of samples and of real data, in digits."""
         return [
             (
                 metric.name.replace("_", " "),

@@ -4,6 +4,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from ddpm_jax import processors
+
 if TYPE_CHECKING:
     from ddpm_jax.verify.comparison import assert_parity, compare
     from ddpm_jax.verify.faults import Fault
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from ddpm_jax.verify.tolerances import TOLERANCES, relative_error, tolerance
     from ddpm_jax.verify.traces import record
 
-if (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) == 1:
+if processors.count() == 1:
     # XLA has a thread for each core, and what is recorded leaves it by callbacks, which wait for another one: with one thread
     # for ever. It reads the variable when the first array is made.
     os.environ.setdefault("NPROC", "2")
