@@ -21,9 +21,9 @@ from ddpm_jax.benchmark.timing import Call
 from ddpm_jax.benchmark.workload import What, workload
 from ddpm_jax.files import write_atomically
 
-NETWORKS = ("conv_net", "strided_unet", "tiny_unet", "double_conv_unet", "convnext_unet", "annotated_unet", "unet")
+NETWORKS = ("conv_net", "strided_unet", "tiny_unet", "double_conv_unet", "convnext_unet", "annotated_unet", "unet", "digits-dit")
 BATCH = {"unet": 4}
-"""16 for the others."""
+"""16 for the other networks, and a preset's own."""
 
 
 def main() -> None:

@@ -126,13 +126,7 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
     """
     check_drawing(drawing)
     run, config, layout, seed = drawing.run, drawing.config, drawing.layout, drawing.seed
-    process = run.process
-    if not run.holds_images or run.config.data.scale != "signed":
-        raise UserError(f"the likelihood is of 8-bit images in [-1, 1]; {run.folder} holds other data.")
-    if not isinstance(process, GaussianDiffusion):
-        raise UserError(f"the variational bound belongs to process.kind = diffusion; got {process.name}.")
-    if process.schedule.first and process.schedule.alphas_cumprod[0] != 1:
-        raise UserError(f"the schedule {process.schedule.title} does not end at clean data, so it has no bound.")
+    process = _bounded(run)
     check_writable(run.results)
     x_0, labels, told = _images(run, config.num, seed, held_out)
     step, size = drawing.step, min(drawing.batch_size, len(x_0))
@@ -173,6 +167,18 @@ def evaluate_likelihood(drawing: Drawing, *, held_out: str | None = None) -> tup
         tuple(float(value) for value in of_terms.mean(axis=1)),
     )
     return found, save(run, "likelihood.json", found.json())
+
+
+def _bounded(run: Run) -> GaussianDiffusion:
+    """The process of a run that has a bound on the likelihood of its images."""
+    process = run.process
+    if not run.holds_images or run.config.data.scale != "signed":
+        raise UserError(f"the likelihood is of 8-bit images in [-1, 1]; {run.folder} holds other data.")
+    if not isinstance(process, GaussianDiffusion):
+        raise UserError(f"the variational bound belongs to process.kind = diffusion; got {process.name}.")
+    if process.schedule.first and process.schedule.alphas_cumprod[0] != 1:
+        raise UserError(f"the schedule {process.schedule.title} does not end at clean data, so it has no bound.")
+    return process
 
 
 def _check_finite(terms: np.ndarray, process: GaussianDiffusion) -> None:
