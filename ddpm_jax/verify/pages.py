@@ -27,7 +27,8 @@ def to_markdown(reports: Sequence[Report]) -> str:
     """A page with the largest error of every stage of every report, one table for each environment."""
     parts = [
         "# Parity measured",
-        "Largest error of each stage, max |jax - torch| / max |torch|; **bold** where a tolerance is broken. By `ddpm verify`.",
+        "For each network and each stage of its computation, this is the largest difference between JAX and PyTorch that "
+        "`ddpm verify` found, max |jax - torch| / max |torch|. It is **bold** where it is above its tolerance.",
     ]
     environments: dict[str, list[Report]] = {}
     for report in reports:
