@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -14,6 +15,8 @@ QUICK = (
     *(["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11, 1) else []),
 )
 """XLA compiles in a third of the time."""
+MOST_MAPS = 20_000
+"""Pieces of memory that a process may have before what it has compiled is dropped; Linux allows 65,530, and a program takes dozens."""
 UNOPTIMISED = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 """And in a tenth: for programs that run for milliseconds. The convolutions of slow tests, in float64, would run for minutes."""
 
@@ -39,6 +42,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish() -> None:
     """Nothing is searched for what might be freed: pytest does so five times before it ends, for seconds each."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """What JAX has compiled it keeps for good: gigabytes, which a search for garbage goes through again and again."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ without a form, the gain is null. What is measured is written after each pair, a
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -21,9 +22,23 @@ from ddpm_jax.benchmark.timing import Call
 from ddpm_jax.benchmark.workload import What, workload
 from ddpm_jax.files import write_atomically
 
-NETWORKS = ("conv_net", "strided_unet", "tiny_unet", "double_conv_unet", "convnext_unet", "annotated_unet", "unet", "digits-dit")
+NETWORKS = (
+    "conv_net",
+    "strided_unet",
+    "tiny_unet",
+    "double_conv_unet",
+    "convnext_unet",
+    "annotated_unet",
+    "unet",
+    "digits-dit",
+)
 BATCH = {"unet": 4}
 """16 for the other networks, and a preset's own."""
+
+
+STACKED = "train, 5 steps in a call"
+WHAT = ("forward", "train", STACKED)
+"""A loop's body keeps layouts, which is what one of the forms is for: that one alone is looked at there."""
 
 
 def main() -> None:
@@ -39,8 +54,12 @@ def main() -> None:
     rows = json.loads(args.out.read_text()) if args.out.exists() else []
     done = {(row["network"], row["what"], row["form"]) for row in rows}
     for name in args.networks:
-        for what in ("forward", "train"):
-            forms = [form for form in cpu_forms.FORMS if (name, what, form) not in done]
+        for what in WHAT:
+            forms = [
+                form
+                for form in cpu_forms.FORMS
+                if (name, what, form) not in done and (what != STACKED or form == "gradients")
+            ]
             if not forms:
                 continue
             with tempfile.TemporaryDirectory() as folder:  # programs that are the same are found there
@@ -56,6 +75,7 @@ def main() -> None:
                     print(json.dumps(row), flush=True)
                     rows.append(row)
                     write_atomically(args.out, functools.partial(write, json.dumps(rows, indent=1) + "\n"))
+            jax.clear_caches()  # a process may have 65,530 pieces of memory, and each program takes dozens
 
 
 def write(text: str, path: Path) -> None:
@@ -68,10 +88,12 @@ def without(form: str | None) -> AbstractContextManager[Any]:
     return nullcontext() if form is None else cpu_forms.off(form)
 
 
-def begun(name: str, what: What, form: str | None) -> Call:
+def begun(name: str, what: str, form: str | None) -> Call:
     """A piece of work that was done once, so that it is compiled."""
+    work = workload(name, batch_size=BATCH.get(name))
     with without(form):
-        call = JaxSide(workload(name, batch_size=BATCH.get(name))).call(what)
+        stacked = dataclasses.replace(work, steps_per_call=5)
+        call = JaxSide(stacked).call("train") if what == STACKED else JaxSide(work).call(cast(What, what))
         call.run()
     return call
 
