@@ -16,7 +16,7 @@ QUICK = (
 )
 """XLA compiles in a third of the time."""
 MOST_MAPS = 20_000
-"""Pieces of memory that a process may have before what it has compiled is dropped; Linux allows 65,530, and a program takes dozens."""
+"""Pieces of memory that a process may have before compiled programs are dropped: Linux allows 65,530, a program takes dozens."""
 UNOPTIMISED = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 """And in a tenth: for programs that run for milliseconds. The convolutions of slow tests, in float64, would run for minutes."""
 
