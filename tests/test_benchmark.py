@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import time
 
@@ -13,6 +14,14 @@ from ddpm_jax.benchmark import side_by_side, timing
 from ddpm_jax.cli import main
 from ddpm_jax.errors import UserError
 from ddpm_jax.presets import SYSTEMS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def idle():
+    """Whoever runs these tests may do something else besides."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +144,14 @@ def test_without_torch(monkeypatch):
     report = benchmark.benchmark([benchmark.workload("mlp", batch_size=4)], what=["forward"], seconds=0.01)
     assert [row.contender for row in report.rows] == ["jax"]
     assert "ddpm-jax[torch]" in report.notes[0]
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.3, False), (1.7, True)])
+def test_a_machine_that_is_busy_is_told(load, told, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0))
+    work = benchmark.workload("mlp", batch_size=4)
+    report = benchmark.benchmark([work], what=["forward"], against=(), seconds=0.01)
+    assert [note.startswith("other work kept 1.7 of ") for note in report.notes] == [True] * told
 
 
 @pytest.mark.slow

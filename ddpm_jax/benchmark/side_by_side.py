@@ -24,6 +24,9 @@ from ddpm_jax.benchmark.workload import WHAT, Precision, What, Workload
 from ddpm_jax.errors import UserError, fits_memory
 from ddpm_jax.files import scratch_folder
 
+BUSY = 0.8
+"""Processes that want a core, by the load of the last minute, from which a measurement is not to be trusted."""
+
 
 def benchmark(
     works: Sequence[Workload],
@@ -48,6 +51,11 @@ def benchmark(
     _check_precision(precision, device)
     compared = list(against)
     report = Report({})
+    if device.platform == "cpu" and (load := _load()) > BUSY:
+        report.notes.append(
+            f"other work kept {load:.1f} of {processors.count()} cores busy in the minute before: times and ratios "
+            "are of a shared machine, and say little. Measure again when it is idle."
+        )
     if compared and not find_spec("torch"):
         report.notes.append('PyTorch is not installed, so JAX alone was measured: pip install "ddpm-jax[torch]".')
         compared = []
@@ -82,6 +90,10 @@ def _measure(
         facts = {name: call.facts() for name, call in calls.items()}
     flops = facts["jax"].flops
     return [_row(work, what, name, calls[name], timings, facts[name], flops, peak) for name in calls], notes
+
+
+def _load() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def _torch_device(device: jax.Device) -> str:
