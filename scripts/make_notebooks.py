@@ -63,7 +63,21 @@ def make(name: str) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+    describe_pictures(notebook)
     nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
+
+
+def describe_pictures(notebook: Any) -> None:
+    """Every picture's alternative text is the first sentence of the text above its cell; it is kept once, as PNG."""
+    above = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            said = re.sub(r"^#.*$|[`*$]", "", cell.source, flags=re.M)
+            above = re.split(r"(?<=[.:!?])\s", " ".join(said.split()), maxsplit=1)[0].rstrip(":") or above
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data.pop("image/jpeg", None)
+                output.metadata["image/png"] = {"alt": above}
 
 
 def _is_progress(output: Any) -> bool:

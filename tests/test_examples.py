@@ -72,3 +72,12 @@ def test_a_badge_opens_the_notebook_where_the_repository_is_known():
     assert make_notebooks.badge("points", urls).endswith(f")]({there})")
     elsewhere = make_notebooks.badge("points", {})
     assert "](https://colab.research.google.com/) Download [this notebook](points.ipynb)" in elsewhere
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_pictures_of_notebooks_say_what_they_show(notebook):
+    """To those who cannot see them; and each is there once."""
+    outputs = [output for cell in json.loads(notebook.read_text())["cells"] for output in cell.get("outputs", [])]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert all(len(output["metadata"]["image/png"]["alt"]) > 10 for output in pictures)
+    assert not any("image/jpeg" in output.get("data", {}) for output in outputs)
