@@ -64,24 +64,36 @@ def given_when_asked():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun < 2_000
 
 
-def test_a_restart_costs_few_pages(script):
-    """64 MiB five times: 16,384 pages each as they come."""
-    same, before, _ = script("plain")
-    assert same and before > 50_000
-    same, after, arguments = script("restart", "1", "two")
-    assert same and arguments == ["restart", "1", "two"]
-    if after >= 5_000 and not given_when_asked():
+FEW, MANY = 5_000, 50_000
+"""Page faults of 64 MiB five times: 16,384 each as they come."""
+
+
+def fewest(script, *arguments, **environment):
+    """Page faults at best of three tries, and the rest of what the script says: memory may be in pieces for a moment."""
+    tries = []
+    while not tries or (min(tries)[0] >= FEW and len(tries) < 3):
+        same, faults, rest = script(*arguments, **environment)
+        assert same
+        tries.append((faults, rest))
+    if min(tries)[0] >= FEW and not given_when_asked():
         pytest.skip("the system has no huge pages to give at present")
-    assert after < 5_000
+    return min(tries)
+
+
+def test_a_restart_costs_few_pages(script):
+    same, before, _ = script("plain")
+    assert same and before > MANY
+    after, arguments = fewest(script, "restart", "1", "two")
+    assert after < FEW and arguments == ["restart", "1", "two"]
 
 
 @pytest.mark.parametrize("own", OWN, ids=lambda own: next(iter(own)))
 def test_a_users_own_settings_are_left_alone(script, own):
-    assert script("restart", **own)[1] > 50_000
+    assert script("restart", **own)[1] > MANY
 
 
 def test_processes_that_are_started_do_the_same(script):
-    assert script("plain", GLIBC_TUNABLES=huge_pages.TUNABLE)[1] < 5_000
+    assert fewest(script, "plain", GLIBC_TUNABLES=huge_pages.TUNABLE)[0] < FEW
 
 
 BROKEN = [
@@ -98,7 +110,7 @@ BROKEN = [
 @pytest.mark.parametrize("broken", BROKEN)
 def test_whatever_fails_the_command_goes_on(script, broken):
     """It is an optimisation. A program that cannot be read again, as another user or from a pipe, is not started again."""
-    assert script("restart", before=broken)[1] > 50_000
+    assert script("restart", before=broken)[1] > MANY
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
@@ -107,7 +119,7 @@ def test_as_another_user(script, tmp_path):
     tmp_path.chmod(0o700)
     assert (
         script("restart", before="os.environ['NUMPY_MADVISE_HUGEPAGE'] = '0'; import numpy; os.setuid(65534)")[1]
-        > 50_000
+        > MANY
     )
 
 
