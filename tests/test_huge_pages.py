@@ -118,8 +118,7 @@ def test_as_another_user(script, tmp_path):
     """The program was readable to the user that started it, and is not to the one that it became."""
     tmp_path.chmod(0o700)
     assert (
-        script("restart", before="os.environ['NUMPY_MADVISE_HUGEPAGE'] = '0'; import numpy; os.setuid(65534)")[1]
-        > MANY
+        script("restart", before="os.environ['NUMPY_MADVISE_HUGEPAGE'] = '0'; import numpy; os.setuid(65534)")[1] > MANY
     )
 
 
