@@ -296,7 +296,7 @@ def image_table(found: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, told in found.items():
-        for index, sampling in enumerate(RECIPES[name].samplings):
+        for index, sampling in enumerate(told["trainings"][0]["samples"]):
             rows = [training["samples"][index]["metrics"] for training in told["trainings"]]
             if "nearest_training_image" not in rows[0]:
                 continue
@@ -308,7 +308,7 @@ def image_table(found: dict[str, dict[str, Any]]) -> str:
             ):
                 there = key in rows[0]
                 cells += [mean([row[key][side] for row in rows], form) if there else "" for side in ("samples", "real")]
-            lines.append(f"| `{name}` | {sampling.label} | {sampling.num:,} | {' | '.join(cells)} |")
+            lines.append(f"| `{name}` | {sampling['sampling']} | {sampling['samples']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
