@@ -8,6 +8,7 @@ import optax
 import pytest
 import torch
 import torch.nn.functional as F
+from precisions import FLOAT32_SLOWLY
 from tolerances import assert_close
 from twins import SMALL, compiled, indices, normal, to_nchw, to_nhwc
 
@@ -57,7 +58,8 @@ def test_what_a_network_is_shown(dtype, spec):
     assert condition.degraded(jnp.asarray(x)).shape[1:] == condition.degraded_shape((8, 8, 3))
 
 
-@pytest.mark.parametrize("guess", [None, False, True])
+@FLOAT32_SLOWLY
+@pytest.mark.parametrize("guess", [*(pytest.param(guess, marks=pytest.mark.slow) for guess in (None, False)), True])
 def test_an_update(pair, dtype, guess):
     """The condition stands behind x_t, and a guess behind both: with parts, classes, and weights drawn from the same numbers."""
     model, twin = pair("unet", dtype, **OPTIONS, condition_channels=2, self_conditioning=guess is not None)

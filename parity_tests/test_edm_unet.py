@@ -59,8 +59,8 @@ def recorded_weights(twin):
 @pytest.mark.parametrize(
     ("kind", "by_class"),
     [
-        ("ddpmpp", False),
         ("ncsnpp", True),
+        pytest.param("ddpmpp", False, marks=pytest.mark.slow),
         pytest.param("ddpmpp", True, marks=pytest.mark.slow),
         pytest.param("ncsnpp", False, marks=pytest.mark.slow),
     ],

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from golden_records import assert_agrees, generator, record
 from golden_records import weights as recorded_weights
+from precisions import FLOAT32_SLOWLY
 from tolerances import assert_close
 from twins import compiled, normal, to_nchw, to_nhwc
 
@@ -49,6 +50,7 @@ def as_model(state, dtype):
     return models.split(model)
 
 
+@FLOAT32_SLOWLY
 def test_features_and_logits(state, image, dtype):
     twin, (graphdef, variables) = as_twin(state, dtype), as_model(state, dtype)
     x = ((image.astype(dtype) - 128) / 128).astype(dtype)  # as the record's network does

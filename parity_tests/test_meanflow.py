@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from precisions import FLOAT32_SLOWLY
 from tolerances import assert_close
 from twins import SMALL, compiled, normal, to_nchw, to_nhwc
 
@@ -19,9 +20,6 @@ from ddpm_torch_ref import samplers as twin_samplers
 from ddpm_torch_ref import training as twin_training
 
 OPTIONS = SMALL | {"channels": 1, "attention_resolutions": (4,), "num_classes": 3, "interval": True}
-IN_BOTH = pytest.mark.parametrize(
-    "dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)], indirect=True, scope="module"
-)
 TIMES = [[0.9, 0.2], [0.7, 0.6], [0.5, 0.5]]
 
 
@@ -53,7 +51,7 @@ def test_losses_and_their_gradients(dtype, loss, power):
     assert_close("gradient", gradient, leaf.grad, f"{loss}, power {power}")
 
 
-@IN_BOTH
+@FLOAT32_SLOWLY
 def test_an_update_of_a_network(pair, dtype):
     model, twin = pair("unet", dtype, **OPTIONS)
     x_0, noise = normal(dtype, 3, 8, 8, 1, seed=1), normal(dtype, 3, 8, 8, 1, seed=2)
@@ -71,8 +69,9 @@ def test_an_update_of_a_network(pair, dtype):
         assert float(metrics[name]) == pytest.approx(float(theirs[name]), rel=1e-9 if dtype == "float64" else 1e-3)
 
 
-@pytest.mark.parametrize("num_steps", [1, pytest.param(2, marks=pytest.mark.slow)])
-@IN_BOTH
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [1, 2])
+@FLOAT32_SLOWLY
 def test_walks_through_a_network(pair, dtype, num_steps):
     model, twin = pair("unet", dtype, **OPTIONS)
     x_T, labels = normal(dtype, 3, 8, 8, 1, seed=3), np.array([2, 0, 1])

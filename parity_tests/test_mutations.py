@@ -17,14 +17,15 @@ def table() -> Iterator[None]:
 
 
 QUICK = 3
-"""Faults of a network that are planted always; the others, and those of networks that take longest to compile, are slow."""
-LARGE = ("convnext_unet", "tiny_unet", "dit")
+"""Faults of a network that are planted always, and one of `unet`; the others, and those of networks that take longest to compile,
+are slow."""
+LARGE = ("convnext_unet", "tiny_unet", "dit", "unet, scale_shift", "unet, classes")
 
 
 def faults() -> Iterator[Any]:
     for index, mutation in enumerate(MUTATIONS):
         before = sum(other.network == mutation.network for other in MUTATIONS[:index])
-        slow = before >= QUICK or mutation.network in LARGE
+        slow = before >= (1 if mutation.network == "unet" else QUICK) or mutation.network in LARGE
         yield pytest.param(mutation, id=mutation.name, marks=pytest.mark.slow if slow else ())
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from precisions import FLOAT32_SLOWLY
 from tolerances import assert_close
 from twins import SMALL, indices, normal, to_nchw, to_nhwc
 
@@ -74,6 +75,7 @@ def test_grids_of_times(num_steps):
     np.testing.assert_array_equal(process.times(num_steps), twin.times(num_steps))
 
 
+@FLOAT32_SLOWLY
 @pytest.mark.parametrize(
     ("step", "schedule", "prediction", "clip"),
     [

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from precisions import FLOAT32_SLOWLY
 from tolerances import assert_close
 from twins import SMALL, compiled, indices, normal, to_nchw
 
@@ -51,6 +52,7 @@ def by_name(model, tree, source):
     return {name: (ours[name], source[name]) for name in ours}
 
 
+@FLOAT32_SLOWLY
 @pytest.mark.parametrize(
     "run", [pytest.param(run, marks=() if run == "always clipped" else pytest.mark.slow) for run in RUNS]
 )

@@ -41,7 +41,7 @@ CONFIGS = {
 
 
 QUICK = {"small", "scale_shift", "residual", "fixed", "classes", "learn_variance", "adm"}
-QUICK_IN_FLOAT32 = {"small", "adm"}
+QUICK_IN_FLOAT32 = {"small"}
 """The others are slow; those in float64 have the sharper tolerance."""
 
 

@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
+
+from ddpm_jax import cpu_forms
 
 TINY = """
     --model.dim 4 --model.norm-groups 2 --model.dim-mults 1 --model.dropout 0.1 --process.num-steps 20 --data.flip
@@ -17,20 +19,22 @@ TINY = """
 
 
 @contextmanager
-def unoptimised() -> Iterator[None]:
-    """Programs that run for milliseconds need not be optimised, neither here nor in commands."""
+def unoptimised(*, forms: bool = False) -> Iterator[None]:
+    """Programs that run for milliseconds need not be optimised, neither here nor in commands, and take a fifth longer to compile
+    with forms."""
     before = jax.config.read("jax_disable_most_optimizations")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, nullcontext() if forms else cpu_forms.off():
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        patch.setenv("DDPM_CPU_FORMS", "on" if forms else "off")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Undone after each module, for other test directories' sake."""
-    with unoptimised():
+    with unoptimised(forms=request.node.get_closest_marker("cpu_forms") is not None):
         yield
 
 
@@ -49,6 +53,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with unoptimised():  # as are the programs that it is compared with
         assert main(["train", "digits", *TINY.split(), "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def without_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody looks at a run's samples it draws none: compiling the walk takes as long as compiling the step."""
+    monkeypatch.setattr("ddpm_jax.training.loop._Training.save_samples", lambda self, state, *, last: None)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pytest
 from ddpm_jax import cpu_forms
 from ddpm_jax.models import attention
 
+pytestmark = pytest.mark.cpu_forms
+
 FORM = importlib.import_module("ddpm_jax.cpu_forms.attention")  # whose function bears its name
 
 

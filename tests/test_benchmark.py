@@ -36,6 +36,7 @@ def rows(report, **wanted):
     return [row for row in report.rows if all(getattr(row, name) == value for name, value in wanted.items())]
 
 
+@pytest.mark.slow
 def test_every_contender_does_every_piece_of_work(report):
     assert [(row.workload, row.what, row.contender) for row in report.rows] == [
         (name, what, side) for name in ("conv_net", "mlp") for what in benchmark.WHAT for side in ("jax", "torch")
@@ -48,6 +49,7 @@ def test_every_contender_does_every_piece_of_work(report):
     assert [row.examples for row in rows(report, contender="jax")] == [2, 2, 2, 4, 20, 8]
 
 
+@pytest.mark.slow
 def test_operations_are_counted(report):
     """Of the mlp by hand: 2 FLOP for each weight, twice as many backward but for the first layer's input."""
     weights = np.array([3 * 256, 256 * 256, 256 * 256, 256 * 2])
@@ -61,6 +63,7 @@ def test_operations_are_counted(report):
     assert walk == pytest.approx(3 * forward, rel=0.05)  # of three steps; the sampler's own are few beside
 
 
+@pytest.mark.slow
 def test_memory_and_the_cache(report):
     for row in report.rows:
         assert row.memory_mib > 0
@@ -68,6 +71,7 @@ def test_memory_and_the_cache(report):
         assert (row.from_cache_s is None) == (row.what == "sample")
 
 
+@pytest.mark.slow
 def test_the_files(report, tmp_path):
     paths = benchmark.write(report, tmp_path)
     assert [path.name for path in paths] == ["benchmark.json", "benchmark.png"]

@@ -189,6 +189,7 @@ def test_samples_go_to_the_run_unless_told_otherwise(ddpm, killed_run):
 ENVIRONMENT = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
     """SIGINT to a real `ddpm train`: status 130, and the command it prints goes on from the step it names."""
     folder = tmp_path / "my runs" / "first one"

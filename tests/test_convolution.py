@@ -15,6 +15,8 @@ from ddpm_jax.compilation import once
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.convolution import Padding, convolve, transposed
 
+pytestmark = pytest.mark.cpu_forms
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 

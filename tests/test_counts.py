@@ -10,6 +10,8 @@ from flax import nnx
 from ddpm_jax import cpu_forms, denoisers, models, processes, samplers, schedules, training
 from ddpm_jax.presets import TrainConfig
 
+pytestmark = pytest.mark.cpu_forms
+
 SMALL = {"image_size": 8, "channels": 1, "dim": 8, "dim_mults": (1, 2), "num_blocks": 1, "norm_groups": 4}
 PROCESS = processes.GaussianDiffusion(schedules.linear(1000))
 CONFIG = TrainConfig(batch_size=4)

@@ -2,6 +2,9 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,9 @@ import pytest
 
 from ddpm_jax import cpu_forms, models
 from ddpm_jax.compilation import once
+from ddpm_jax.cpu_forms import switch
+
+pytestmark = pytest.mark.cpu_forms
 
 SMALL = {
     "annotated_unet": {"dim": 8, "image_size": 8, "dim_mults": (1, 2)},
@@ -72,7 +78,7 @@ def compiled(function, *args):
     return jax.jit(function, compiler_options=once())(*args)
 
 
-QUICK = ("conv_net", "mlp", "unet")
+QUICK = ("conv_net", "mlp")
 
 
 @pytest.mark.parametrize(
@@ -110,3 +116,24 @@ def test_a_program_is_traced_anew_where_the_switch_moves():
         program(primals)
     with pytest.raises(TypeError, match="custom_vjp"):
         program(primals)
+
+
+@pytest.mark.parametrize(("value", "form"), [("on", True), ("off", False), (None, True)])
+def test_the_environment_switches_all_off(value, form):
+    environment = {name: text for name, text in os.environ.items() if name != switch.VARIABLE}
+    code = "from ddpm_jax.cpu_forms import switch; print(switch.in_use('gradients'))"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment if value is None else environment | {switch.VARIABLE: value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(form)
+
+
+def test_what_the_environment_cannot_say(tmp_path):
+    command = [sys.executable, "-m", "ddpm_jax", "train", "digits", "--out", str(tmp_path / "run")]
+    found = subprocess.run(command, env=os.environ | {switch.VARIABLE: "no"}, capture_output=True, text=True)
+    assert found.returncode == 2 and "DDPM_CPU_FORMS must be on or off; got 'no'" in found.stderr
+    assert "Traceback" not in found.stderr and not (tmp_path / "run").exists()

@@ -71,6 +71,7 @@ def test_the_samples_of_a_run_that_learnt_nothing(run, capsys):
     )
 
 
+@pytest.mark.slow
 def test_held_out_data_of_ones_own(run, draws, tmp_path):
     source = data.open_source("digits")
     np.savez(tmp_path / "test.npz", images=source.images[:300, ..., 0], labels=source.labels[:300])

@@ -22,6 +22,8 @@ from ddpm_jax.presets import SampleConfig
 from ddpm_jax.training import Drawing, open_run
 from ddpm_jax.weights import to_numpy
 
+pytestmark = pytest.mark.cpu_forms
+
 SMALL = {"image_size": 8, "channels": 1, "dim": 4, "dim_mults": (1,), "num_blocks": 1, "norm_groups": 2}
 ALONE = """
 import sys

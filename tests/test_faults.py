@@ -124,6 +124,7 @@ def check_death(status, said):
     return status != 0
 
 
+@pytest.mark.slow
 def test_killed_amid_its_files(finished_run, tiny, tmp_path):
     """SIGKILL between the writes of config, metrics and checkpoints: the bits are those of the undisturbed run."""
     folder = tmp_path / "run"
@@ -201,6 +202,7 @@ def test_a_run_of_another_format_says_so(killed_run, version):
 # Disks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(ddpm, finished_run, tmp_path):
     """No file may grow beyond what is left: status 2, one line, and with room again the run ends as if nothing had been."""
     assert ddpm("--train.steps", "4")[0] == 0

@@ -30,12 +30,13 @@ MODEL = models.UNetConfig(
     image_size=8,
     channels=1,
     dim=8,
-    dim_mults=(1, 2),
+    dim_mults=(1,),
     num_blocks=1,
-    attention_resolutions=(4,),
+    attention_resolutions=(),
     head_dim=4,
     norm_groups=4,
 )
+TWO_LEVELS = models.unet_of(**vars(MODEL) | {"dim_mults": (1, 2), "attention_resolutions": (4,)})
 NAMES = ("beta_schedule", "prediction_type", "timestep_spacing", "rescale_betas_zero_snr", "variance_type")
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 100, "beta_end": 0.1, "clip_sample": False}
 CARD = "---\nlicense: apache-2.0\ntags:\n- pytorch\n---\n# a model\n"
@@ -131,6 +132,7 @@ def test_the_unet_folder_of_a_pipeline_finds_its_scheduler(pipeline, tmp_path):
     assert set(run.origin["sha256"]) == {"unet/config.json", f"unet/{WEIGHTS}", "scheduler/scheduler_config.json"}
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_a_run(pipeline, tmp_path, capsys):
     """Sampled, trained on, and written out again; the new run's origin leads to the file."""
     run = imported(pipeline(), tmp_path, "--data", "digits")
@@ -429,7 +431,7 @@ def test_folders_that_hold_nothing(pipeline, tmp_path, capsys):
 )
 def test_networks_without_a_counterpart(changes, named):
     with pytest.raises(UserError) as error:
-        to_options(to_config(MODEL) | changes)
+        to_options(to_config(TWO_LEVELS) | changes)
     assert named in str(error.value)
     if "counterpart" in str(error.value) or "_class_name" in str(error.value):
         assert "Supported are UNet2DModels of the blocks DownBlock2D, AttnDownBlock2D" in str(error.value)
@@ -566,7 +568,7 @@ def test_old_schedulers():
 )
 def test_networks_that_cannot_be_written(options, named):
     with pytest.raises(UserError) as error:
-        to_config(models.unet_of(**vars(MODEL) | options))
+        to_config(models.unet_of(**vars(TWO_LEVELS) | options))
     assert named in str(error.value)
 
 

@@ -1,6 +1,7 @@
 """ddpm_jax.training.make_step as the scripts of other people call it: any optimiser, any network, any batches."""
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import jax
@@ -380,9 +381,14 @@ def test_a_run_of_batches_of_ones_own(tmp_path):
     assert (
         whole.step == 3 and whole.run.class_names == ("off", "on") and whole.run.config.data.source == "python:batches"
     )
-    training.train(few_steps(2), tmp_path / "parts", source=source)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "3")
     training.train(few_steps(3), tmp_path / "parts", source=source, resume=True)
     assert_same_bits(state_in(tmp_path / "parts"), state_in(tmp_path / "whole"))
+
+
+@pytest.mark.usefixtures("without_samples")
+def test_a_run_of_batches_without_labels(tmp_path):
     plain = ({"x_0": x_0 / np.float32(127.5) - 1} for x_0, _ in loader(0))
     assert training.train(few_steps(1), tmp_path / "plain", source=plain).run.class_names == ()
 

@@ -9,6 +9,8 @@ from flax import nnx
 from ddpm_jax import cpu_forms
 from ddpm_jax.models.normalization import GroupNorm, normalize, normalize_vectors, statistics
 
+pytestmark = pytest.mark.cpu_forms
+
 SHAPE = (3, 5, 4, 12)
 
 

@@ -174,6 +174,7 @@ def test_no_more_than_a_page_is_animated(finished_run, monkeypatch):
         assert drawn.frames.shape[:2] == (3, 6)
 
 
+@pytest.mark.slow
 def test_the_likelihood_does_not_depend_on_the_batch(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
     found = []

@@ -65,6 +65,7 @@ def test_everything_at_once(rich_run, tmp_path):
     assert ddpm("plot", rich_run, "noising", "--out", tmp_path / "pictures") == 0
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_the_history_of_losses_is_resumed(rich_run, tmp_path):
     """Bit for bit, from step 8 of 12."""
     folder = tmp_path / "again"
@@ -228,7 +229,8 @@ def test_mistakes_with_a_run(arguments, says, finished_run, capsys):
     assert says in refusal(capsys, *(str(finished_run) if part == "RUN" else part for part in arguments.split()))
 
 
-@pytest.mark.parametrize("kind", ["flow", pytest.param("blending", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flow", "blending"])
 def test_every_kind_of_process_is_chosen(kind, tiny, tmp_path):
     options = ["--process.kind", kind, "--sample.sampler", "euler", "--sample.steps", 2]
     assert ddpm("train", "digits", *tiny, *options, "--out", tmp_path / "run") == 0

@@ -116,6 +116,7 @@ def test_the_pretrained_digits(tmp_path, monkeypatch, capsys):
     assert "digits/samples/samples.png" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_pretrained_digits_are_digits(tmp_path, monkeypatch):
     """Read by a classifier of real ones, by 20 steps: nine of ten at least."""
     monkeypatch.chdir(tmp_path)

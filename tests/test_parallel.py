@@ -37,11 +37,12 @@ LOCAL = ROOT / "scripts" / "launch" / "local.py"
 # Eight simulated devices ----------------------------------------------------------------------------------------
 
 QUICK = [
-    "data", "pmap", "fsdp, accumulated, rematerialised", "restored on one", "samples",
+    "data", "pmap", "fsdp, accumulated, rematerialised",
 ]  # fmt: skip
 SLOW = [
     "fsdp", "accumulated", "rematerialised", "data, accumulated", "pmap, accumulated", "data, loss-aware", "pmap, loss-aware",
-    "data, stacked", "pmap, stacked", "restored as data", "restored on two", "samples, pmap", "samples, fsdp",
+    "data, stacked", "pmap, stacked", "restored on one", "restored as data", "restored on two", "samples", "samples, pmap",
+    "samples, fsdp",
     "every sampler", "every sampler, pmap",
 ]  # fmt: skip
 
@@ -300,12 +301,12 @@ def test_an_archive_is_what_numpy_writes(tmp_path):
 
 
 def test_samples_go_straight_to_disk(finished_run, tmp_path, monkeypatch):
-    """Of 250 drawn 30 at a time, no more than a batch and the hundred of the picture are ever held; the file has them all."""
+    """Of 130 drawn 30 at a time, no more than a batch and the hundred of the picture are ever held; the file has them all."""
     run = open_run(finished_run)
-    given = run.labels(250)
+    given = run.labels(130)
     drawing = samples.Drawing(run, run.config.sample, batch_size=30)
-    together = drawing.draw(given, 250)
-    drawn, paths = samples.draw_and_save(tmp_path, drawing, given, 250, heading=lambda _: "")
+    together = drawing.draw(given, 130)
+    drawn, paths = samples.draw_and_save(tmp_path, drawing, given, 130, heading=lambda _: "")
     assert len(drawn.values) == len(drawn.labels) == samples.SHOWN == 100
     assert [path.name for path in paths] == ["samples.npz", "samples.png"]
     with np.load(paths[0]) as found:
@@ -344,6 +345,7 @@ def start(*arguments, processes=2):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(finished_run, tiny, tmp_path):
     """Two processes of one device each get as far in four steps as one process does, and leave what it would have left."""
     folder, few = tmp_path / "run", ["--train.steps", "4", "--train.sample-every", "0", "--sample.steps", "1"]

@@ -50,6 +50,7 @@ def test_a_run_of_points(points_run):
         assert (points_run / name).is_file()
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_steps_in_a_call_leave_the_run_as_it_is(points_run, tmp_path):
     config = open_run(points_run).config
     one = replace(config, train=replace(config.train, steps_per_call=1))
@@ -57,6 +58,7 @@ def test_steps_in_a_call_leave_the_run_as_it_is(points_run, tmp_path):
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(points_run), rel=1e-5)
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_points_are_resumed_bit_for_bit(points_run, tmp_path):
     """From a checkpoint amid the run, in calls of as many steps."""
     config = open_run(points_run).config
@@ -68,6 +70,7 @@ def test_points_are_resumed_bit_for_bit(points_run, tmp_path):
     assert_same_bits(state_in(tmp_path / "run"), state_in(points_run))
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_a_run_in_epochs_may_go_on_in_steps(points_run, tmp_path):
     shutil.copytree(points_run, tmp_path / "run")
     assert cli.main(["train", "spiral", "--out", str(tmp_path / "run"), "--resume", "--train.steps", "25"]) == 0
@@ -84,6 +87,7 @@ def test_points_and_images_do_not_mix(tmp_path, capsys):
 # Epochs, scaling, classes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_epochs_and_steps_replace_each_other(tmp_path, capsys):
     options = [part for part in POINTS if part not in ("--train.epochs", "4")]
     assert cli.main(["train", "spiral", *options, "--train.steps", "5", "--out", str(tmp_path / "a")]) == 0
@@ -93,6 +97,7 @@ def test_epochs_and_steps_replace_each_other(tmp_path, capsys):
     assert "one of train.steps and train.epochs is needed" in shown
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_the_unit_interval_comes_back_as_pixels(tiny, tmp_path, capsys):
     command = ["train", "digits", *tiny, "--data.scale", "unit", "--train.steps", "2", "--out", str(tmp_path / "run")]
     assert "sample.clip must be None; got 1" in refusal(capsys, *command)
@@ -151,6 +156,7 @@ def test_mistakes_leave_no_folder(options, says, tiny, tmp_path, capsys):
 # Fine-tuning ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_finetuning_starts_from_the_average(finished_run, tmp_path):
     """A step of no length leaves the origin's averaged weights as they were; the origin is named, and kept."""
     origin = open_run(finished_run)
@@ -237,6 +243,7 @@ def test_the_pictures_of_points(points_run, tmp_path):
         plot(open_run(points_run), ["noising"], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_made_of_weights_has_pictures(finished_run, tmp_path):
     """But for those of its data and its losses."""
     config = open_run(finished_run).config

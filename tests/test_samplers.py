@@ -28,7 +28,10 @@ def gaussian_eps(process, x_t, t):
     return sigma * (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
 
 
-@pytest.mark.parametrize(("step", "num_steps"), [("ancestral beta", None), *((step, 250) for step in STEPS)])
+@pytest.mark.parametrize(
+    ("step", "num_steps"),
+    [pytest.param("ancestral beta", None, marks=pytest.mark.slow), *((step, 250) for step in STEPS)],
+)
 def test_samples_of_a_gaussian(step, num_steps):
     process = processes.GaussianDiffusion(schedules.cosine(1000))
     denoise, sampler = denoisers.of(process, functools.partial(gaussian_eps, process)), STEPS[step]

@@ -280,6 +280,7 @@ def test_training_saves_and_a_resumed_run_that_has_nothing_new_does_not_wait(sta
     assert os.listdir(folder / "checkpoints") == [str(step)] and not hidden(folder)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_and_the_end_of_patience(start, tiny, tmp_path):
     """Both name the last checkpoint that is whole; a second SIGTERM changes nothing."""
     for grace, *numbers in ((600, signal.SIGTERM, signal.SIGTERM, signal.SIGINT), (1, signal.SIGTERM)):

@@ -111,6 +111,7 @@ def with_train(config, **options):
     return replace(config, train=replace(config.train, **options))
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_more_steps_and_other_logging_are_accepted(killed_run):
     """More steps at a constant rate, and whatever only concerns the log, the reading and the sampling, may change."""
     folder = killed_run(12)
@@ -184,6 +185,7 @@ def test_an_existing_run_is_kept_unless_told_otherwise(finished_run):
     assert (finished_run / "samples.npz").is_file()
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_overwrite_starts_anew(finished_run, killed_run):
     """The old run is gone, all of it, and the new one is the same as the first was."""
     folder = killed_run(12)
@@ -287,6 +289,7 @@ def damage(folder, config, step):
     return path, whole
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_an_unreadable_image_stops_the_run_where_it_can_go_on(finished_run, flat_folder, tmp_path):
     """At step 4 of 5: the file is named and step 3 is saved; once mended, the run ends as if nothing had been."""
     config = unconditional(open_run(finished_run).config, flat_folder)
@@ -315,6 +318,7 @@ def test_unreadable_images_are_skipped_when_asked(finished_run, flat_folder, tmp
         run.labels(4, ("0",))
 
 
+@pytest.mark.usefixtures("without_samples")
 def test_no_labels_on_data_with_classes(finished_run, tmp_path, tiny):
     """--data.no-labels, as a user types it."""
     folder = tmp_path / "run"

@@ -1,5 +1,6 @@
 """Which forms are in use: all of them on CPU, unless they are switched off while a program is traced."""
 
+import os
 from contextlib import AbstractContextManager
 
 import jax
@@ -22,7 +23,20 @@ FORMS: dict[str, str] = {
 
 FUSED = "fused attention"
 
-_off = jax.make_user_context(default_value=frozenset())  # part of jit's key: a program is traced anew where it changes
+VARIABLE = "DDPM_CPU_FORMS"
+"""The environment variable that switches all of them off: "off", or "on", which it is unless set."""
+
+
+def _off_at_first() -> frozenset[str]:
+    wanted = os.environ.get(VARIABLE, "on")
+    if wanted not in ("on", "off"):
+        raise UserError(f"{VARIABLE} must be on or off; got {wanted!r}.")
+    return frozenset(FORMS) if wanted == "off" else frozenset()
+
+
+_off = jax.make_user_context(
+    default_value=_off_at_first()
+)  # part of jit's key: a program is traced anew where it changes
 
 
 def off(*names: str) -> AbstractContextManager[None]:
