@@ -123,7 +123,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mnist-strided-conditional": Recipe(
         MNIST, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), says="digits far from perfect",
-        system=5, same="yes: 41 of 100 recognised",
+        system=5, same="yes",
     ),
     "cifar10-strided-conditional": Recipe(
         CIFAR10, milestones=CONDITIONAL, samplings=(AUTHOR, CLIPPED), system=5,

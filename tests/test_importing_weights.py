@@ -323,16 +323,8 @@ def test_convert_says_which_of_both_it_takes(tmp_path, capsys, choice):
     parts = {"model": TRAINED, "ema": AVERAGED}
     torch.save({name: {k: torch.from_numpy(a) for k, a in part.items()} for name, part in parts.items()}, source)
     network = ["--network", "unet", "--model.image-size", "8", "--model.channels", "1", "--model.dim", "8"]
-    network += [
-        "--model.dim-mults",
-        "1",
-        "--model.num-blocks",
-        "1",
-        "--model.head-dim",
-        "4",
-        "--model.norm-groups",
-        "4",
-    ]
+    network += ["--model.dim-mults", "1", "--model.num-blocks", "1"]
+    network += ["--model.head-dim", "4", "--model.norm-groups", "4"]
     assert main(["convert", str(source), str(target), *network, *(["--weights", choice] if choice else [])]) == 0
     out = capsys.readouterr().out
     assert ("the weights being trained are taken" if choice else "the averaged weights are taken") in out

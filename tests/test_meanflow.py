@@ -8,6 +8,8 @@ import pytest
 from ddpm_jax import cpu_forms, denoisers, models, presets, processes, samplers, training
 from ddpm_jax.errors import UserError
 
+pytestmark = pytest.mark.cpu_forms
+
 MEAN, STD = 0.4, 0.5
 FLOW = processes.MeanFlow()
 
@@ -120,6 +122,9 @@ def test_networks_can_be_differentiated_forwards_where_it_is_asked_for():
         assert not cpu_forms.fused()
         jax.jvp(network, (t,), (jnp.ones_like(t),))
     assert cpu_forms.fused()
+    if jax.default_backend() == "cpu":
+        with pytest.raises(TypeError, match="forward-mode"):
+            jax.jvp(network, (t,), (jnp.ones_like(t),))
 
 
 def test_a_training_step_goes_down():

@@ -34,9 +34,8 @@ def _off_at_first() -> frozenset[str]:
     return frozenset(FORMS) if wanted == "off" else frozenset()
 
 
-_off = jax.make_user_context(
-    default_value=_off_at_first()
-)  # part of jit's key: a program is traced anew where it changes
+# part of jit's key: a program is traced anew where it changes
+_off = jax.make_user_context(default_value=_off_at_first())
 
 
 def off(*names: str) -> AbstractContextManager[None]:
